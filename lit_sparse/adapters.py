@@ -1,0 +1,41 @@
+"""Low-rank adapters through peft (extra `lora`)."""
+
+from dataclasses import asdict, dataclass
+
+from transformers import PreTrainedModel
+
+from lit_sparse.attention.bridge import gates_of
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Train adapters instead of the weights.
+
+    Args:
+        r: rank.
+        lora_alpha: scale; the update is weighted lora_alpha / r.
+        lora_dropout: dropout on the adapters' input.
+        target_modules: names of the linear layers to adapt, or "all-linear".
+    """
+
+    r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    target_modules: list[str] | str = "all-linear"
+
+
+def add_lora(model: PreTrainedModel, config: LoraConfig):
+    """Wraps a sparsified model; its gates stay trainable, all other weights freeze.
+
+    Raises:
+        ValueError: peft is not installed, or no module matches.
+    """
+    try:
+        import peft
+    except ImportError:
+        raise ValueError("LoRA needs peft: pip install 'lit-sparse[lora]'") from None
+    learnable = [gate.config.learnable and gate.closable for gate in gates_of(model)]
+    wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **asdict(config)))
+    for gate, learns in zip(gates_of(wrapped), learnable, strict=True):
+        gate.requires_grad_(learns)
+    return wrapped

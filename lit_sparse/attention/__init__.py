@@ -1,0 +1,26 @@
+"""Sparse-gated attention for any transformers causal language model. Knows nothing of Lightning."""
+
+from lit_sparse.attention.backend import Backend, GatedAttention
+from lit_sparse.attention.bridge import attention_modules, dense, desparsify, gates_of, sparsify
+from lit_sparse.attention.edges import AttentionPattern, EdgeCounts, attention_pattern, edge_counts
+from lit_sparse.attention.gates import GATES, Gate, GateConfig, GateForm, build_gate, register_gate
+
+__all__ = [
+    "GATES",
+    "AttentionPattern",
+    "Backend",
+    "EdgeCounts",
+    "Gate",
+    "GateConfig",
+    "GateForm",
+    "GatedAttention",
+    "attention_modules",
+    "attention_pattern",
+    "build_gate",
+    "dense",
+    "desparsify",
+    "edge_counts",
+    "gates_of",
+    "register_gate",
+    "sparsify",
+]

@@ -1,0 +1,175 @@
+"""The bridge to transformers: gates in any causal model whose family goes through the attention interface.
+
+`sparsify` puts a `Gate` named `edge_gate` on every attention module and points the model at the attention
+function registered here; `desparsify` takes both away again. Nothing is patched process-wide: the registration
+only adds names, and models that were not sparsified never reach this code.
+
+The attention function returns per-head edge counts in the slot where transformers expects attention weights, so
+`model(..., output_attentions=True).attentions` holds one (B, H, 3) tensor per layer (see `GatedAttention.edges`),
+also under non-reentrant activation checkpointing.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from lit_sparse.attention.backend import Backend, resolve
+from lit_sparse.attention.gates import Gate, GateConfig, build_gate
+from lit_sparse.attention.masks import allowed_edges, boolean_mask, same_document
+from lit_sparse.attention.probe import AttentionCall, probe_attention
+
+IMPLEMENTATION = "lit_sparse"
+
+# Keywords that families pass down to the attention function and that change nothing here: the mask already holds
+# windows and padding, and caches were applied before.
+_IGNORED = frozenset(
+    "position_ids cache_position use_cache output_attentions output_hidden_states output_router_logits "
+    "num_items_in_batch sliding_window is_causal past_key_values past_key_value return_dict "
+    "logits_to_keep labels inputs_embeds".split()
+)
+
+
+def gated_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
+    """The function registered with transformers' `AttentionInterface` (shapes as there).
+
+    Raises:
+        ValueError: a keyword with a meaning this operator does not implement, or a mask that is not boolean.
+    """
+    for name, argument in kwargs.items():
+        if argument is not None and name not in _IGNORED:
+            raise ValueError(f"gated attention does not implement the keyword {name!r} that this model passes")
+    gate: Gate = module.edge_gate
+    rows, keys = query.shape[2], key.shape[2]
+    mask = allowed_edges(attention_mask, rows, keys, query.device)
+    positions = kwargs.get("position_ids")
+    if module.edge_separates_documents and positions is not None and rows == keys > 1:
+        mask = mask & same_document(positions)
+    operator = resolve(module.edge_backend, gate, softcap=softcap, dropout=dropout)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    # Cached or autocast inputs may differ in dtype; values decide.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    output, edges = operator(
+        query, key, value, mask, gate, scaling=scaling, softcap=softcap, dropout=dropout, sample=gate.training
+    )
+    return output, edges
+
+
+AttentionInterface.register(IMPLEMENTATION, gated_attention_forward)
+AttentionMaskInterface.register(IMPLEMENTATION, boolean_mask)
+
+
+def sparsify(
+    model: PreTrainedModel,
+    gate: GateConfig | Mapping[str, object] | None = None,
+    *,
+    backend: Backend | str = Backend.AUTO,
+    layers: Callable[[int], bool] = lambda index: True,
+) -> PreTrainedModel:
+    """Gives every attention layer of a loaded model sparse gated attention, in place, and returns the model.
+
+    Args:
+        model: a causal language model from transformers.
+        gate: what the gates are like; a mapping of `GateConfig`'s keys is taken too.
+        backend: the operator (see `Backend`).
+        layers: which layers (in the order they run) may close edges; the others keep all edges open.
+
+    Raises:
+        ValueError: a family that does not go through transformers' attention interface (bloom, falcon with ALiBi,
+            mpt, ...), or whose attention needs what the gates do not implement (attention sinks); a model that is
+            sparsified already; an unknown key, family or backend. The model is then as it was.
+    """
+    config = GateConfig.of(gate)
+    backend = Backend(backend) if backend in list(Backend) else backend
+    if attention_modules(model):
+        raise ValueError("this model is sparsified already; call lit_sparse.desparsify(model) first")
+    calls = probe_attention(model)
+    for call in calls:
+        _refuse_unknown(model, call)
+    gates = [build_gate(config, call.heads) for call in calls]
+    for built in gates:
+        resolve(backend, built, softcap=None, dropout=0.0)
+    for index, (call, built) in enumerate(zip(calls, gates, strict=True)):
+        if not layers(index):
+            built.keep_open()
+        call.module.edge_gate = built.to(call.device).train(call.module.training)
+        call.module.edge_backend = backend
+        call.module.edge_separates_documents = not call.mask_separates_documents
+        call.module.edge_dense_implementation = model.config._attn_implementation
+    model.set_attn_implementation(IMPLEMENTATION)
+    return model
+
+
+def desparsify(model: PreTrainedModel) -> PreTrainedModel:
+    """Takes the gates away, in place: afterwards the model computes exactly what it did before `sparsify`.
+
+    Raises:
+        ValueError: the model has no gates.
+    """
+    modules = attention_modules(model)
+    if not modules:
+        raise ValueError("this model has no gates: it was not sparsified")
+    implementation = modules[0].edge_dense_implementation
+    for module in modules:
+        for name in ("edge_gate", "edge_backend", "edge_separates_documents", "edge_dense_implementation"):
+            delattr(module, name)
+    set_implementation(model, implementation)
+    return model
+
+
+@contextmanager
+def dense(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Inside, the model attends densely, as the base model would with the present weights."""
+    set_implementation(model, attention_modules(model)[0].edge_dense_implementation)
+    try:
+        yield model
+    finally:
+        set_implementation(model, IMPLEMENTATION)
+
+
+def attention_modules(model: nn.Module) -> list[nn.Module]:
+    """The attention modules that carry gates, in the order in which they run."""
+    return [module for module in model.modules() if isinstance(getattr(module, "edge_gate", None), Gate)]
+
+
+def gates_of(model: nn.Module) -> list[Gate]:
+    """The gates, a layer each, in the order in which the layers run."""
+    return [module.edge_gate for module in attention_modules(model)]
+
+
+def separates_documents_only_when_gated(model: nn.Module) -> bool:
+    """Whether the family's own dense attention would mix packed documents (OPT), so that it is no fair base."""
+    return any(module.edge_separates_documents for module in attention_modules(model))
+
+
+def set_implementation(model: nn.Module, implementation: str) -> None:
+    """Points a model (also one wrapped by peft) at a registered attention implementation."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base.set_attn_implementation(implementation)
+
+
+def _refuse_unknown(model: PreTrainedModel, call: AttentionCall) -> None:
+    unknown = [name for name in call.keywords if name not in _IGNORED | {"dropout", "scaling", "softcap"}]
+    if "s_aux" in unknown:
+        raise ValueError(
+            f"{model.config.model_type} uses attention sinks (s_aux), which change the normalisation that gates are "
+            "defined on; lit_sparse does not support them"
+        )
+    if unknown:
+        raise ValueError(
+            f"{model.config.model_type} passes {', '.join(unknown)} to its attention, which gated attention does not "
+            "implement"
+        )

@@ -1,0 +1,197 @@
+"""Gates: one learnable decision per query-key pair, taken from the attention logits.
+
+Shapes (the whole package uses these): B batch, H query heads, G key/value heads, T queries, S keys,
+D head dimension, L layers.
+
+Every family here is of one form,
+
+    gate_logits  z_ij = sharpness * (score_ij - cutoff_h)
+
+with a score that is either the attention logit itself (`logit`) or the log attention probability
+(`probability`), so an edge is open at evaluation exactly when its score exceeds the head's cutoff. A new family
+is one subclass with the decorator `@register_gate("name")`; it touches nothing else.
+
+Sources: the straight-through Bernoulli gate on the logits is SPARTAN's (arXiv 2411.06890) as used by Sparse
+Post-Training (arXiv 2512.05865, section 3); the probability gate is this project's.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class GateConfig:
+    """What the gates of a model are like.
+
+    Args:
+        family: a registered family: "probability" or "logit" (the paper's), or one of your own.
+        threshold: `probability`: the attention probability above which an edge is open.
+        sharpness: `probability`: kappa, the slope of the gate's logit in the log probability.
+        bias: `logit`: added to the attention logit; > 0 so that gates start open.
+        learnable: whether cutoffs are trained; fixed cutoffs are still saved and calibrated.
+        normalisation: "all" divides by the softmax over all allowed keys (the paper: a head may attend to
+            nothing); "open" renormalises over the open edges.
+    """
+
+    family: str = "probability"
+    threshold: float = 1e-3
+    sharpness: float = 2.0
+    bias: float = 4.0
+    learnable: bool = True
+    normalisation: Literal["all", "open"] = "all"
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.threshold < 1.0:
+            raise ValueError(f"gate threshold is an attention probability in (0, 1), got {self.threshold}")
+        if not self.sharpness > 0.0:
+            raise ValueError(f"gate sharpness must be positive, got {self.sharpness}")
+        if not math.isfinite(self.bias):
+            raise ValueError(f"gate bias must be finite, got {self.bias}")
+        if self.normalisation not in ("all", "open"):
+            raise ValueError(f"gate normalisation is 'all' or 'open', got {self.normalisation!r}")
+
+    @classmethod
+    def of(cls, value: "GateConfig | Mapping[str, object] | None") -> "GateConfig":
+        """A config from itself, from a mapping of its keys, or the default from None.
+
+        Raises:
+            ValueError: unknown key.
+        """
+        if value is None:
+            return cls()
+        if isinstance(value, GateConfig):
+            return value
+        known = [field.name for field in fields(cls)]
+        if unknown := sorted(set(value) - set(known)):
+            raise ValueError(f"unknown gate key(s) {', '.join(unknown)}; known keys: {', '.join(known)}")
+        return cls(**value)  # type: ignore[arg-type]
+
+
+ALWAYS_OPEN = -1e9
+"""A cutoff below every score. Finite, so that masked (-inf) logits stay closed instead of becoming NaN."""
+
+
+class GateForm(NamedTuple):
+    """All that a fused operator needs: z = sharpness * (logits - normalised * log_normaliser - cutoff)."""
+
+    sharpness: float
+    cutoff: Float[Tensor, " head"]
+    normalised: bool
+
+
+class Gate(nn.Module):
+    """The gates of one attention layer. Subclass it, implement `form` and `set_cutoff`, register it.
+
+    A family that is not of the affine form may override `forward`; the reference operator then serves it.
+    """
+
+    family: ClassVar[str] = ""
+
+    def __init__(self, config: GateConfig, num_heads: int):
+        super().__init__()
+        self.config = config
+        self.num_heads = num_heads
+        self.closable = True
+
+    def form(self) -> GateForm:
+        """The gate's coefficients, differentiable in its parameters."""
+        raise TypeError(f"{type(self).__name__} must implement form()")
+
+    def set_cutoff(self, cutoff: Float[Tensor, " head"]) -> None:
+        """Opens at evaluation exactly the edges whose score exceeds `cutoff` (calibration sets this)."""
+        raise TypeError(f"{type(self).__name__} must implement set_cutoff()")
+
+    def keep_open(self) -> None:
+        """Opens every edge for good: the layer stays dense, and calibration and training leave it alone."""
+        self.closable = False
+        self.set_cutoff(torch.full((self.num_heads,), ALWAYS_OPEN))
+        self.requires_grad_(False)
+
+    def forward(
+        self,
+        logits: Float[Tensor, "batch head query key"],
+        log_normaliser: Float[Tensor, "batch head query 1"],
+    ) -> Float[Tensor, "batch head query key"]:
+        """Gate logits z, from the scaled attention logits and their log-sum-exp over the allowed keys."""
+        form = self.form()
+        cutoff = form.cutoff.to(logits.dtype).view(-1, 1, 1)
+        return form.sharpness * (logits - (log_normaliser + cutoff if form.normalised else cutoff))
+
+    def _parameter(self, value: float) -> nn.Parameter:
+        return nn.Parameter(torch.full((self.num_heads,), value), requires_grad=self.config.learnable)
+
+    def _apply(self, fn, recurse=True):
+        # A cutoff near -7 has a spacing of 0.03 in bfloat16, more than a training step: stay in float32.
+        super()._apply(fn, recurse)
+        for parameter in self.parameters(recurse=False):
+            if parameter.dtype in (torch.bfloat16, torch.float16):
+                parameter.data = parameter.data.float()
+        return self
+
+    def extra_repr(self) -> str:
+        return f"{self.family}, heads={self.num_heads}, normalisation={self.config.normalisation}"
+
+
+GATES: dict[str, type[Gate]] = {}
+
+
+def register_gate(family: str) -> Callable[[type[Gate]], type[Gate]]:
+    """Class decorator that makes a gate family available as `GateConfig(family=...)`."""
+
+    def add(cls: type[Gate]) -> type[Gate]:
+        if GATES.get(family, cls).__qualname__ != cls.__qualname__:
+            raise ValueError(f"gate family {family!r} is already registered by {GATES[family].__qualname__}")
+        cls.family = family
+        GATES[family] = cls
+        return cls
+
+    return add
+
+
+def build_gate(config: GateConfig, num_heads: int) -> Gate:
+    """One layer's gates.
+
+    Raises:
+        ValueError: unknown family.
+    """
+    if config.family not in GATES:
+        raise ValueError(f"unknown gate family {config.family!r}; registered: {', '.join(sorted(GATES))}")
+    return GATES[config.family](config, num_heads)
+
+
+@register_gate("logit")
+class LogitGate(Gate):
+    """The paper's gate: z = s + b, b per head. A threshold on the raw logit, so it depends on the row's shift."""
+
+    def __init__(self, config: GateConfig, num_heads: int):
+        super().__init__(config, num_heads)
+        self.bias = self._parameter(config.bias)
+
+    def form(self) -> GateForm:
+        return GateForm(sharpness=1.0, cutoff=-self.bias, normalised=False)
+
+    @torch.no_grad()
+    def set_cutoff(self, cutoff: Float[Tensor, " head"]) -> None:
+        self.bias.copy_(-cutoff)
+
+
+@register_gate("probability")
+class ProbabilityGate(Gate):
+    """z = kappa (log p - log theta), theta per head: invariant to shifts of a row of logits."""
+
+    def __init__(self, config: GateConfig, num_heads: int):
+        super().__init__(config, num_heads)
+        self.log_threshold = self._parameter(math.log(config.threshold))
+
+    def form(self) -> GateForm:
+        return GateForm(sharpness=self.config.sharpness, cutoff=self.log_threshold, normalised=True)
+
+    @torch.no_grad()
+    def set_cutoff(self, cutoff: Float[Tensor, " head"]) -> None:
+        self.log_threshold.copy_(cutoff)

@@ -1,0 +1,15 @@
+"""What watches a run."""
+
+from lit_sparse.callbacks.checkpoints import AtomicCheckpointIO, checkpoint_callbacks
+from lit_sparse.callbacks.interruption import StopAtStepBoundary
+from lit_sparse.callbacks.progress import SparsityProgressBar, progress_bar
+from lit_sparse.callbacks.throughput import Throughput
+
+__all__ = [
+    "AtomicCheckpointIO",
+    "SparsityProgressBar",
+    "StopAtStepBoundary",
+    "Throughput",
+    "checkpoint_callbacks",
+    "progress_bar",
+]

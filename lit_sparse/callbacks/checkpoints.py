@@ -1,0 +1,90 @@
+"""Checkpoints: written whole or not at all, loaded without running code, and the right one kept as best."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from lit_sparse.errors import CheckpointError
+
+BEST, LAST = "best.ckpt", "last.ckpt"
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that an interruption leaves the previous checkpoint whole."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        """Raises:
+        CheckpointError: the disk is full (or fills up); what was there before is untouched.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        needed = _tensor_bytes(checkpoint)
+        free = shutil.disk_usage(target.parent).free
+        if free < needed:
+            raise CheckpointError(
+                f"no disk space for a checkpoint at {target}: it needs about {needed / 1e9:.2f} GB and "
+                f"{free / 1e9:.2f} GB are free. Free some space and resume, or choose another --run_dir; earlier "
+                "checkpoints are untouched"
+            )
+        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        except (OSError, RuntimeError) as error:
+            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            if full or "enforce fail" in str(error) or "write" in str(error):
+                raise CheckpointError(
+                    f"could not write the checkpoint {target} ({error}); earlier checkpoints are untouched. Free "
+                    "some disk space and resume"
+                ) from error
+            raise
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
+        """Raises:
+        ValueError: no such file, or not a checkpoint that loads without running code.
+        """
+        if not Path(path).is_file():
+            raise ValueError(f"no checkpoint at {path}")
+        try:
+            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+        except Exception as error:
+            raise ValueError(f"{path} is no readable checkpoint: {str(error).splitlines()[0]}") from error
+
+
+def checkpoint_callbacks(run_dir: Path) -> list[ModelCheckpoint]:
+    """`best.ckpt`: weights of the sparsest model that satisfies the constraint on held-out data (`val/score`).
+    `last.ckpt`: everything that resuming needs, after each validation."""
+    folder = run_dir / "checkpoints"
+    best = ModelCheckpoint(
+        dirpath=folder,
+        filename=Path(BEST).stem,
+        monitor="val/score",
+        mode="min",
+        save_weights_only=True,
+        enable_version_counter=False,
+    )
+    last = ModelCheckpoint(
+        dirpath=folder, filename=Path(LAST).stem, save_on_train_epoch_end=False, enable_version_counter=False
+    )
+    return [best, last]
+
+
+def _tensor_bytes(value: Any) -> int:
+    if isinstance(value, torch.Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, dict):
+        return sum(_tensor_bytes(item) for item in value.values())
+    if isinstance(value, list | tuple):
+        return sum(_tensor_bytes(item) for item in value)
+    return 0

@@ -1,0 +1,65 @@
+"""SIGTERM and Ctrl-C end a run at a step boundary, with a checkpoint."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_sparse.callbacks.checkpoints import LAST
+from lit_sparse.errors import Interrupted
+
+
+class StopAtStepBoundary(Callback):
+    """On SIGTERM or SIGINT finishes the optimizer step, writes `last.ckpt` and raises `Interrupted` on all ranks.
+
+    A second SIGINT stops at once.
+
+    Args:
+        run_dir: the run's folder.
+    """
+
+    def __init__(self, run_dir: Path):
+        self.path = run_dir / "checkpoints" / LAST
+        self._received: int | None = None
+        self._previous: dict[int, Any] = {}
+        self._step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._step = trainer.global_step
+        for number in (signal.SIGTERM, signal.SIGINT):
+            # Replaces Lightning's own handler, which would raise between micro-batches.
+            self._previous[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._received == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self._received = number
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_step == self._step:
+            return
+        self._step = trainer.global_step
+        received = self._received or 0
+        if trainer.world_size > 1:
+            flag = torch.tensor(received, device=pl_module.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            received = int(flag)
+        if received:
+            trainer.save_checkpoint(self.path)
+            raise Interrupted(received, trainer.global_step, self.path)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()

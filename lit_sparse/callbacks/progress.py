@@ -1,0 +1,40 @@
+"""What a person sees in the terminal while a run goes on."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+from tqdm import tqdm
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work outside of Lightning's loops; call what it yields with (done, total)."""
+    with tqdm(desc=description, leave=False, dynamic_ncols=True, disable=rank_zero_only.rank != 0) as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield advance
+
+
+class SparsityProgressBar(TQDMProgressBar):
+    """CE, the constraint's slack, lambda, edge fraction and tokens per second, and nothing else."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        metrics = trainer.callback_metrics
+        shown = {
+            "CE": ("train/ce", "{:.3f}"),
+            "slack": ("train/slack", "{:+.3f}"),
+            "lambda": ("train/lambda", "{:.3g}"),
+            "edges": ("train/edge_fraction", "{:.2%}"),
+            "held-out": ("val/edge_fraction", "{:.2%}"),
+            "tok/s": ("train/tokens_per_second", "{:.0f}"),
+        }
+        return {
+            label: form.format(float(metrics[name])) for label, (name, form) in shown.items() if name in metrics
+        }

@@ -1,0 +1,220 @@
+"""The command line: LightningCLI's `fit`, `validate` and `test`, plus `info` and `export`.
+
+A config file has the keys of LightningCLI (`model`, `data`, `trainer`, `seed_everything`) and
+
+    run_dir         everything a run writes
+    on_existing     what to do when run_dir exists: "error", "resume" or "overwrite"
+    prerequisite    a config that is run first where the base model's folder does not exist yet
+"""
+
+import logging
+import os
+import shutil
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from lit_sparse.callbacks import (
+    AtomicCheckpointIO,
+    SparsityProgressBar,
+    StopAtStepBoundary,
+    Throughput,
+    checkpoint_callbacks,
+)
+from lit_sparse.callbacks.checkpoints import LAST
+from lit_sparse.callbacks.sparsity import SparsityByHead
+from lit_sparse.errors import CheckpointError, Interrupted, NonFiniteLossError
+from lit_sparse.history import LOGS
+from lit_sparse.module import SparseAttentionModule
+
+
+class SaveRunConfig(SaveConfigCallback):
+    """Writes the resolved configuration to `run_dir/config.yaml`, which `export` reads."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if not self.already_saved and trainer.is_global_zero:
+            run_dir = Path(trainer.default_root_dir)
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self.parser.save(
+                self.config, run_dir / self.config_filename, skip_none=False, overwrite=True, multifile=False
+            )
+        self.already_saved = True
+
+
+class SparseCLI(LightningCLI):
+    """LightningCLI with a run folder, the package's callbacks, and a report at the end of `fit`."""
+
+    def __init__(self, args: Sequence[str] | None = None, run: bool = True):
+        super().__init__(
+            model_class=LightningModule,
+            datamodule_class=LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveRunConfig if run else None,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_kwargs={"description": __doc__},
+            args=args,
+            run=run,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--run_dir", type=str, default="runs/default", help="everything a run writes")
+        parser.add_argument(
+            "--on_existing",
+            type=Literal["error", "resume", "overwrite"],
+            default="error",
+            help="what to do when run_dir exists",
+        )
+        parser.add_argument(
+            "--prerequisite",
+            type=str | None,
+            default=None,
+            help="a config that is run first where the base model's folder does not exist yet",
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        skipped = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
+        return {"fit": skipped, "validate": skipped, "test": skipped}
+
+    # --- before anything is built ------------------------------------------------------------------------------
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self._get(self.config, "run_dir"))
+
+    @property
+    def is_dry_run(self) -> bool:
+        return bool(self._get(self.config, "trainer.fast_dev_run"))
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand] if self.subcommand else self.config
+        _fill_tokenizer(config)
+        if self.subcommand != "fit":
+            return
+        _make_prerequisite(config, dry=self.is_dry_run)
+        if self.is_dry_run:
+            return
+        last = self.run_dir / "checkpoints" / LAST
+        if self.run_dir.exists() and any(self.run_dir.iterdir()) and _rank() == 0:
+            choice = config.on_existing
+            if choice == "overwrite":
+                shutil.rmtree(self.run_dir)
+            elif choice == "error" and not config.ckpt_path:
+                raise ValueError(
+                    f"{self.run_dir} exists already. To continue that run add --on_existing resume, to replace it "
+                    "--on_existing overwrite, to keep it choose another --run_dir"
+                )
+        if config.on_existing == "resume" and not config.ckpt_path and last.is_file():
+            config.ckpt_path = str(last)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init[self.subcommand] if self.subcommand else self.config_init
+        kwargs.setdefault("default_root_dir", str(self.run_dir))
+        extra = [SparsityProgressBar()] if config.trainer.enable_progress_bar is not False else []
+        if self.subcommand == "fit" and not self.is_dry_run:
+            extra += [Throughput(), *checkpoint_callbacks(self.run_dir), StopAtStepBoundary(self.run_dir)]
+            if config.trainer.logger in (None, True):
+                csv = CSVLogger(str(self.run_dir), name=LOGS, flush_logs_every_n_steps=20)
+                board = TensorBoardLogger(str(self.run_dir), name="tensorboard", version=csv.version)
+                kwargs["logger"] = [csv, board]
+        else:
+            kwargs["logger"] = False
+            kwargs["enable_checkpointing"] = False
+        extra_config = self._get(self.config_init, "trainer", default={})
+        callbacks = list(extra_config.get("callbacks") or [])
+        if issubclass(type(self.model), SparseAttentionModule) and not self.is_dry_run:
+            extra.append(SparsityByHead())
+        plugins = extra_config.get("plugins") or []
+        kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        kwargs["callbacks"] = callbacks + extra
+        # Data modules bring samplers that split over ranks and resume.
+        kwargs["use_distributed_sampler"] = False
+        return super().instantiate_trainer(**kwargs)
+
+    # --- after the run -----------------------------------------------------------------------------------------
+
+    def after_fit(self) -> None:
+        """The report of the run; a dense run writes its model folder instead."""
+        from rich.console import Console
+
+        if self.is_dry_run or not self.trainer.is_global_zero:
+            return
+        console = Console()
+        if not isinstance(self.model, SparseAttentionModule):
+            self.model.finish(self.trainer, self.run_dir)  # type: ignore[operator]
+            return
+        from lit_sparse.finish import finish_run
+        from lit_sparse.report import summary_table
+
+        summary = finish_run(self.trainer, self.model, self.run_dir)
+        console.print(summary_table(summary))
+        console.print(f"report: {self.run_dir / 'report.html'}   model: {self.run_dir / 'model'}", highlight=False)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Runs a command; the user's mistakes end it with one clear line and exit status 2."""
+    args = list(sys.argv[1:] if args is None else args)
+    _quiet()
+    try:
+        _dispatch(args)
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        sys.exit(128 + stop.number)
+    except (ValueError, NonFiniteLossError, CheckpointError) as error:
+        if os.environ.get("LIT_SPARSE_TRACEBACK"):
+            traceback.print_exc()
+        print(f"error: {error}\n(set LIT_SPARSE_TRACEBACK=1 to see where it came from)", file=sys.stderr)
+        sys.exit(2)
+
+
+def _dispatch(args: list[str]) -> None:
+    if args[:1] == ["info"]:
+        from lit_sparse.info import print_info
+
+        print_info(SparseCLI(args[1:], run=False))
+    elif args[:1] == ["export"]:
+        from lit_sparse.export_command import export_command
+
+        export_command(args[1:])
+    else:
+        SparseCLI(args)
+
+
+def _fill_tokenizer(config: Any) -> None:
+    """Text is tokenised for the model that is trained, unless the config says otherwise."""
+    data, model = config.get("data"), config.get("model")
+    if data is not None and model is not None and "tokenizer" in data.get("init_args", {}):
+        if data.init_args.tokenizer is None:
+            data.init_args.tokenizer = model.init_args.get("model")
+
+
+def _make_prerequisite(config: Any, dry: bool) -> None:
+    folder = Path(str(config.model.init_args.get("model", "")))
+    if config.prerequisite is None or (folder / "config.json").is_file() or _rank() != 0:
+        return
+    if not Path(config.prerequisite).is_file():
+        raise ValueError(f"prerequisite: no config file at {config.prerequisite}")
+    print(f"{folder} does not exist yet: making it with {config.prerequisite}")
+    extra = ["--trainer.fast_dev_run", "3"] if dry else ["--on_existing", "resume"]
+    SparseCLI(["fit", "--config", config.prerequisite, *extra])
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0))))
+
+
+def _quiet() -> None:
+    """Silences libraries' notes that a user can do nothing about."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for message in (".*does not have many workers.*", ".*litlogger.*", ".*`isinstance\\(treespec, LeafSpec\\)`.*"):
+        warnings.filterwarnings("ignore", message=message)

@@ -1,0 +1,140 @@
+"""The sparse model folder: a Hugging Face folder with the gates beside it.
+
+    config.json, model.safetensors, tokenizer files    as transformers writes them; loads as a dense model anywhere
+    gates.safetensors                                   every gate's parameters, float32
+    sparse.json                                         the gate configuration, and what was measured
+    README.md                                           model card
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_sparse.attention import Backend, GateConfig, gates_of, sparsify
+from lit_sparse.attention.bridge import dense
+from lit_sparse.models import load_model
+
+GATES_FILE, SPARSE_FILE = "gates.safetensors", "sparse.json"
+_FORMAT = 1
+
+
+def export_sparse(
+    model: nn.Module,
+    folder: Path,
+    *,
+    measured: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> None:
+    """Writes a sparsified model (adapters, if any, are merged into a copy of the weights).
+
+    Args:
+        measured: the run's summary, for the model card and `sparse.json`.
+
+    Raises:
+        ValueError: the folder exists and is not empty, or the model has no gates.
+    """
+    if not gates_of(model):
+        raise ValueError("this model has no gates; sparsify it first")
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists and is not empty; choose another folder or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+    merged = _without_adapters(model)
+    gates = gates_of(merged)
+    with dense(merged):  # so that config.json names an implementation that every machine has
+        state = {name: tensor for name, tensor in merged.state_dict().items() if ".edge_gate." not in name}
+        merged.save_pretrained(folder, state_dict=state)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    tensors = {
+        f"{layer}.{name}": tensor.detach().float().contiguous().cpu()
+        for layer, gate in enumerate(gates)
+        for name, tensor in gate.state_dict().items()
+    }
+    save_file(tensors, folder / GATES_FILE)
+    description = {
+        "format": _FORMAT,
+        "gate": asdict(gates[0].config),
+        "dense_layers": [layer for layer, gate in enumerate(gates) if not gate.closable],
+        "measured": dict(measured),
+    }
+    (folder / SPARSE_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(model_card(measured, description["gate"]), encoding="utf-8")
+
+
+def load_sparse(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    backend: Backend | str = Backend.AUTO,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """The sparse model of a folder that `export_sparse` wrote, in evaluation mode; `generate` works.
+
+    Raises:
+        ValueError: not such a folder, or gates that do not fit the model.
+    """
+    folder = Path(folder)
+    if not (folder / SPARSE_FILE).is_file() or not (folder / GATES_FILE).is_file():
+        raise ValueError(f"{folder} is no sparse model folder: it lacks {SPARSE_FILE} or {GATES_FILE}")
+    description = json.loads((folder / SPARSE_FILE).read_text(encoding="utf-8"))
+    if description.get("format") != _FORMAT:
+        raise ValueError(f"{folder / SPARSE_FILE} has format {description.get('format')}, this code reads {_FORMAT}")
+    model = load_model(str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
+    kept_dense = set(description["dense_layers"])
+    model = sparsify(
+        model, GateConfig.of(description["gate"]), backend=backend, layers=lambda layer: layer not in kept_dense
+    )
+    tensors = load_file(folder / GATES_FILE)
+    try:
+        for layer, gate in enumerate(gates_of(model)):
+            gate.load_state_dict({name: tensors.pop(f"{layer}.{name}") for name in gate.state_dict()})
+    except (KeyError, RuntimeError) as error:
+        raise ValueError(f"the gates in {folder} do not fit its model: {error}") from error
+    if tensors:
+        raise ValueError(f"the gates in {folder} do not fit its model: {len(tensors)} tensors are left over")
+    return model.eval()
+
+
+def model_card(measured: Mapping[str, Any], gate: Mapping[str, Any]) -> str:
+    """Markdown for the exported folder's README."""
+
+    def number(key: str, form: str) -> str:
+        value = measured.get(key)
+        return form.format(value) if isinstance(value, int | float) else "not measured"
+
+    return f"""---
+library_name: lit_sparse
+tags: [sparse-attention, interpretability]
+---
+
+# Sparse attention model from {measured.get("model", "an unnamed base model")}
+
+Post-trained so that attention is sparse edge by edge (arXiv 2512.05865), with {gate["family"]} gates normalised over
+{gate["normalisation"]} keys. Load it with `lit_sparse.load_sparse(folder)`; loaded with transformers alone it runs
+with all edges open.
+
+| held-out, deterministic gates | |
+|---|---|
+| edges kept | {number("edge_fraction", "{:.3%}")} (start: {number("edge_fraction_start", "{:.1%}")}) |
+| edges per query and head | {number("edges_per_query", "{:.2f}")} |
+| cross-entropy, nats per token | {number("ce", "{:.4f}")} (base: {number("base_ce", "{:.4f}")}) |
+| KL from the base model, nats per token | {number("kl", "{:.4f}")} |
+| constraint | {measured.get("constraint_kind", "?")} <= {number("tolerance", "{:.4g}")}, \
+satisfied: {measured.get("satisfied", "?")} |
+| training | {number("steps", "{}")} steps, {number("tokens", "{:,}")} tokens, {number("seconds", "{:.0f}")} s |
+"""
+
+
+def _without_adapters(model: nn.Module) -> PreTrainedModel:
+    if not hasattr(model, "merge_and_unload"):
+        return model  # type: ignore[return-value]
+    import copy
+
+    return copy.deepcopy(model).merge_and_unload()

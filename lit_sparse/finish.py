@@ -1,0 +1,132 @@
+"""The end of a run: the best checkpoint evaluated on text it was not chosen on, exported, drawn and summed up."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from transformers import PreTrainedTokenizerBase
+
+from lit_sparse.attention import attention_pattern, desparsify, sparsify
+from lit_sparse.callbacks.checkpoints import BEST
+from lit_sparse.evaluation import Evaluation
+from lit_sparse.export import export_sparse
+from lit_sparse.history import merge_history
+from lit_sparse.module import SparseAttentionModule
+from lit_sparse.report import AttentionExample, RunRecord, read_history, render_plots, write_page
+from lit_sparse.report.record import write_atomically
+
+EXAMPLE = "When Mary and John went to the store, John gave a drink to Mary because she was thirsty."
+
+
+def finish_run(trainer: Trainer, module: SparseAttentionModule, run_dir: Path) -> dict[str, Any]:
+    """Writes summary.json, model/, plots/, report.html and the record they can be rebuilt from; returns the summary.
+
+    Everything that is written replaces what an earlier end of the same run left.
+    """
+    started = time.perf_counter()
+    data = trainer.datamodule
+    best = run_dir / "checkpoints" / BEST
+    if best.is_file():
+        checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+        module.load_state_dict(checkpoint["state_dict"])
+        chosen_at = int(checkpoint["global_step"])
+    else:
+        chosen_at = trainer.global_step
+    with trainer.precision_plugin.forward_context():
+        end = module.evaluate(data.test_dataloader(), "held-out evaluation")
+        example = attention_example(module, data)
+    summary = summarise(trainer, module, end, chosen_at)
+
+    export_folder = run_dir / "model"
+    _remove(export_folder)
+    export_sparse(module.model, export_folder, measured=summary, tokenizer=_tokenizer(data))
+    history_file = merge_history(run_dir)
+    start = module.start.open_fraction if module.start is not None else end.open_fraction
+    record = RunRecord(
+        summary=summary,
+        history=read_history(history_file) if history_file else [],
+        edges_start=start.numpy(),
+        edges_end=end.open_fraction.numpy(),
+        example=example,
+    )
+    record.save(run_dir / "record")
+    plots = render_plots(record)
+    for name, picture in plots.items():
+        write_atomically(run_dir / "plots" / name, picture)
+    write_page(record, run_dir / "report.html", plots)
+    summary["report_seconds"] = round(time.perf_counter() - started, 1)
+    write_atomically(run_dir / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    return summary
+
+
+def summarise(trainer: Trainer, module: SparseAttentionModule, end: Evaluation, chosen_at: int) -> dict[str, Any]:
+    """The run in numbers: nats per token on held-out text, deterministic gates.
+
+    `satisfied` compares with the tolerance on the test split; the checkpoint was chosen on the validation split.
+    """
+    start, constraint = module.start, module.constraint
+    summary: dict[str, Any] = {
+        "model": module.base_name,
+        "base_ce": end.base_ce,
+        "ce": end.ce,
+        "kl": end.kl,
+        "edge_fraction_start": start.edge_fraction if start is not None else None,
+        "ce_start": start.ce if start is not None else None,
+        "base_ce_start": start.base_ce if start is not None else None,
+        "kl_start": start.kl if start is not None else None,
+        "edge_fraction": end.edge_fraction,
+        "edges_per_query": end.edges_per_query,
+        "constraint": end.constraint,
+        "constraint_kind": constraint.name,
+        "tolerance": constraint.tolerance,
+        "satisfied": end.constraint <= constraint.tolerance,
+        "steps": trainer.global_step,
+        "chosen_step": chosen_at,
+        "tokens": module.tokens_seen,
+        "seconds": module.seconds,
+        "held_out_tokens": end.tokens,
+        "gate": module.gate_config.family,
+        "lambda": module.multiplier.value,
+    }
+    if end.exact_match == end.exact_match:  # NaN where sequences were not scored
+        summary["exact_match"] = end.exact_match
+    return summary
+
+
+def attention_example(module: SparseAttentionModule, data: LightningDataModule) -> AttentionExample:
+    """One sentence's attention in the base model and in the sparse one, all layers and heads."""
+    tokenizer = _tokenizer(data)
+    if tokenizer is not None:
+        ids = tokenizer(EXAMPLE, return_tensors="pt").input_ids.to(module.device)
+        tokens = [tokenizer.decode([token]) for token in ids[0].tolist()]
+        title = "One sentence"
+    else:
+        ids = next(iter(data.test_dataloader()))["input_ids"][:1].to(module.device)
+        tokens = [data.tokenizer.tokens[token] for token in ids[0].tolist()]
+        title = "One held-out sequence"
+    after = attention_pattern(module.model, ids)
+    teacher = module.teacher
+    sparsify(teacher, module.gate_config)
+    before = attention_pattern(teacher, ids)
+    desparsify(teacher)
+    return AttentionExample(
+        tokens=tokens,
+        before=before.weights.numpy(),
+        after=(after.weights * after.is_open).numpy(),
+        title=title,
+    )
+
+
+def _tokenizer(data: Any) -> PreTrainedTokenizerBase | None:
+    tokenizer = getattr(data, "tokenizer", None)
+    return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
+
+
+def _remove(folder: Path) -> None:
+    """An earlier export of this same run."""
+    if folder.is_dir():
+        for file in sorted(folder.rglob("*"), reverse=True):
+            file.rmdir() if file.is_dir() else file.unlink()

@@ -1,0 +1,404 @@
+"""`SparseAttentionModule`: a LightningModule that makes any causal language model's attention sparse.
+
+Each step minimises, with sampled gates,
+
+    loss = (edge objective + lambda * constraint + distillation * KL) / (1 + lambda)
+
+while lambda follows the constraint (arXiv 2512.05865, section 3, with the controllers of `objective.multiplier`).
+Subclass it and override one of the hooks
+
+    build_base()            how the dense base model is made
+    build_teacher(base)     what the sparse model is compared with
+    is_gated(layer)         which layers may close edges
+    constraint_per_token(losses)    the constrained quantity
+    edge_loss(edges)        what is minimised
+"""
+
+import copy
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lit_sparse.adapters import LoraConfig, add_lora
+from lit_sparse.attention import Backend, EdgeCounts, GateConfig, edge_counts, gates_of, sparsify
+from lit_sparse.attention.bridge import separates_documents_only_when_gated
+from lit_sparse.callbacks.progress import progress_bar
+from lit_sparse.calibration import Calibration, calibrate
+from lit_sparse.errors import NonFiniteLossError
+from lit_sparse.evaluation import Evaluation, EvaluationMetric
+from lit_sparse.models import load_model
+from lit_sparse.objective import (
+    KL,
+    Constraint,
+    EdgeObjective,
+    Geco,
+    LogEdgeFraction,
+    Multiplier,
+    TokenLosses,
+    token_losses,
+)
+
+Batch = dict[str, Tensor]
+
+
+class SparseAttentionModule(LightningModule):
+    """Post-trains `model` to sparse attention.
+
+    Args:
+        model: a local folder, a Hugging Face name, or `package:NAME` (see `lit_sparse.models`).
+        gate: what the gates are like.
+        calibration: the sparse start to search for before training; None starts from `gate` as it is.
+        constraint: what must hold while edges are removed.
+        multiplier: how lambda follows the constraint.
+        edges: what is minimised.
+        optimizer: for weights and gates alike.
+        scheduler: stepped once per optimizer step; None keeps the learning rates.
+        gate_lr: learning rate of the gates' cutoffs, which get no weight decay.
+        train: which weights learn besides the gates: "all", "attention" (the attention layers' own) or "none".
+        lora: train low-rank adapters instead of the weights.
+        distillation: weight of an additional KL(base || sparse) term; 0 is none.
+        backend: the attention operator.
+        activation_checkpointing: recompute each layer in the backward pass to save memory.
+        score_sequences: count sequences whose every scored token is predicted (for tasks with an answer).
+        trust_remote_code: allow the model folder to run its own code.
+        seed: of the gates' noise.
+
+    Raises:
+        ValueError: for settings that cannot work, before training; see the parts.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        gate: GateConfig | None = None,
+        calibration: Calibration | None = None,
+        constraint: Constraint | None = None,
+        multiplier: Multiplier | None = None,
+        edges: EdgeObjective | None = None,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: LRSchedulerCallable | None = None,
+        gate_lr: float = 0.05,
+        train: str = "all",
+        lora: LoraConfig | None = None,
+        distillation: float = 0.0,
+        backend: Backend = Backend.AUTO,
+        activation_checkpointing: bool = False,
+        score_sequences: bool = False,
+        trust_remote_code: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if train not in ("all", "attention", "none"):
+            raise ValueError(f"train is 'all', 'attention' or 'none', got {train!r}")
+        if gate_lr < 0 or distillation < 0:
+            raise ValueError("gate_lr and distillation must not be negative")
+        self.base_name = model
+        self.gate_config = GateConfig.of(gate)
+        self.calibration = calibration
+        self.constraint = constraint or KL(tolerance=0.1)
+        self.multiplier = multiplier or Geco()
+        self.edges = edges or LogEdgeFraction()
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.gate_lr = gate_lr
+        self.train_weights = train
+        self.lora = lora
+        self.distillation = distillation
+        self.backend = backend
+        self.activation_checkpointing = activation_checkpointing
+        self.score_sequences = score_sequences
+        self.trust_remote_code = trust_remote_code
+        self.seed = seed
+
+        self.model: PreTrainedModel | None = None
+        self.start: Evaluation | None = None
+        self.last_evaluation: Evaluation | None = None
+        self.tokens_seen = 0
+        self._teacher: list[PreTrainedModel] = []  # in a list, so that it is no submodule and never saved
+        self._window: list[Tensor] = []  # (violation sum, tokens) of each micro-batch since the last step
+        self._last_step = 0
+        self._resumed = False
+        self._seconds_before = 0.0
+        self._started: float | None = None
+        self.evaluation = EvaluationMetric()
+
+    # --- hooks to override -------------------------------------------------------------------------------------
+
+    def build_base(self) -> PreTrainedModel:
+        """The dense base model, float32, on any device."""
+        return load_model(self.base_name, trust_remote_code=self.trust_remote_code)
+
+    def build_teacher(self, base: PreTrainedModel) -> PreTrainedModel:
+        """The frozen model that CE and KL are compared with: a copy of the base."""
+        return copy.deepcopy(base)
+
+    def is_gated(self, layer: int) -> bool:
+        """Whether this attention layer may close edges; the others stay dense."""
+        return True
+
+    def constraint_per_token(self, losses: TokenLosses) -> Tensor:
+        """The constrained quantity of each scored token (N,)."""
+        return self.constraint.per_token(losses)
+
+    def edge_loss(self, edges: EdgeCounts) -> Tensor:
+        """The edge objective of one micro-batch, a scalar."""
+        return self.edges(edges)
+
+    # --- model -------------------------------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        if self.model is not None:
+            return
+        base = self.build_base()
+        self._check_sequence_length(base)
+        teacher = self.build_teacher(base).requires_grad_(False).eval()
+        if self._precision().startswith("bf16"):
+            teacher = teacher.to(torch.bfloat16)
+        model = sparsify(base, self.gate_config, backend=self.backend, layers=self.is_gated)
+        if separates_documents_only_when_gated(model) and getattr(self._datamodule(), "task_name", "") == "text":
+            raise ValueError(
+                f"the dense attention of {model.config.model_type} mixes packed documents, so the base model would be "
+                "no fair reference on packed text; use a model family that keeps them apart"
+            )
+        self._choose_trained(model)
+        if self.lora is not None:
+            model = add_lora(model, self.lora)
+        if self.activation_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
+        self._teacher = [teacher]
+        self.model = model
+
+    def _choose_trained(self, model: PreTrainedModel) -> None:
+        gates = {id(parameter) for gate in gates_of(model) for parameter in gate.parameters()}
+        if self.train_weights == "all":
+            return
+        attention = {
+            id(parameter)
+            for module in model.modules()
+            if hasattr(module, "edge_gate")
+            for parameter in module.parameters()
+        }
+        wanted = attention if self.train_weights == "attention" else set()
+        for parameter in model.parameters():
+            if id(parameter) not in gates | wanted:
+                parameter.requires_grad_(False)
+
+    def _check_sequence_length(self, base: PreTrainedModel) -> None:
+        length = getattr(self._datamodule(), "sequence_length", 0)
+        positions = getattr(base.config.get_text_config(), "max_position_embeddings", None) or math.inf
+        if length > positions:
+            raise ValueError(
+                f"data.sequence_length = {length} exceeds the {positions} positions of {self.base_name}; lower it"
+            )
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        assert self.model is not None
+        gates = [p for gate in gates_of(self.model) for p in gate.parameters() if p.requires_grad]
+        known = {id(parameter) for parameter in gates}
+        weights = [p for p in self.model.parameters() if p.requires_grad and id(p) not in known]
+        groups: list[dict[str, Any]] = []
+        if weights:
+            groups.append({"params": weights})
+        if gates:
+            groups.append({"params": gates, "lr": self.gate_lr, "weight_decay": 0.0})
+        if not groups:
+            raise ValueError("nothing to train: gates are fixed (gate.learnable=false) and train is 'none'")
+        optimizer = self.make_optimizer(groups)
+        if self.make_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"}}
+
+    @property
+    def teacher(self) -> PreTrainedModel:
+        """The frozen base model."""
+        return self._teacher[0]
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of training so far, validation included, over all starts of the run."""
+        return self._seconds_before + (0.0 if self._started is None else time.perf_counter() - self._started)
+
+    # --- before training ---------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Moves the teacher, and on a fresh start calibrates the gates and measures where the run begins."""
+        assert self.model is not None
+        self.teacher.to(self.device)
+        if self._resumed or self.trainer.datamodule is None:
+            return
+        with self.trainer.precision_plugin.forward_context():
+            if self.calibration is not None:
+                self._calibrate()
+            self.start = self.evaluate(self.trainer.datamodule.val_dataloader(), "base and start")
+        self.constraint.prepare(self.start.base_ce)
+
+    def _calibrate(self) -> None:
+        assert self.model is not None and self.calibration is not None
+        batches = [self._to_device(batch) for batch in self.trainer.datamodule.calibration_batches()]
+        with progress_bar("calibrating gates") as advance:
+            reached = calibrate(self.model, batches, self.calibration, on_progress=advance)
+        self.print(f"calibrated start: {reached.edge_fraction:.1%} of edges at KL {reached.kl:.4f} on training text")
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[Batch], description: str = "evaluating") -> Evaluation:
+        """Deterministic gates on batches outside of Lightning's loops; with a progress bar."""
+        metric = EvaluationMetric().to(self.device)
+        training = self.training
+        self.eval()
+        with progress_bar(description) as advance:
+            for index, batch in enumerate(batches):
+                self._accumulate(metric, self._to_device(batch))
+                advance(index + 1, len(batches))
+        self.train(training)
+        return metric.compute()
+
+    # --- training ----------------------------------------------------------------------------------------------
+
+    def forward(self, batch: Batch) -> tuple[Tensor, EdgeCounts]:
+        """Logits (B, T, vocabulary) of the sparse model and the edges of this pass."""
+        assert self.model is not None
+        outputs = self.model(
+            input_ids=batch["input_ids"],
+            position_ids=batch["position_ids"],
+            use_cache=False,
+            output_attentions=True,
+        )
+        return outputs.logits, edge_counts(outputs.attentions)
+
+    @torch.no_grad()
+    def base_logits(self, batch: Batch) -> Tensor:
+        """Logits (B, T, vocabulary) of the frozen base model."""
+        return self.teacher(
+            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
+        ).logits
+
+    def on_train_start(self) -> None:
+        self._started = time.perf_counter()
+
+    def on_train_end(self) -> None:
+        self._seconds_before, self._started = self.seconds, None
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Noise is a function of (seed, step, micro-batch, rank): a resumed run sees the same gates, and nothing
+        # else that draws random numbers can shift them.
+        torch.manual_seed(hash((self.seed, self.trainer.global_step, batch_idx, self.global_rank)) % 2**63)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        logits, edges = self(batch)
+        losses = token_losses(logits, self.base_logits(batch), batch["labels"])
+        per_token = self.constraint_per_token(losses)
+        value = per_token.mean()
+        weight = self.multiplier.value
+        loss = (self.edge_loss(edges) + weight * value) / (1 + weight)
+        if self.distillation:
+            loss = loss + self.distillation * losses.kl.mean() / (1 + weight)
+        if not torch.isfinite(loss):
+            raise NonFiniteLossError(self.trainer.global_step, float(loss), float(losses.ce.mean()))
+        tokens = per_token.new_tensor(float(len(per_token)))
+        self._window.append(torch.stack([per_token.detach().sum(), tokens]))
+        self.tokens_seen += batch["input_ids"].numel() * self.trainer.world_size
+        mean = value.detach()
+        self.log_dict(
+            {
+                "train/loss": loss.detach(),
+                "train/ce": losses.ce.detach().mean(),
+                "train/kl": losses.kl.detach().mean(),
+                "train/constraint": mean,
+                "train/slack": self.constraint.tolerance - mean,
+                "train/lambda": weight,
+                "train/edge_fraction": (edges.opened.sum() / edges.allowed.sum()).detach(),
+                "train/tokens": float(self.tokens_seen),
+            }
+        )
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        # Strategies differ in how often optimizer hooks fire; a step is over when global_step has moved.
+        if self.trainer.global_step == self._last_step:
+            return
+        self._last_step = self.trainer.global_step
+        total = torch.stack(self._window).double().sum(dim=0)
+        self._window.clear()
+        total = self.trainer.strategy.reduce(total, reduce_op="sum")
+        self.multiplier.update(self.constraint.violation(float(total[0] / total[1])))
+
+    # --- validation --------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._accumulate(self.evaluation, batch)
+
+    def on_validation_epoch_end(self) -> None:
+        result = self.last_evaluation = self.evaluation.compute()
+        self.evaluation.reset()
+        metrics = {f"val/{name}": value for name, value in result.metrics().items()}
+        # What model selection minimises: the edges where the constraint holds, else more than any edge fraction.
+        violation = self.constraint.violation(result.constraint)
+        metrics["val/score"] = result.edge_fraction if violation <= 0 else 1.0 + violation
+        self.log_dict(metrics, rank_zero_only=True)
+
+    def _accumulate(self, metric: EvaluationMetric, batch: Batch) -> None:
+        logits, edges = self(batch)
+        losses = token_losses(logits, self.base_logits(batch), batch["labels"])
+        predictions = logits.argmax(-1) if self.score_sequences else None
+        per_token = self.constraint_per_token(losses)
+        metric.update(losses, per_token, edges, batch["input_ids"].numel(), predictions, batch["labels"])
+
+    # --- checkpoints -------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        start = self.start
+        checkpoint["lit_sparse"] = {
+            "model": self.base_name,
+            "multiplier": self.multiplier.state_dict(),
+            "constraint": self.constraint.state_dict(),
+            "tokens_seen": self.tokens_seen,
+            "seconds": self.seconds,
+            "start": None if start is None else start._asdict(),
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint.get("lit_sparse")
+        if state is None:
+            raise ValueError("this checkpoint was not written by lit_sparse")
+        if state["model"] != self.base_name:
+            raise ValueError(
+                f"this checkpoint belongs to another model: it post-trains {state['model']!r}, the config says "
+                f"{self.base_name!r}"
+            )
+        self._check_state(checkpoint["state_dict"])
+        self.multiplier.load_state_dict(state["multiplier"])
+        self.constraint.load_state_dict(state["constraint"])
+        self.tokens_seen = int(state["tokens_seen"])
+        self._seconds_before = float(state["seconds"])
+        self.start = None if state["start"] is None else Evaluation(**state["start"])
+        self._last_step = int(checkpoint["global_step"])
+        self._resumed = True
+
+    def _check_state(self, saved: dict[str, Tensor]) -> None:
+        own = self.state_dict()
+        for name in own.keys() | saved.keys():
+            shapes = [tuple(state[name].shape) if name in state else None for state in (saved, own)]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"this checkpoint belongs to another model: {name} is {shapes[0]} there and {shapes[1]} here"
+                )
+
+    # --- small helpers -----------------------------------------------------------------------------------------
+
+    def _to_device(self, batch: Batch) -> Batch:
+        return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def _datamodule(self) -> Any:
+        return None if self._trainer is None else self._trainer.datamodule
+
+    def _precision(self) -> str:
+        return "32-true" if self._trainer is None else str(self._trainer.precision)

@@ -1,0 +1,103 @@
+"""Constraints: what must stay where it was while edges are removed. `value <= tolerance` is wanted.
+
+A constraint turns the losses of scored tokens into one number a token; its mean over tokens is the constraint's
+value. A new one is a subclass; in a config it is named by its class path.
+"""
+
+import math
+
+from jaxtyping import Float
+from torch import Tensor
+
+from lit_sparse.objective.losses import TokenLosses
+
+_MIN_SCALE = 1e-3  # nats: a tau equal to the base loss must not make every violation infinite
+
+
+class Constraint:
+    """`mean(per_token(losses)) <= tolerance`.
+
+    Args:
+        tolerance: the largest mean that counts as satisfied, in nats per token.
+    """
+
+    name = ""
+
+    def __init__(self, tolerance: float):
+        if not (tolerance > 0 and math.isfinite(tolerance)):
+            raise ValueError(f"the constraint's tolerance must be a positive number, got {tolerance}")
+        self.tolerance = tolerance
+        self.scale = tolerance
+        """What a violation is measured against, in nats per token."""
+
+    def violation(self, value: float) -> float:
+        """How far a value is over (> 0) or under (< 0) the tolerance, relative to `scale`."""
+        return (value - self.tolerance) / self.scale
+
+    def per_token(self, losses: TokenLosses) -> Float[Tensor, " token"]:
+        """The constrained quantity of each scored token, differentiable in the model's logits."""
+        raise TypeError(f"{type(self).__name__} must implement per_token()")
+
+    def state_dict(self) -> dict[str, float]:
+        """What `prepare` measured, so that a resumed run keeps it."""
+        return {"tolerance": self.tolerance, "scale": self.scale}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.tolerance, self.scale = state["tolerance"], state["scale"]
+
+    def prepare(self, base_ce: float) -> None:
+        """Called once before training with the base model's held-out cross-entropy (nats per token).
+
+        Raises:
+            ValueError: the tolerance cannot be met by a model as good as the base.
+        """
+
+
+class Paired(Constraint):
+    """CE minus the base model's CE on the same tokens: little variance with small batches."""
+
+    name = "paired"
+
+    def per_token(self, losses: TokenLosses) -> Float[Tensor, " token"]:
+        return losses.ce - losses.base_ce
+
+
+class KL(Constraint):
+    """KL(base || sparse): does not go slack when a narrow corpus lowers the loss itself."""
+
+    name = "kl"
+
+    def per_token(self, losses: TokenLosses) -> Float[Tensor, " token"]:
+        return losses.kl
+
+
+class Absolute(Constraint):
+    """CE <= tau, the paper's constraint (arXiv 2512.05865, eq. of the GECO objective).
+
+    Args:
+        tau: nats per token; None means the base model's held-out CE + epsilon, measured at the start.
+        epsilon: used without tau.
+    """
+
+    name = "absolute"
+
+    def __init__(self, tau: float | None = None, epsilon: float = 0.05):
+        super().__init__(epsilon if tau is None else tau)
+        if not epsilon > 0:
+            raise ValueError(f"epsilon must be positive, got {epsilon}")
+        self._measured = tau is None
+        self.epsilon = epsilon
+
+    def per_token(self, losses: TokenLosses) -> Float[Tensor, " token"]:
+        return losses.ce
+
+    def prepare(self, base_ce: float) -> None:
+        if self._measured:
+            self.tolerance = base_ce + self.epsilon
+        elif self.tolerance < base_ce:
+            raise ValueError(
+                f"tau = {self.tolerance:.4f} is below the base model's own held-out loss of {base_ce:.4f} nats per "
+                f"token, which removing edges will not improve; set tau >= {base_ce:.4f}, or leave it out and set "
+                "epsilon"
+            )
+        self.scale = max(self.tolerance - base_ce, _MIN_SCALE)

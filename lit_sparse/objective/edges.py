@@ -1,0 +1,40 @@
+"""The edge objective: a differentiable number that falls as gates close. Subclass `EdgeObjective` for your own."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lit_sparse.attention.edges import EdgeCounts
+
+
+class EdgeObjective:
+    """Maps a step's edge counts to what is minimised.
+
+    Args:
+        weight: its scale against the constraint's.
+    """
+
+    def __init__(self, weight: float = 1.0):
+        if not weight > 0:
+            raise ValueError(f"the edge objective's weight must be positive, got {weight}")
+        self.weight = weight
+
+    def __call__(self, edges: EdgeCounts) -> Float[Tensor, ""]:
+        raise TypeError(f"{type(self).__name__} must implement __call__()")
+
+
+class EdgeFraction(EdgeObjective):
+    """The expected edge fraction (arXiv 2512.05865): its pull fades as edges become few."""
+
+    def __call__(self, edges: EdgeCounts) -> Float[Tensor, ""]:
+        return self.weight * edges.expected.sum() / edges.allowed.sum()
+
+
+class LogEdgeFraction(EdgeObjective):
+    """The log of the expected edge fraction: removing half of what is left is always worth the same."""
+
+    def __init__(self, weight: float = 0.1):
+        super().__init__(weight)
+
+    def __call__(self, edges: EdgeCounts) -> Float[Tensor, ""]:
+        return self.weight * torch.log(edges.expected.sum() / edges.allowed.sum())

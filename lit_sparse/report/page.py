@@ -1,0 +1,158 @@
+"""The run as one HTML file: works offline, loads nothing, escapes all text that comes from outside."""
+
+import base64
+import os
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+
+from lit_sparse.report import formatting as fmt
+from lit_sparse.report.explorer import explorer
+from lit_sparse.report.plots import render_plots
+from lit_sparse.report.record import RunRecord, write_atomically
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
+
+
+def write_page(
+    record: RunRecord, path: str | os.PathLike[str], plots: Mapping[str, bytes] | None = None
+) -> Path:
+    """Write the page of a run and give its path.
+
+    Args:
+        record: what the run measured.
+        path: the HTML file, replaced whole if it exists.
+        plots: PNG by file name as from `render_plots`, to spare drawing them again.
+    """
+    path = Path(path)
+    html = page_html(record, render_plots(record) if plots is None else plots)
+    write_atomically(path, html.encode())
+    return path
+
+
+def page_html(record: RunRecord, plots: Mapping[str, bytes]) -> str:
+    """The page as text."""
+    summary = record.summary
+    model = escape(fmt.visible(summary.get("model") or "a language model"))
+    body = [
+        _headline(summary, model),
+        "<h2>Summary</h2>" + _table(fmt.summary_rows(summary)),
+        _details(summary),
+        "<h2>What the words mean</h2>" + _terms(summary),
+    ]
+    if record.example is not None:
+        body.append(explorer(record.example))
+    body.append("<h2>Plots</h2>" + "".join(_figure(record, name, png) for name, png in plots.items()))
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Sparse attention: {model}</title>
+<style>
+{_asset("page.css")}</style>
+</head>
+<body>
+<main>
+{"".join(body)}
+</main>
+<script>
+{_asset("page.js")}</script>
+</body>
+</html>
+"""
+
+
+def _asset(name: str) -> str:
+    return files("lit_sparse.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _headline(summary: Mapping[str, object], model: str) -> str:
+    satisfied = summary.get("satisfied")
+    mark, word, css = {
+        "yes": ("✓", "The constraint is satisfied", "yes"),
+        "no": ("✗", "The constraint is not satisfied", "no"),
+    }.get(fmt.satisfied_text(summary), ("?", "Whether the constraint is satisfied is not known", ""))
+    kept = fmt.percent(summary.get("edge_fraction"))
+    title = f"{kept} of the attention edges kept" if kept != fmt.MISSING else "Sparse attention"
+    if satisfied is not None and kept != fmt.MISSING:
+        title += ", within the tolerance" if satisfied else ", outside the tolerance"
+    value, tolerance = fmt.constraint_value(summary), summary.get("tolerance")
+    kind = fmt.constraint_kind(summary)
+    name = fmt.CONSTRAINT_NAMES.get(kind, fmt.visible(kind)) if kind else "constraint"
+    tiles = [
+        ("Edges kept", kept, f"{fmt.percent(summary.get('edge_fraction_start'))} when training began"),
+        ("Cross-entropy change", fmt.signed(fmt.ce_change(summary)),
+         f"from {fmt.decimal(summary.get('base_ce'))} to {fmt.decimal(summary.get('ce'))} nats per token"),
+        ("KL from the base model", fmt.decimal(summary.get("kl")), "nats per token, held-out text"),
+    ]  # fmt: skip
+    cells = "".join(
+        f"<div><dt>{escape(label)}</dt><dd>{escape(text)}<small>{escape(more)}</small></dd></div>"
+        for label, text, more in tiles
+    )
+    return (
+        f'<p class="eyebrow"><bdi>{model}</bdi></p><h1>{escape(title)}</h1>'
+        f'<p><span class="verdict {css}"><span aria-hidden="true">{mark}</span> {word}</span>: '
+        f"{escape(name)} {fmt.decimal(value)}, tolerance {fmt.decimal(tolerance)}.</p>"
+        f'<dl class="tiles">{cells}</dl>'
+    )
+
+
+def _table(rows: list[tuple[str, str]]) -> str:
+    cells = (f'<tr><th scope="row">{escape(a)}</th><td><bdi>{escape(b)}</bdi></td></tr>' for a, b in rows)
+    return f"<table><tbody>{''.join(cells)}</tbody></table>"
+
+
+def _details(summary: Mapping[str, object]) -> str:
+    rows = [(fmt.visible(key), fmt.visible(value)) for key, value in summary.items()]
+    return f"<details><summary>All values of summary.json</summary>{_table(rows)}</details>" if rows else ""
+
+
+def _terms(summary: Mapping[str, object]) -> str:
+    kind = fmt.constraint_kind(summary)
+    what = fmt.CONSTRAINT_NAMES.get(kind or "", "distance from the base model, or its loss,")
+    terms = {
+        "Edge": "One head's path from a token to itself or an earlier token: where it is open the head reads "
+        "that token, where it is closed nothing passes.",
+        "Constraint": f"What training must not give up: the model's {what} has to stay at or below the "
+        "tolerance.",
+        "Lambda (λ)": "The price of breaking the constraint: it rises while the constraint is violated and "
+        "falls while it holds, so edges are removed only as fast as the model can bear.",
+    }
+    return (
+        '<dl class="terms">'
+        + "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in terms.items())
+        + "</dl>"
+    )
+
+
+def _figure(record: RunRecord, name: str, png: bytes) -> str:
+    summary = record.summary
+    layers, heads = record.edges_end.shape
+    start, end = fmt.percent(summary.get("edge_fraction_start")), fmt.percent(summary.get("edge_fraction"))
+    alt, caption = {
+        "training.png": (
+            f"Four curves over {fmt.count(summary.get('steps'))} steps: cross-entropy, ending at "
+            f"{fmt.decimal(summary.get('ce'))} against {fmt.decimal(summary.get('base_ce'))} of the base "
+            f"model; the constraint against its tolerance {fmt.decimal(summary.get('tolerance'))}; the "
+            f"multiplier lambda; the share of open edges, from {start} to {end}.",
+            "Training. In training the gates are drawn at random; on held-out text they are deterministic.",
+        ),
+        "edges.png": (
+            f"Two heat maps of {layers} layers by {heads} heads: the share of each head's edges that are "
+            f"open, before training ({start} overall) and after ({end} overall).",
+            "Open edges of every head before and after training, on one logarithmic colour scale.",
+        ),
+        "attention.png": (
+            "Attention maps of one sentence before and after training: the open edges of all heads together, "
+            "then the weights of the heads that move most attention between tokens.",
+            "One sentence: coloured cells are open edges, pale grey cells are closed ones.",
+        ),
+    }.get(name, (name, name))
+    data = base64.b64encode(png).decode()
+    return (
+        f'<figure><div class="pan"><img src="data:image/png;base64,{data}" alt="{escape(alt)}"></div>'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
