@@ -192,9 +192,10 @@ def _dispatch(args: list[str]) -> None:
 def _fill_tokenizer(config: Any) -> None:
     """Text is tokenised for the model that is trained, unless the config says otherwise."""
     data, model = config.get("data"), config.get("model")
-    if data is not None and model is not None and "tokenizer" in data.get("init_args", {}):
-        if data.init_args.tokenizer is None:
-            data.init_args.tokenizer = model.init_args.get("model")
+    if data is None or model is None or "tokenizer" not in data.get("init_args", {}):
+        return
+    if data.init_args.tokenizer is None:
+        data.init_args.tokenizer = model.init_args.get("model")
 
 
 def _make_prerequisite(config: Any, dry: bool) -> None:

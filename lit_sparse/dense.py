@@ -44,9 +44,7 @@ class DenseModule(LightningModule):
         self._right: list[Tensor] = []
 
     def _logits(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.model(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-        ).logits
+        return self.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         scored = batch["labels"] != IGNORED
@@ -69,7 +67,10 @@ class DenseModule(LightningModule):
         optimizer = self.make_optimizer(self.model.parameters())
         if self.make_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
+        }
 
     def finish(self, trainer: Trainer, run_dir: Path) -> None:
         """Writes the model folder that a sparse run starts from.

@@ -40,7 +40,18 @@ class EvaluationMetric(Metric):
 
     def __init__(self) -> None:
         super().__init__()
-        for name in ("ce", "base_ce", "kl", "constraint", "tokens", "queries", "exact", "sequences", "opened", "allowed"):
+        for name in (
+            "ce",
+            "base_ce",
+            "kl",
+            "constraint",
+            "tokens",
+            "queries",
+            "exact",
+            "sequences",
+            "opened",
+            "allowed",
+        ):
             self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(

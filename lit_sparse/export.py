@@ -1,9 +1,9 @@
 """The sparse model folder: a Hugging Face folder with the gates beside it.
 
-    config.json, model.safetensors, tokenizer files    as transformers writes them; loads as a dense model anywhere
-    gates.safetensors                                   every gate's parameters, float32
-    sparse.json                                         the gate configuration, and what was measured
-    README.md                                           model card
+config.json, model.safetensors, tokenizer files    as transformers writes them; loads as a dense model anywhere
+gates.safetensors                                   every gate's parameters, float32
+sparse.json                                         the gate configuration, and what was measured
+README.md                                           model card
 """
 
 import json

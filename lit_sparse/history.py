@@ -25,7 +25,7 @@ def merge_history(run_dir: Path) -> Path | None:
             rows = [row for row in rows if row["step"] < first] + later
     if not rows:
         return None
-    columns = ["step"] + sorted({name for row in rows for name in row} - {"step"})
+    columns = ["step", *sorted({name for row in rows for name in row} - {"step"})]
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
     writer.writeheader()

@@ -44,9 +44,7 @@ def resolve_model(name: str) -> str:
     return name
 
 
-def load_model(
-    name: str, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False
-) -> PreTrainedModel:
+def load_model(name: str, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> PreTrainedModel:
     """A causal language model, dense, in evaluation mode.
 
     Raises:

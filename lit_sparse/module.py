@@ -30,8 +30,8 @@ from transformers import PreTrainedModel
 from lit_sparse.adapters import LoraConfig, add_lora
 from lit_sparse.attention import Backend, EdgeCounts, GateConfig, edge_counts, gates_of, sparsify
 from lit_sparse.attention.bridge import separates_documents_only_when_gated
-from lit_sparse.callbacks.progress import progress_bar
 from lit_sparse.calibration import Calibration, calibrate
+from lit_sparse.callbacks.progress import progress_bar
 from lit_sparse.errors import NonFiniteLossError
 from lit_sparse.evaluation import Evaluation, EvaluationMetric
 from lit_sparse.models import load_model
@@ -215,7 +215,10 @@ class SparseAttentionModule(LightningModule):
         optimizer = self.make_optimizer(groups)
         if self.make_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
+        }
 
     @property
     def teacher(self) -> PreTrainedModel:
@@ -235,15 +238,17 @@ class SparseAttentionModule(LightningModule):
         self.teacher.to(self.device)
         if self._resumed or self.trainer.datamodule is None:
             return
+        data, dry = self.trainer.datamodule, bool(self.trainer.fast_dev_run)
         with self.trainer.precision_plugin.forward_context():
             if self.calibration is not None:
-                self._calibrate()
-            self.start = self.evaluate(self.trainer.datamodule.val_dataloader(), "base and start")
+                self._calibrate(data.calibration_batches()[: 1 if dry else None])
+            held_out = list(data.val_dataloader())[: 1 if dry else None]
+            self.start = self.evaluate(held_out, "base and start")
         self.constraint.prepare(self.start.base_ce)
 
-    def _calibrate(self) -> None:
+    def _calibrate(self, batches: Sequence[Batch]) -> None:
         assert self.model is not None and self.calibration is not None
-        batches = [self._to_device(batch) for batch in self.trainer.datamodule.calibration_batches()]
+        batches = [self._to_device(batch) for batch in batches]
         with progress_bar("calibrating gates") as advance:
             reached = calibrate(self.model, batches, self.calibration, on_progress=advance)
         self.print(f"calibrated start: {reached.edge_fraction:.1%} of edges at KL {reached.kl:.4f} on training text")
@@ -277,9 +282,7 @@ class SparseAttentionModule(LightningModule):
     @torch.no_grad()
     def base_logits(self, batch: Batch) -> Tensor:
         """Logits (B, T, vocabulary) of the frozen base model."""
-        return self.teacher(
-            input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False
-        ).logits
+        return self.teacher(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
 
     def on_train_start(self) -> None:
         self._started = time.perf_counter()

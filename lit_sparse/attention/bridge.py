@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
@@ -27,9 +26,23 @@ IMPLEMENTATION = "lit_sparse"
 # Keywords that families pass down to the attention function and that change nothing here: the mask already holds
 # windows and padding, and caches were applied before.
 _IGNORED = frozenset(
-    "position_ids cache_position use_cache output_attentions output_hidden_states output_router_logits "
-    "num_items_in_batch sliding_window is_causal past_key_values past_key_value return_dict "
-    "logits_to_keep labels inputs_embeds".split()
+    {
+        "position_ids",
+        "cache_position",
+        "use_cache",
+        "past_key_values",
+        "past_key_value",
+        "sliding_window",
+        "is_causal",
+        "output_attentions",
+        "output_hidden_states",
+        "output_router_logits",
+        "return_dict",
+        "logits_to_keep",
+        "num_items_in_batch",
+        "labels",
+        "inputs_embeds",
+    }
 )
 
 

@@ -2,7 +2,10 @@
 
 Saves the weights p, the gate probabilities e = sigmoid(z) and the uniform draws u instead of autograd's ten
 T x S tensors, and spends one exponential and one sigmoid per pair: a gate is open when u < e, and with
-t = sigmoid(z - logit u) = (1 - u) e / ((1 - u) e + u (1 - e)) the straight-through slope t (1 - t) needs no further one.
+
+    t = sigmoid(z - logit u) = (1 - u) e / ((1 - u) e + u (1 - e))
+
+the straight-through slope t (1 - t) needs no further one.
 
 With g_ij = do_i . v_j, delta_i = do_i . o_i and dE the gradient of the expected edges,
 

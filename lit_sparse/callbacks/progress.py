@@ -35,6 +35,4 @@ class SparsityProgressBar(TQDMProgressBar):
             "held-out": ("val/edge_fraction", "{:.2%}"),
             "tok/s": ("train/tokens_per_second", "{:.0f}"),
         }
-        return {
-            label: form.format(float(metrics[name])) for label, (name, form) in shown.items() if name in metrics
-        }
+        return {label: form.format(float(metrics[name])) for label, (name, form) in shown.items() if name in metrics}

@@ -138,9 +138,7 @@ class AdditionData(BatchDataModule):
         return Splits(*(AdditionPairs(part, self.digits) for part in (train, val, test)))
 
 
-def exact_match(
-    predictions: Int[Tensor, "batch time"], labels: Int[Tensor, "batch time"]
-) -> Bool[Tensor, " batch"]:
+def exact_match(predictions: Int[Tensor, "batch time"], labels: Int[Tensor, "batch time"]) -> Bool[Tensor, " batch"]:
     """Whether every scored position of a sequence (labels other than `IGNORE_INDEX`) is predicted right."""
     return ((predictions == labels) | (labels == IGNORE_INDEX)).all(dim=-1)
 

@@ -149,9 +149,7 @@ class BatchDataModule(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled anew in each epoch; full batches only; its `state_dict` resumes at the next batch."""
         dataset = self.splits.train
-        sampler = ResumableSampler(
-            len(dataset), batch_size=self.batch_size, seed=self.seed, **self._replicas()
-        )
+        sampler = ResumableSampler(len(dataset), batch_size=self.batch_size, seed=self.seed, **self._replicas())
         len(sampler)  # raises now if there is not one batch for every rank
         with warnings.catch_warnings():
             # torchdata 0.11 calls a function that torch 2.13 deprecates, to no effect.

@@ -50,9 +50,7 @@ def load_blocks(path: Path) -> dict[str, PackedBlocks] | None:
     except (OSError, SafetensorError):
         return None
     names = sorted({name.partition("/")[0] for name in tensors})
-    return {
-        name: PackedBlocks(tensors[f"{name}/input_ids"], tensors[f"{name}/position_ids"]) for name in names
-    }
+    return {name: PackedBlocks(tensors[f"{name}/input_ids"], tensors[f"{name}/position_ids"]) for name in names}
 
 
 def save_blocks(path: Path, splits: dict[str, PackedBlocks]) -> None:
@@ -69,6 +67,4 @@ def save_blocks(path: Path, splits: dict[str, PackedBlocks]) -> None:
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        rank_zero_warn(
-            f"tokenised text was not cached in {path.parent} ({error}); set LIT_SPARSE_CACHE to a folder"
-        )
+        rank_zero_warn(f"tokenised text was not cached in {path.parent} ({error}); set LIT_SPARSE_CACHE to a folder")

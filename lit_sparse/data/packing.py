@@ -26,9 +26,7 @@ class PackedBlocks(BatchDataset):
         position_ids: place of each token in its document, as `pack_documents` gives it.
     """
 
-    def __init__(
-        self, input_ids: Int32[Tensor, "block time"], position_ids: Int32[Tensor, "block time"]
-    ) -> None:
+    def __init__(self, input_ids: Int32[Tensor, "block time"], position_ids: Int32[Tensor, "block time"]) -> None:
         self.input_ids = input_ids
         self.position_ids = position_ids
 
@@ -56,9 +54,7 @@ def pack_documents(
     if sequence_length < 2:
         raise ValueError(f"sequence_length must be at least 2, not {sequence_length}")
     eos = np.array([eos_token_id], dtype=np.int32)
-    pieces = [
-        piece for document in documents if len(document) for piece in (np.asarray(document, np.int32), eos)
-    ]
+    pieces = [piece for document in documents if len(document) for piece in (np.asarray(document, np.int32), eos)]
     flat = torch.from_numpy(np.concatenate([*pieces, eos[:0]]))
     starts = torch.zeros(len(flat) + 1, dtype=torch.bool)
     starts[0] = True

@@ -92,9 +92,7 @@ class HubStream:
                 if not isinstance(row.get("text"), str):
                     raise KeyError(f"no column 'text' with strings among {sorted(row)}")
                 yield row["text"]
-        except (
-            Exception
-        ) as error:  # one of four libraries' errors for a missing network, name, or configuration
+        except Exception as error:  # one of four libraries' errors for a missing network, name, or configuration
             raise ValueError(
                 f"cannot stream '{self.fingerprint()}' from the Hub ({type(error).__name__}: {error})."
                 " If this machine has no network, use local files or 'python-docs' in data.sources;"
@@ -131,9 +129,7 @@ def _local_files(pattern: str) -> LocalFiles:
     else:
         found = [Path(name) for name in sorted(glob.glob(str(path), recursive=True)) if Path(name).is_file()]
         if not found:
-            raise ValueError(
-                f"no file matches '{pattern}' in data.sources (from {Path.cwd()}): a source is {_KINDS}"
-            )
+            raise ValueError(f"no file matches '{pattern}' in data.sources (from {Path.cwd()}): a source is {_KINDS}")
     readable = tuple(path for path in found if _suffix(path) in SUFFIXES)
     if not readable:
         raise ValueError(

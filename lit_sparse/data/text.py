@@ -119,9 +119,7 @@ class TextData(BatchDataModule):
         for name in SPLITS:
             wanted, found = self.wanted[name], len(blocks[name])
             if wanted is not None and found < wanted:
-                rank_zero_warn(
-                    f"{name}: the text fills {found} of the {wanted} blocks that data.{name}_sequences asks"
-                )
+                rank_zero_warn(f"{name}: the text fills {found} of the {wanted} blocks that data.{name}_sequences asks")
         return Splits(*(blocks[name].first(self.wanted[name]) for name in SPLITS))
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
@@ -137,9 +135,7 @@ class TextData(BatchDataModule):
 
             self.tokenizer = load_tokenizer(self.tokenizer)
         if self.tokenizer.eos_token_id is None:
-            raise ValueError(
-                "the tokenizer has no end-of-sequence token, which separates documents: set its eos_token"
-            )
+            raise ValueError("the tokenizer has no end-of-sequence token, which separates documents: set its eos_token")
         return self.tokenizer
 
     def _pack(self, sources: list[Source], tokenizer: PreTrainedTokenizerBase) -> dict[str, PackedBlocks]:

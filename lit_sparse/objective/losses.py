@@ -6,6 +6,7 @@ in their own dtype and one number a token; both gradients have closed forms,
     d CE / d logits = softmax(logits) - onehot(label)        d KL(base || model) / d logits = softmax(logits) - base
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 IGNORED = -100
-_CHUNK = 256  # tokens at a time: 50 MB of float32 for a vocabulary of 50 thousand
+_CHUNK = 2**21  # logits at a time: 8 MB of float32, which allocators reuse and caches nearly hold
 
 
 class TokenLosses(NamedTuple):
@@ -44,7 +45,7 @@ class _TokenLosses(torch.autograd.Function):
     def forward(ctx, logits, base_logits, labels):
         wide = torch.promote_types(logits.dtype, torch.float32)
         ce, kl, base_ce, normaliser, base_normaliser = (logits.new_empty(len(labels), dtype=wide) for _ in range(5))
-        for rows in _chunks(len(labels)):
+        for rows in _chunks(logits):
             x, y = logits[rows].to(wide), base_logits[rows].to(wide)
             normaliser[rows] = x.logsumexp(-1)
             base_normaliser[rows] = y.logsumexp(-1)
@@ -63,7 +64,7 @@ class _TokenLosses(torch.autograd.Function):
     def backward(ctx, d_ce, d_kl, _):
         logits, base_logits, labels, normaliser, base_normaliser = ctx.saved_tensors
         gradient = torch.empty_like(logits)
-        for rows in _chunks(len(labels)):
+        for rows in _chunks(logits):
             x = logits[rows].to(normaliser.dtype)
             step = (x - normaliser[rows, None]).exp_().mul_((d_ce[rows] + d_kl[rows])[:, None])
             step.scatter_add_(-1, labels[rows, None], -d_ce[rows, None])
@@ -73,5 +74,6 @@ class _TokenLosses(torch.autograd.Function):
         return gradient, None, None
 
 
-def _chunks(count: int):
-    return (slice(start, start + _CHUNK) for start in range(0, count, _CHUNK))
+def _chunks(logits: Tensor) -> Iterator[slice]:
+    rows = max(1, _CHUNK // logits.shape[-1])
+    return (slice(start, start + rows) for start in range(0, len(logits), rows))

@@ -64,9 +64,7 @@ class Geco(Multiplier):
 
     _state = ("log_value", "average")
 
-    def __init__(
-        self, initial: float = 1.0, maximum: float = 1e3, rate: float = 0.05, smoothing: float = 0.0
-    ):
+    def __init__(self, initial: float = 1.0, maximum: float = 1e3, rate: float = 0.05, smoothing: float = 0.0):
         super().__init__(initial, maximum)
         if not rate > 0 or not 0 <= smoothing < 1:
             raise ValueError(f"geco needs rate > 0 and 0 <= smoothing < 1, got {rate} and {smoothing}")

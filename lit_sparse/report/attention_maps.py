@@ -63,9 +63,7 @@ def attention_example(example: AttentionExample, heads: Sequence[tuple[int, int]
 
     weight_norm = PowerNorm(0.5, 0.0, 1.0)
     for row, (layer, head) in zip(grid[1:], heads, strict=True):
-        for axes, weights, when in zip(
-            row, (example.before, example.after), ("before", "after"), strict=True
-        ):
+        for axes, weights, when in zip(row, (example.before, example.after), ("before", "after"), strict=True):
             _token_map(axes, weights[layer, head], weight_norm, example.tokens)
             style.heading(axes, f"Layer {layer}, head {head}, {when}", bold=False)
     if len(heads):
@@ -83,9 +81,7 @@ def attention_example(example: AttentionExample, heads: Sequence[tuple[int, int]
     return figure
 
 
-def _token_map(
-    axes: Axes, values: Shaped[np.ndarray, "tokens tokens"], norm: Normalize, tokens: Sequence[str]
-) -> None:
+def _token_map(axes: Axes, values: Shaped[np.ndarray, "tokens tokens"], norm: Normalize, tokens: Sequence[str]) -> None:
     """Query x key map: allowed and closed pale grey, allowed and open coloured, not allowed blank."""
     style.plain_axes(axes, grid=False)
     size = len(tokens)

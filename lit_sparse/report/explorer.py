@@ -34,9 +34,7 @@ def explorer(example: AttentionExample) -> str:
         for token in example.tokens
     )
     size = len(example.tokens)
-    drawing = (
-        f'<svg class="{{0}}" viewBox="0 0 100 {size}" preserveAspectRatio="none" aria-hidden="true"></svg>'
-    )
+    drawing = f'<svg class="{{0}}" viewBox="0 0 100 {size}" preserveAspectRatio="none" aria-hidden="true"></svg>'
     return f"""<section class="explorer" aria-labelledby="explorer-title">
 <h2 id="explorer-title">What each head reads in one sentence</h2>
 {title}

@@ -65,8 +65,7 @@ def visible(text: object) -> str:
     """`text` on one line: control characters, line breaks and lone surrogates as visible signs."""
     signs = {"\n": "↵", "\r": "↵", "\t": "⇥"}
     return "".join(
-        signs.get(char)
-        or ("\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in ("Cc", "Cs") else char)
+        signs.get(char) or ("\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in ("Cc", "Cs") else char)
         for char in str(text)
     )
 

@@ -15,9 +15,7 @@ from lit_sparse.report.record import RunRecord, write_atomically
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
-def write_page(
-    record: RunRecord, path: str | os.PathLike[str], plots: Mapping[str, bytes] | None = None
-) -> Path:
+def write_page(record: RunRecord, path: str | os.PathLike[str], plots: Mapping[str, bytes] | None = None) -> Path:
     """Write the page of a run and give its path.
 
     Args:
@@ -116,8 +114,7 @@ def _terms(summary: Mapping[str, object]) -> str:
     terms = {
         "Edge": "One head's path from a token to itself or an earlier token: where it is open the head reads "
         "that token, where it is closed nothing passes.",
-        "Constraint": f"What training must not give up: the model's {what} has to stay at or below the "
-        "tolerance.",
+        "Constraint": f"What training must not give up: the model's {what} has to stay at or below the tolerance.",
         "Lambda (λ)": "The price of breaking the constraint: it rises while the constraint is violated and "
         "falls while it holds, so edges are removed only as fast as the model can bear.",
     }

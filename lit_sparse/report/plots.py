@@ -75,9 +75,7 @@ def training_curves(history: Sequence[Mapping[str, float]], summary: Mapping[str
         axes.set_xlim((left + right) / 2 - 1, (left + right) / 2 + 1)
 
     for axes in panels:
-        if not axes.lines or all(
-            line.get_label() in ("tolerance", "base model, held-out") for line in axes.lines
-        ):
+        if not axes.lines or all(line.get_label() in ("tolerance", "base model, held-out") for line in axes.lines):
             style.note(axes, "nothing was logged")
         style.legend(axes)
     figure.align_ylabels(panels)
@@ -144,9 +142,7 @@ def _column(history: Sequence[Mapping[str, float]], name: str) -> tuple[list[flo
     return [row["step"] for row in rows], [row[name] for row in rows]
 
 
-def _line(
-    axes: Axes, history: Sequence[Mapping[str, float]], name: str, label: str, smooth: bool = True
-) -> None:
+def _line(axes: Axes, history: Sequence[Mapping[str, float]], name: str, label: str, smooth: bool = True) -> None:
     """A training series; a long one thin and pale, under its running mean."""
     steps, values = _column(history, name)
     if not np.isfinite(values).any():
@@ -156,9 +152,7 @@ def _line(
     axes.plot(steps, values, color=style.BLUE, linewidth=0.7 if smooth else 1.4, alpha=0.3 if smooth else 1.0,
               marker=marker, markersize=3, label=None if smooth else label or None)  # fmt: skip
     if smooth:
-        axes.plot(
-            steps, style.running_mean(values), color=style.BLUE, linewidth=1.6, label=f"{label}, running mean"
-        )
+        axes.plot(steps, style.running_mean(values), color=style.BLUE, linewidth=1.6, label=f"{label}, running mean")
 
 
 def _points(axes: Axes, history: Sequence[Mapping[str, float]], name: str, label: str) -> None:

@@ -134,8 +134,7 @@ class RunRecord:
                 title=values["example"]["title"],
             )
         history = [
-            {name: math.nan if number is None else number for name, number in row.items()}
-            for row in values["history"]
+            {name: math.nan if number is None else number for name, number in row.items()} for row in values["history"]
         ]
         return cls(values["summary"], history, arrays["edges_start"], arrays["edges_end"], example)
 
@@ -160,9 +159,7 @@ def read_history(csv_path: str | os.PathLike[str]) -> list[dict[str, float]]:
                 try:
                     row[name] = float(cell)
                 except ValueError:
-                    raise ValueError(
-                        f"{csv_path}, line {reader.line_num}: {name} is {cell!r}, not a number"
-                    ) from None
+                    raise ValueError(f"{csv_path}, line {reader.line_num}: {name} is {cell!r}, not a number") from None
             if "step" in row:
                 rows.append(row)
     return rows

