@@ -35,15 +35,18 @@ _MEASUREMENTS = 6  # forward passes over the batches, to meet a KL
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibrated start should look like: exactly one of the two.
+    """What a calibrated start should look like: exactly one of edge_fraction and kl.
 
     Args:
         edge_fraction: open edges over allowed edges, in (0, 1].
         kl: KL divergence from the base model in nats per token, > 0.
+        train_from_kl: after the start was measured and reported, close more edges, up to this KL, and train from
+            there: what calibration can find costs no training step. None trains from the start itself.
     """
 
     edge_fraction: float | None = None
     kl: float | None = None
+    train_from_kl: float | None = None
 
     def __post_init__(self) -> None:
         if (self.edge_fraction is None) == (self.kl is None):
@@ -52,6 +55,8 @@ class Calibration:
             raise ValueError(f"calibration edge_fraction must lie in (0, 1], got {self.edge_fraction}")
         if self.kl is not None and not self.kl > 0:
             raise ValueError(f"calibration kl must be positive, got {self.kl}")
+        if self.train_from_kl is not None and not self.train_from_kl > 0:
+            raise ValueError(f"calibration train_from_kl must be positive, got {self.train_from_kl}")
 
 
 @dataclass(frozen=True)
@@ -62,67 +67,100 @@ class Calibrated:
     kl: float
 
 
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all)."""
+
+
 def calibrate(
     model: nn.Module,
     batches: Sequence[Batch],
     target: Calibration,
     *,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Progress = lambda done, total: None,
 ) -> Calibrated:
     """Sets every gate's cutoff so that the sparsified model meets `target` on `batches`.
 
     Args:
         model: a sparsified model; weights and mode are left as they are.
         batches: dicts with input_ids, position_ids and labels, (B, T) each; a few thousand tokens do.
-        on_progress: called with (steps done, steps in all).
     """
-    steps = len(batches) + (_MEASUREMENTS if target.kl is not None else 1)
+    total = len(batches) + _MEASUREMENTS
+    sensitivity = Sensitivity(model, batches, lambda done, _: on_progress(done, total))
+    reached = sensitivity.apply(target, lambda done, _: on_progress(len(batches) + done, total))
+    on_progress(total, total)
+    return reached
+
+
+class Sensitivity:
+    """What closing edges costs in every head, measured once; `apply` then sets cutoffs for any target.
+
+    Args:
+        model: a sparsified model; weights and mode are left as they are.
+        batches: as for `calibrate`.
+    """
+
+    def __init__(self, model: nn.Module, batches: Sequence[Batch], on_progress: Progress = lambda done, total: None):
+        self.model = model
+        self.batches = batches
+        self.tokens = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
+        generator = torch.Generator().manual_seed(0)
+        with _evaluating(model), _measuring(model) as layers:
+            for index, batch in enumerate(batches):
+                _sensitivity_pass(model, batch, generator)
+                on_progress(index + 1, len(batches))
+        self.layers = layers
+        self.closable = [layer for layer in layers if layer.gate.closable]
+
+    def apply(self, target: Calibration, on_progress: Progress = lambda done, total: None) -> Calibrated:
+        """Sets the cutoffs and returns what they give on the batches."""
+        with _evaluating(self.model):
+            if target.edge_fraction is not None:
+                wanted = target.edge_fraction * sum(layer.allowed for layer in self.layers)
+                wanted -= sum(layer.allowed for layer in self.layers if not layer.gate.closable)
+                price = _price(lambda price: self._edges_at(price) <= wanted)
+                # One step beyond: the cheapest price at which no more edges are open than wanted.
+                return self._set(price * (1 + 1e-6))
+            assert target.kl is not None
+            return self._search(target.kl, on_progress)
+
+    def _search(self, target: float, on_progress: Progress) -> Calibrated:
+        """The most expensive price whose *measured* KL stays within the target. The estimate leads; its error (what
+        closing all heads at once does beyond the sum over heads) is corrected by measuring a few times."""
+        predicted, best = target, (0.0, 0.0)  # (price, measured KL); price 0 closes nothing that costs anything
+        done = 0
+        while done < _MEASUREMENTS - 1 or (best[1] == 0.0 and done < 4 * _MEASUREMENTS):
+            price = _price(lambda price: self._kl_at(price) > predicted)  # noqa: B023
+            result = self._set(price)
+            done += 1
+            on_progress(min(done, _MEASUREMENTS), _MEASUREMENTS)
+            if best[1] < result.kl <= target:
+                best = price, result.kl
+            if 0.85 * target <= result.kl <= target:
+                return result
+            # Aim below the target: only KL within it counts.
+            predicted *= min(max(0.92 * target / max(result.kl, 1e-12), 0.1), 10.0)
+        return self._set(best[0])
+
+    def _edges_at(self, price: float) -> float:
+        return sum(layer.open_at(price) for layer in self.closable)
+
+    def _kl_at(self, price: float) -> float:
+        return sum(layer.kl_at(price) for layer in self.closable) / self.tokens
+
+    def _set(self, price: float) -> Calibrated:
+        for layer in self.closable:
+            layer.apply_price(price)
+        return _measure(self.model, self.batches)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
     training = model.training
     model.eval()
     try:
-        generator = torch.Generator().manual_seed(0)
-        with _measuring(model) as layers:
-            for index, batch in enumerate(batches):
-                _sensitivity_pass(model, batch, generator)
-                on_progress(index + 1, steps)
-        closable = [layer for layer in layers if layer.gate.closable]
-        if target.edge_fraction is not None:
-            wanted = target.edge_fraction * sum(layer.allowed for layer in layers)
-            wanted -= sum(layer.allowed for layer in layers if not layer.gate.closable)
-            # One step beyond: the cheapest price at which no more edges are open than wanted.
-            price = _price(lambda price: sum(layer.open_at(price) for layer in closable) <= wanted)
-            price *= 1 + 1e-6
-            return _apply(model, batches, closable, price)
-        assert target.kl is not None
-        return _search(model, batches, closable, target.kl, lambda done: on_progress(len(batches) + done, steps))
+        yield
     finally:
         model.train(training)
-
-
-def _search(
-    model: nn.Module,
-    batches: Sequence[Batch],
-    layers: "list[_LayerSensitivity]",
-    target: float,
-    on_progress: Callable[[int], None],
-) -> Calibrated:
-    """The most expensive price whose *measured* KL stays within the target. The estimate leads, its error (what
-    closing all heads at once does beyond the sum over heads) is corrected by measuring a few times."""
-    tokens = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
-    predicted, best = target, (0.0, 0.0)  # (price, measured KL); price 0 closes nothing that costs anything
-    for done in range(1, _MEASUREMENTS):
-        price = _price(lambda price: sum(layer.kl_at(price) for layer in layers) / tokens > predicted)  # noqa: B023
-        kl = _apply(model, batches, layers, price).kl
-        on_progress(done)
-        if best[1] < kl <= target:
-            best = price, kl
-        if 0.93 * target <= kl <= target:
-            break
-        # Aim a little below the target: only KL within it counts.
-        predicted *= min(max(0.97 * target / max(kl, 1e-12), 0.1), 10.0)
-    result = _apply(model, batches, layers, best[0])
-    on_progress(_MEASUREMENTS)
-    return result
 
 
 def _price(is_high: Callable[[float], bool]) -> float:
@@ -132,12 +170,6 @@ def _price(is_high: Callable[[float], bool]) -> float:
         middle = (low + high) / 2
         low, high = (low, middle) if is_high(math.exp(middle)) else (middle, high)
     return math.exp(low)
-
-
-def _apply(model: nn.Module, batches: Sequence[Batch], layers: "list[_LayerSensitivity]", price: float) -> Calibrated:
-    for layer in layers:
-        layer.apply_price(price)
-    return _measure(model, batches)
 
 
 class _LayerSensitivity:

@@ -30,7 +30,7 @@ from transformers import PreTrainedModel
 from lit_sparse.adapters import LoraConfig, add_lora
 from lit_sparse.attention import Backend, EdgeCounts, GateConfig, edge_counts, gates_of, sparsify
 from lit_sparse.attention.bridge import separates_documents_only_when_gated
-from lit_sparse.calibration import Calibration, calibrate
+from lit_sparse.calibration import Calibration, Sensitivity
 from lit_sparse.callbacks.progress import progress_bar
 from lit_sparse.errors import NonFiniteLossError
 from lit_sparse.evaluation import Evaluation, EvaluationMetric
@@ -239,19 +239,27 @@ class SparseAttentionModule(LightningModule):
         if self._resumed or self.trainer.datamodule is None:
             return
         data, dry = self.trainer.datamodule, bool(self.trainer.fast_dev_run)
+        few = slice(1) if dry else slice(None)
+        held_out = list(data.val_dataloader())[few]
         with self.trainer.precision_plugin.forward_context():
+            sensitivity = None
             if self.calibration is not None:
-                self._calibrate(data.calibration_batches()[: 1 if dry else None])
-            held_out = list(data.val_dataloader())[: 1 if dry else None]
+                sensitivity = self._sensitivity(data.calibration_batches()[few])
+                self._calibrate(sensitivity, self.calibration, "calibrated start")
             self.start = self.evaluate(held_out, "base and start")
+            if sensitivity is not None and self.calibration.train_from_kl is not None:
+                self._calibrate(sensitivity, Calibration(kl=self.calibration.train_from_kl), "training starts from")
         self.constraint.prepare(self.start.base_ce)
 
-    def _calibrate(self, batches: Sequence[Batch]) -> None:
-        assert self.model is not None and self.calibration is not None
-        batches = [self._to_device(batch) for batch in batches]
+    def _sensitivity(self, batches: Sequence[Batch]) -> Sensitivity:
+        assert self.model is not None
+        with progress_bar("what each edge costs") as advance:
+            return Sensitivity(self.model, [self._to_device(batch) for batch in batches], advance)
+
+    def _calibrate(self, sensitivity: Sensitivity, target: Calibration, label: str) -> None:
         with progress_bar("calibrating gates") as advance:
-            reached = calibrate(self.model, batches, self.calibration, on_progress=advance)
-        self.print(f"calibrated start: {reached.edge_fraction:.1%} of edges at KL {reached.kl:.4f} on training text")
+            reached = sensitivity.apply(target, advance)
+        self.print(f"{label}: {reached.edge_fraction:.1%} of edges at KL {reached.kl:.4f} on training text")
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], description: str = "evaluating") -> Evaluation:

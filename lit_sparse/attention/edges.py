@@ -47,15 +47,18 @@ def attention_pattern(model: nn.Module, input_ids: Int[Tensor, "1 query"]) -> At
         weights = torch.exp(logits - log_normaliser) * allowed
         seen.append((weights[0].float().cpu(), ((gate_logits > 0) & allowed)[0].cpu()))
 
-    was_training = model.training
+    in_training = [module for module in model.modules() if module.training]
     with ExitStack() as stack:
         for module in modules:
             # Only the reference operator calls the gate as a module, where a hook can see pairs.
             stack.callback(setattr, module, "edge_backend", module.edge_backend)
             module.edge_backend = Backend.REFERENCE
             stack.callback(module.edge_gate.register_forward_hook(read).remove)
-        stack.callback(model.train, was_training)
         model.eval()
-        model(input_ids=input_ids, use_cache=False)
+        try:
+            model(input_ids=input_ids, use_cache=False)
+        finally:
+            for module in in_training:
+                module.training = True
     weights, is_open = zip(*seen, strict=True)
     return AttentionPattern(torch.stack(weights), torch.stack(is_open))

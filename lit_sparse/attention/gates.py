@@ -49,8 +49,8 @@ class GateConfig:
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold < 1.0:
             raise ValueError(f"gate threshold is an attention probability in (0, 1), got {self.threshold}")
-        if not self.sharpness > 0.0:
-            raise ValueError(f"gate sharpness must be positive, got {self.sharpness}")
+        if not 0.0 < self.sharpness < math.inf:
+            raise ValueError(f"gate sharpness must be positive and finite, got {self.sharpness}")
         if not math.isfinite(self.bias):
             raise ValueError(f"gate bias must be finite, got {self.bias}")
         if self.normalisation not in ("all", "open"):
@@ -128,10 +128,11 @@ class Gate(nn.Module):
 
     def _apply(self, fn, recurse=True):
         # A cutoff near -7 has a spacing of 0.03 in bfloat16, more than a training step: stay in float32.
+        before = [parameter.detach() for parameter in self.parameters(recurse=False)]
         super()._apply(fn, recurse)
-        for parameter in self.parameters(recurse=False):
+        for parameter, exact in zip(self.parameters(recurse=False), before, strict=True):
             if parameter.dtype in (torch.bfloat16, torch.float16):
-                parameter.data = parameter.data.float()
+                parameter.data = exact.to(parameter.device, torch.float32)
         return self
 
     def extra_repr(self) -> str:

@@ -1,0 +1,65 @@
+"""Trains the addition toy of configs/addition.yaml with overrides and returns what was logged. Shared by the toy's
+benchmarks."""
+
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_sparse.cli import SparseCLI, main
+
+CONFIG = "configs/addition.yaml"
+RESULTS = Path(__file__).parent / "results"
+
+
+class History(Callback):
+    """Train and validation metrics as rows of plain numbers."""
+
+    def __init__(self, every: int):
+        self.every = every
+        self.rows: list[dict[str, float]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, outputs: Any, batch: Any, index: int):
+        if trainer.global_step % self.every == 0:
+            self._add(trainer, "train/")
+
+    def on_validation_end(self, trainer: Trainer, module: LightningModule) -> None:
+        self._add(trainer, "val/")
+
+    def _add(self, trainer: Trainer, prefix: str) -> None:
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+        self.rows.append({"step": trainer.global_step, **metrics})
+
+
+def train_toy(overrides: Sequence[str], *, seed: int, steps: int, every: int = 50) -> list[dict[str, float]]:
+    """One run of `steps` steps; `overrides` are command-line options such as --model.init_args.gate_lr=0.1."""
+    if not Path("runs/addition_dense/model/config.json").is_file():
+        main(["fit", "--config", "configs/addition_dense.yaml", "--on_existing", "resume"])
+    options = [f"--model.init_args.seed={seed}", f"--data.init_args.seed={seed}", f"--seed_everything={seed}"]
+    cli = SparseCLI(["--config", CONFIG, *options, *overrides], run=False)
+    history = History(every)
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        val_check_interval=every,
+        check_val_every_n_epoch=None,
+        gradient_clip_val=cli.trainer.gradient_clip_val,
+        callbacks=[history],
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(cli.model, datamodule=cli.datamodule)
+    return history.rows
+
+
+def machine() -> str:
+    """What the numbers were measured on."""
+    return f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}, {platform.platform()}"
