@@ -155,12 +155,13 @@ class Sensitivity:
 
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
+    in_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module in in_training:
+            module.training = True
 
 
 def _price(is_high: Callable[[float], bool]) -> float:

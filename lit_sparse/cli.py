@@ -7,10 +7,12 @@ A config file has the keys of LightningCLI (`model`, `data`, `trainer`, `seed_ev
     prerequisite    a config that is run first where the base model's folder does not exist yet
 """
 
+import atexit
 import logging
 import os
 import shutil
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -20,6 +22,9 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from transformers.utils import logging as transformers_logging
 
 from lit_sparse.callbacks import (
     AtomicCheckpointIO,
@@ -35,16 +40,24 @@ from lit_sparse.history import LOGS
 from lit_sparse.module import SparseAttentionModule
 
 
+ANYWHERE = [
+    f"--trainer.{key}" for key in ("accelerator=cpu", "strategy=auto", "devices=1", "num_nodes=1", "precision=null")
+]
+"""Overrides for commands that build a run's objects without training, perhaps on a machine unlike the run's."""
+
+
 class SaveRunConfig(SaveConfigCallback):
     """Writes the resolved configuration to `run_dir/config.yaml`, which `export` reads."""
 
+    NAME = "config.yaml"
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if not self.already_saved and trainer.is_global_zero:
+        if not self.already_saved and trainer.is_global_zero and stage == "fit":
             run_dir = Path(trainer.default_root_dir)
             run_dir.mkdir(parents=True, exist_ok=True)
-            self.parser.save(
-                self.config, run_dir / self.config_filename, skip_none=False, overwrite=True, multifile=False
-            )
+            config = self.config.clone()
+            config.pop("ckpt_path", None)  # where this start came from is nothing that another run should repeat
+            self.parser.save(config, run_dir / self.NAME, skip_none=False, overwrite=True, multifile=False)
         self.already_saved = True
 
 
@@ -107,6 +120,11 @@ class SparseCLI(LightningCLI):
         if self.run_dir.exists() and any(self.run_dir.iterdir()) and _rank() == 0:
             choice = config.on_existing
             if choice == "overwrite":
+                if not (self.run_dir / SaveRunConfig.NAME).is_file():
+                    raise ValueError(
+                        f"{self.run_dir} holds no run (it has no {SaveRunConfig.NAME}), so it is not deleted; choose "
+                        "another --run_dir, or remove it yourself"
+                    )
                 shutil.rmtree(self.run_dir)
             elif choice == "error" and not config.ckpt_path:
                 raise ValueError(
@@ -146,16 +164,19 @@ class SparseCLI(LightningCLI):
         """The report of the run; a dense run writes its model folder instead."""
         from rich.console import Console
 
-        if self.is_dry_run or not self.trainer.is_global_zero:
+        if self.is_dry_run:
             return
-        console = Console()
         if not isinstance(self.model, SparseAttentionModule):
-            self.model.finish(self.trainer, self.run_dir)  # type: ignore[operator]
+            if self.trainer.is_global_zero:
+                self.model.finish(self.trainer, self.run_dir)  # type: ignore[operator]
             return
         from lit_sparse.finish import finish_run
         from lit_sparse.report import summary_table
 
         summary = finish_run(self.trainer, self.model, self.run_dir)
+        if summary is None:
+            return
+        console = Console()
         console.print(summary_table(summary))
         console.print(f"report: {self.run_dir / 'report.html'}   model: {self.run_dir / 'model'}", highlight=False)
 
@@ -169,7 +190,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(128 + stop.number)
-    except (ValueError, NonFiniteLossError, CheckpointError) as error:
+    except (ValueError, MisconfigurationException, NonFiniteLossError, CheckpointError) as error:
         if os.environ.get("LIT_SPARSE_TRACEBACK"):
             traceback.print_exc()
         print(f"error: {error}\n(set LIT_SPARSE_TRACEBACK=1 to see where it came from)", file=sys.stderr)
@@ -180,7 +201,7 @@ def _dispatch(args: list[str]) -> None:
     if args[:1] == ["info"]:
         from lit_sparse.info import print_info
 
-        print_info(SparseCLI(args[1:], run=False))
+        print_info(SparseCLI([*args[1:], *ANYWHERE], run=False))
     elif args[:1] == ["export"]:
         from lit_sparse.export_command import export_command
 
@@ -206,7 +227,11 @@ def _make_prerequisite(config: Any, dry: bool) -> None:
         raise ValueError(f"prerequisite: no config file at {config.prerequisite}")
     print(f"{folder} does not exist yet: making it with {config.prerequisite}")
     extra = ["--trainer.fast_dev_run", "3"] if dry else ["--on_existing", "resume"]
-    SparseCLI(["fit", "--config", config.prerequisite, *extra])
+    made = SparseCLI(["fit", "--config", config.prerequisite, *extra])
+    if dry:  # nothing was written, so the model that learned for three steps serves from a folder that goes away
+        config.model.init_args.model = tempfile.mkdtemp(prefix="lit_sparse-dry-run-")
+        atexit.register(shutil.rmtree, config.model.init_args.model, ignore_errors=True)
+        made.model.model.save_pretrained(config.model.init_args.model)
 
 
 def _rank() -> int:
@@ -217,5 +242,13 @@ def _quiet() -> None:
     """Silences libraries' notes that a user can do nothing about."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    for message in (".*does not have many workers.*", ".*litlogger.*", ".*`isinstance\\(treespec, LeafSpec\\)`.*"):
+    transformers_logging.disable_progress_bar()
+    for library in ("lightning.pytorch", "lightning.fabric"):  # tips, and what hardware was found
+        logging.getLogger(library).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)`.*",
+        ".*LightningCLI's args parameter.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+    ):
         warnings.filterwarnings("ignore", message=message)

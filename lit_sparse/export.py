@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -91,11 +92,11 @@ def load_sparse(
     model = sparsify(
         model, GateConfig.of(description["gate"]), backend=backend, layers=lambda layer: layer not in kept_dense
     )
-    tensors = load_file(folder / GATES_FILE)
     try:
+        tensors = load_file(folder / GATES_FILE)
         for layer, gate in enumerate(gates_of(model)):
             gate.load_state_dict({name: tensors.pop(f"{layer}.{name}") for name in gate.state_dict()})
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"the gates in {folder} do not fit its model: {error}") from error
     if tensors:
         raise ValueError(f"the gates in {folder} do not fit its model: {len(tensors)} tensors are left over")

@@ -17,7 +17,7 @@ def export_command(args: Sequence[str]) -> None:
         ValueError: no such checkpoint or config, a checkpoint of another model, or an output folder in use.
     """
     from lit_sparse.callbacks import AtomicCheckpointIO
-    from lit_sparse.cli import SparseCLI
+    from lit_sparse.cli import ANYWHERE, SparseCLI
 
     parser = ArgumentParser(prog="main.py export", description=__doc__)
     parser.add_argument("--ckpt", type=str, required=True, help="a checkpoint that `fit` wrote")
@@ -32,7 +32,7 @@ def export_command(args: Sequence[str]) -> None:
     config = Path(parsed.config) if parsed.config else run_dir / "config.yaml"
     if not config.is_file():
         raise ValueError(f"no config at {config}; name the run's config with --config")
-    cli = SparseCLI(["--config", str(config)], run=False)
+    cli = SparseCLI(["--config", str(config), *ANYWHERE], run=False)
     module = cli.model
     if not isinstance(module, SparseAttentionModule):
         raise ValueError(f"{config} is not the config of a sparse run")

@@ -21,9 +21,10 @@ from lit_sparse.report.record import write_atomically
 EXAMPLE = "When Mary and John went to the store, John gave a drink to Mary because she was thirsty."
 
 
-def finish_run(trainer: Trainer, module: SparseAttentionModule, run_dir: Path) -> dict[str, Any]:
+def finish_run(trainer: Trainer, module: SparseAttentionModule, run_dir: Path) -> dict[str, Any] | None:
     """Writes summary.json, model/, plots/, report.html and the record they can be rebuilt from; returns the summary.
 
+    All ranks measure; the first one writes, and the others return None.
     Everything that is written replaces what an earlier end of the same run left.
     """
     started = time.perf_counter()
@@ -35,8 +36,11 @@ def finish_run(trainer: Trainer, module: SparseAttentionModule, run_dir: Path) -
         chosen_at = int(checkpoint["global_step"])
     else:
         chosen_at = trainer.global_step
+    module.to(trainer.strategy.root_device)  # Lightning moves it to the CPU when training ends
     with trainer.precision_plugin.forward_context():
         end = module.evaluate(data.test_dataloader(), "held-out evaluation")
+        if not trainer.is_global_zero:
+            return None
         example = attention_example(module, data)
     summary = summarise(trainer, module, end, chosen_at)
 

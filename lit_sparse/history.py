@@ -29,7 +29,7 @@ def merge_history(run_dir: Path) -> Path | None:
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns)
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(row | {"step": int(row["step"])} for row in rows)
     target = run_dir / "metrics.csv"
     write_atomically(target, text.getvalue().encode())
     return target

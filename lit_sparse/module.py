@@ -57,6 +57,8 @@ class SparseAttentionModule(LightningModule):
         gate: what the gates are like.
         calibration: the sparse start to search for before training; None starts from `gate` as it is.
         constraint: what must hold while edges are removed.
+        margin: lambda and model selection aim this far below the tolerance, as a share of the constraint's scale, so
+            that the constraint also holds on text they do not see.
         multiplier: how lambda follows the constraint.
         edges: what is minimised.
         optimizer: for weights and gates alike.
@@ -81,6 +83,7 @@ class SparseAttentionModule(LightningModule):
         gate: GateConfig | None = None,
         calibration: Calibration | None = None,
         constraint: Constraint | None = None,
+        margin: float = 0.0,
         multiplier: Multiplier | None = None,
         edges: EdgeObjective | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
@@ -98,12 +101,15 @@ class SparseAttentionModule(LightningModule):
         super().__init__()
         if train not in ("all", "attention", "none"):
             raise ValueError(f"train is 'all', 'attention' or 'none', got {train!r}")
+        if not 0 <= margin < 1:
+            raise ValueError(f"margin is a share in [0, 1), got {margin}")
         if gate_lr < 0 or distillation < 0:
             raise ValueError("gate_lr and distillation must not be negative")
         self.base_name = model
         self.gate_config = GateConfig.of(gate)
         self.calibration = calibration
         self.constraint = constraint or KL(tolerance=0.1)
+        self.margin = margin
         self.multiplier = multiplier or Geco()
         self.edges = edges or LogEdgeFraction()
         self.make_optimizer = optimizer
@@ -235,6 +241,7 @@ class SparseAttentionModule(LightningModule):
     def on_fit_start(self) -> None:
         """Moves the teacher, and on a fresh start calibrates the gates and measures where the run begins."""
         assert self.model is not None
+        self.train()  # models are loaded in evaluation mode, in which gates are not sampled
         self.teacher.to(self.device)
         if self._resumed or self.trainer.datamodule is None:
             return
@@ -264,6 +271,7 @@ class SparseAttentionModule(LightningModule):
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], description: str = "evaluating") -> Evaluation:
         """Deterministic gates on batches outside of Lightning's loops; with a progress bar."""
+        self.teacher.to(self.device)
         metric = EvaluationMetric().to(self.device)
         training = self.training
         self.eval()
@@ -333,14 +341,17 @@ class SparseAttentionModule(LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        self._update_multiplier()
+
+    def _update_multiplier(self) -> None:
         # Strategies differ in how often optimizer hooks fire; a step is over when global_step has moved.
-        if self.trainer.global_step == self._last_step:
+        if not self._window or self.trainer.global_step == self._last_step:
             return
         self._last_step = self.trainer.global_step
         total = torch.stack(self._window).double().sum(dim=0)
         self._window.clear()
         total = self.trainer.strategy.reduce(total, reduce_op="sum")
-        self.multiplier.update(self.constraint.violation(float(total[0] / total[1])))
+        self.multiplier.update(self.constraint.violation(float(total[0] / total[1])) + self.margin)
 
     # --- validation --------------------------------------------------------------------------------------------
 
@@ -352,9 +363,21 @@ class SparseAttentionModule(LightningModule):
         self.evaluation.reset()
         metrics = {f"val/{name}": value for name, value in result.metrics().items()}
         # What model selection minimises: the edges where the constraint holds, else more than any edge fraction.
-        violation = self.constraint.violation(result.constraint)
+        violation = self.constraint.violation(result.constraint) + self.margin
         metrics["val/score"] = result.edge_fraction if violation <= 0 else 1.0 + violation
         self.log_dict(metrics, rank_zero_only=True)
+
+    def on_validation_start(self) -> None:
+        self.teacher.to(self.device)  # as it is no submodule, and the command may be `validate` or `test`
+
+    on_test_start = on_validation_start
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._accumulate(self.evaluation, batch)
+
+    def on_test_epoch_end(self) -> None:
+        self.log_dict({f"test/{name}": value for name, value in self.evaluation.compute().metrics().items()})
+        self.evaluation.reset()
 
     def _accumulate(self, metric: EvaluationMetric, batch: Batch) -> None:
         logits, edges = self(batch)
@@ -366,6 +389,7 @@ class SparseAttentionModule(LightningModule):
     # --- checkpoints -------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._update_multiplier()  # callbacks that save at the end of a step come before the module's own hook
         start = self.start
         checkpoint["lit_sparse"] = {
             "model": self.base_name,

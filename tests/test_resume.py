@@ -7,7 +7,6 @@ import re
 import signal
 import time
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 
 import pytest
 import torch
@@ -123,15 +122,17 @@ def test_a_resumed_run_is_the_uninterrupted_one(make_config, recorded, tmp_path,
     assert 0 < first <= at + accumulation
     assert first <= max(before) + 1  # nothing is left out
     assert before == {number: whole[number] for number in before}
-    assert after == {number: note for number, note in whole.items() if number >= first}
+    for number, note in whole.items():
+        assert number < first or after[number] == note, number
+    assert after.keys() == {number for number in whole if number >= first}
     assert same(cut_end, end)
     assert merged_rows_match(history(tmp_path / "cut"), history(tmp_path / "whole"))
 
 
 def merged_rows_match(cut, whole):
-    """No step twice, none missing; validation at the step that a signal came in may come late or not at all."""
-    rows = [{row["step"]: row for row in rows if "train/loss" in row} for rows in (cut, whole)]
-    assert len(rows[0]) == len([row for row in cut if "train/loss" in row]) == STEPS
+    """No step twice, none missing, the same numbers; validations may be fewer where a run stopped."""
+    rows = [[row for row in rows if "train/loss" in row] for rows in (cut, whole)]
+    assert [row["step"] for row in rows[0]] == [str(step) for step in range(STEPS)]
     return rows[0] == rows[1]
 
 
@@ -161,7 +162,7 @@ def test_sigterm_ends_at_a_step_boundary_and_the_run_goes_on(make_config, record
     assert status == 0
     assert same(cut_end, end)
     steps = [int(row["step"]) for row in history(tmp_path / "cut") if "train/loss" in row]
-    assert all(a < b for a, b in pairwise(steps)) and len(steps) == 300
+    assert steps == list(range(300))
 
 
 def test_a_second_interrupt_stops_at_once(tmp_path):

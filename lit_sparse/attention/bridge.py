@@ -113,8 +113,8 @@ def sparsify(
     for call in calls:
         _refuse_unknown(model, call)
     gates = [build_gate(config, call.heads) for call in calls]
-    for built in gates:
-        resolve(backend, built, softcap=None, dropout=0.0)
+    for call, built in zip(calls, gates, strict=True):
+        resolve(backend, built, softcap=1.0 if "softcap" in call.keywords else None, dropout=0.0)
     for index, (call, built) in enumerate(zip(calls, gates, strict=True)):
         if not layers(index):
             built.keep_open()
@@ -175,6 +175,11 @@ def set_implementation(model: nn.Module, implementation: str) -> None:
 
 
 def _refuse_unknown(model: PreTrainedModel, call: AttentionCall) -> None:
+    if call.mask_is_additive:
+        raise ValueError(
+            f"{model.config.model_type} adds a bias to its attention logits through a mask that is not boolean, which "
+            "gated attention does not implement"
+        )
     unknown = [name for name in call.keywords if name not in _IGNORED | {"dropout", "scaling", "softcap"}]
     if "s_aux" in unknown:
         raise ValueError(

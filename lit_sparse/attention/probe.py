@@ -26,6 +26,7 @@ class AttentionCall:
     heads: int
     keywords: tuple[str, ...]  # of arguments that are not None
     mask_separates_documents: bool
+    mask_is_additive: bool
     device: torch.device
 
 
@@ -91,7 +92,8 @@ def _record(
     keywords = tuple(name for name, argument in kwargs.items() if argument is not None)
     separates = attention_mask is not None and attention_mask.device.type != "meta"
     separates = separates and not bool(attention_mask[0, 0, 2, 0])  # type: ignore[index]
-    _calls.append(AttentionCall(module, query.shape[1], keywords, separates, query.device))
+    additive = attention_mask is not None and attention_mask.dtype is not torch.bool
+    _calls.append(AttentionCall(module, query.shape[1], keywords, separates, additive, query.device))
     batch, heads, rows, _ = query.shape
     return value.new_zeros(batch, rows, heads, value.shape[-1]), None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_sparse.errors import CheckpointError
@@ -74,10 +75,35 @@ def checkpoint_callbacks(run_dir: Path) -> list[ModelCheckpoint]:
         save_weights_only=True,
         enable_version_counter=False,
     )
-    last = ModelCheckpoint(
+    last = StepBoundaryCheckpoint(
         dirpath=folder, filename=Path(LAST).stem, save_on_train_epoch_end=False, enable_version_counter=False
     )
     return [best, last]
+
+
+class StepBoundaryCheckpoint(ModelCheckpoint):
+    """Saves at whole optimizer steps: after a validation between two micro-batches of a step it waits for the step's
+    end, because accumulated gradients are not in a checkpoint."""
+
+    _waiting = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._waiting = _within_a_step(trainer)
+        if not self._waiting:
+            super().on_validation_end(trainer, pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        if self._waiting and not _within_a_step(trainer):
+            self._waiting = False
+            super().on_validation_end(trainer, pl_module)
+
+
+def _within_a_step(trainer: Trainer) -> bool:
+    micro_batches = trainer.fit_loop.batch_idx + 1
+    return micro_batches % trainer.accumulate_grad_batches != 0 and not trainer.is_last_batch
 
 
 def _tensor_bytes(value: Any) -> int:

@@ -26,6 +26,7 @@ class StopAtStepBoundary(Callback):
         self._received: int | None = None
         self._previous: dict[int, Any] = {}
         self._step = 0
+        self._ending: Interrupted | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
@@ -51,7 +52,11 @@ class StopAtStepBoundary(Callback):
             received = int(flag)
         if received:
             trainer.save_checkpoint(self.path)
-            raise Interrupted(received, trainer.global_step, self.path)
+            self._ending = Interrupted(received, trainer.global_step, self.path)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._ending is not None:  # by now the last step's metrics are in the logs
+            raise self._ending
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._restore()

@@ -17,7 +17,7 @@ SKIPPED_FOLDERS = frozenset(
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def python_prose(min_chars: int = 400) -> Iterator[str]:
+def python_prose(min_chars: int = 1500) -> Iterator[str]:
     """Documents of a few hundred to ten thousand characters, no two the same, in an order that never changes.
 
     First the topics of `help()` (`pydoc_data.topics`: the language reference), then, file by file, the

@@ -36,7 +36,8 @@ _OWN: dict[str, dict[str, object]] = {
 
 def _make_model(family: str, seed: int = 0, **keys: object) -> PreTrainedModel:
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(family, **(_SMALL | _OWN.get(family, {}) | keys))
+    keys = {name: key for name, key in (_SMALL | _OWN.get(family, {}) | keys).items() if key is not None}
+    config = AutoConfig.for_model(family, **keys)
     model = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

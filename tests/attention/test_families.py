@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from lit_sparse.adapters import LoraConfig, add_lora
-from lit_sparse.attention import attention_modules, attention_pattern, dense, desparsify, edge_counts, gates_of, sparsify
+from lit_sparse import desparsify, sparsify
+from lit_sparse.attention import attention_modules, attention_pattern, dense, edge_counts, gates_of
 from lit_sparse.export import export_sparse, load_sparse
 
 FAMILIES = [
@@ -69,7 +70,7 @@ def test_padding_does_not_leak(family, side, make_model, tokens):
     padded = logits(model, ids.masked_fill(~real, 0), attention_mask=mask, position_ids=positions)
     other = logits(model, ids.masked_fill(~real, 5), attention_mask=mask, position_ids=positions)
     counts = model(ids, attention_mask=mask, position_ids=positions, output_attentions=True, use_cache=False)
-    for row, length in enumerate(lengths):
+    for row in range(3):
         alone = ids[row : row + 1][real[row : row + 1]][None]
         torch.testing.assert_close(padded[row][real[row]], logits(model, alone)[0], **TOLERANCE)
         torch.testing.assert_close(padded[row][real[row]], other[row][real[row]], **TOLERANCE)
@@ -132,6 +133,26 @@ def test_cached_decoding_is_uncached(family, make_model, tokens):
     options = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     cached, uncached = (model.generate(ids, use_cache=use, **options) for use in (True, False))
     assert cached.shape == (2, 20) and torch.equal(cached, uncached)
+
+
+@every_family
+def test_generation_from_a_padded_batch(family, make_model, tokens):
+    model, ids = sparsify(make_model(family), CLOSING), tokens(2, 9, seed=6)
+    mask = torch.ones_like(ids)
+    mask[1, :4] = 0
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
+    together = model.generate(ids.masked_fill(mask == 0, 0), attention_mask=mask, **options)
+    for row, prompt in enumerate((ids[:1], ids[1:, 4:])):
+        alone = model.generate(prompt, attention_mask=torch.ones_like(prompt), **options)
+        assert torch.equal(together[row, 9:], alone[0, prompt.shape[1] :])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "gemma2"])
+def test_a_static_cache_changes_nothing(family, make_model, tokens):
+    model, ids = sparsify(make_model(family), CLOSING), tokens(2, 9, seed=7)
+    options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "disable_compile": True}
+    static = model.generate(ids, cache_implementation="static", **options)
+    assert torch.equal(static, model.generate(ids, **options))
 
 
 @every_family

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_sparse.attention import GATES, Backend, Gate, GateConfig, build_gate, fused, reference, register_gate
-from lit_sparse.attention.backend import resolve
+from lit_sparse.attention import Gate, GateConfig, build_gate, fused, reference
 
 THETA, KAPPA, BIAS = 0.08, 1.5, 0.3  # cutoffs that close roughly half of the edges below
 FAMILIES = ["logit", "probability"]
@@ -136,8 +135,9 @@ def formula_gradients(case: Case, uniform: Tensor | None) -> list[Tensor]:
     key, value = (x.repeat_interleave(2, dim=1) for x in (case.key, case.value))
     s = (case.scaling * query @ key.transpose(-1, -2)).masked_fill(~mask, -torch.inf)
     p = s.softmax(-1).nan_to_num(0.0)  # rows without a key
-    z = s + gate.bias.view(-1, 1, 1) if gate.family == "logit" else KAPPA * (p.log() - gate.log_threshold.view(-1, 1, 1))
-    z = z.detach().masked_fill(~mask, -torch.inf)
+    (parameter,) = (parameter.detach().view(-1, 1, 1) for parameter in gate.parameters())
+    z = s + parameter if gate.family == "logit" else KAPPA * (p.log() - parameter)
+    z = z.masked_fill(~mask, -torch.inf)
     e = z.sigmoid()
     gates = ((z > 0) if uniform is None else uniform < e).double()
     output = (gates * p) @ value
@@ -255,41 +255,3 @@ def test_bfloat16_inputs(family, sample):
     truth, *_ = exact.run(reference.gated_attention, sample=sample)
     output, *_ = case.run(fused.gated_attention, sample=sample)
     assert (output.double() - truth).abs().max() <= 1e-2 * truth.abs().max()
-
-
-@pytest.fixture
-def curved_family():
-    """A family that is not affine in the score, so that only the reference operator can serve it."""
-
-    @register_gate("test_curved")
-    class Curved(Gate):
-        def forward(self, logits, log_normaliser):
-            return (logits - log_normaliser).exp() - 0.1
-
-    yield "test_curved"
-    del GATES["test_curved"]
-
-
-CASES = [
-    ({"normalisation": "open"}, {}, "open edges"),
-    ({}, {"softcap": 30.0}, "soft-capped"),
-    ({}, {"dropout": 0.1}, "dropout"),
-    ({"family": "test_curved"}, {}, "overrides forward"),
-]
-
-
-@pytest.mark.parametrize(("config", "keys", "reason"), CASES, ids=[case[2] for case in CASES])
-def test_auto_falls_back_and_a_name_refuses_with_the_reason(config, keys, reason, curved_family):
-    gate = build_gate(GateConfig(**config), 4)
-    keys = {"softcap": None, "dropout": 0.0} | keys
-    assert resolve("auto", gate, **keys) is reference.gated_attention
-    assert resolve(Backend.REFERENCE, gate, **keys) is reference.gated_attention
-    with pytest.raises(ValueError, match=reason):
-        resolve("fused", gate, **keys)
-
-
-def test_auto_takes_the_fused_operator_where_it_can():
-    for family in FAMILIES:
-        gate = build_gate(GateConfig(family=family), 4)
-        assert resolve("auto", gate, softcap=None, dropout=0.0) is fused.gated_attention
-        assert resolve("fused", gate, softcap=None, dropout=0.0) is fused.gated_attention
