@@ -1,6 +1,6 @@
 """Gate families at the same constraint and budget on the addition toy: edge fraction over steps, three seeds.
 
-    python benchmarks/gate_families.py [--steps 2000] [--seeds 3]
+    python benchmarks/gate_families.py [--steps 1200] [--seeds 3]
 
 Writes results/gate_families.json and results/gate_families.png.
 """
@@ -14,15 +14,17 @@ from matplotlib.figure import Figure
 from toy import RESULTS, machine, train_toy
 
 FAMILIES = {
-    "probability": ["--model.init_args.gate.family=probability"],
-    "logit (the paper)": ["--model.init_args.gate.family=logit", "--model.init_args.gate.bias=4.0"],
+    "logit (the paper)": ["--model.init_args.gate.family=logit", "--model.init_args.gate.bias=2.0"],
+    "probability, kappa 2": ["--model.init_args.gate.family=probability", "--model.init_args.gate.sharpness=2"],
+    "probability, kappa 16": ["--model.init_args.gate.family=probability", "--model.init_args.gate.sharpness=16"],
 }
-COLOURS = {"probability": "#0072b2", "logit (the paper)": "#d55e00"}
+DECAY = "--model.init_args.scheduler.init_args.total_iters"
+COLOURS = dict(zip(FAMILIES, ("#d55e00", "#56b4e9", "#0072b2"), strict=True))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -30,7 +32,7 @@ def main() -> None:
     runs = []
     for family, overrides in FAMILIES.items():
         for seed in range(options.seeds):
-            rows = train_toy(overrides, seed=seed, steps=options.steps)
+            rows = train_toy([*overrides, f"{DECAY}={options.steps}"], seed=seed, steps=options.steps)
             held_out = [row for row in rows if "val/edge_fraction" in row]
             feasible = [row for row in held_out if row["val/score"] <= 1]
             best = min(feasible, key=lambda row: row["val/score"]) if feasible else None

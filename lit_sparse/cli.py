@@ -98,6 +98,9 @@ class SparseCLI(LightningCLI):
         skipped = {"model", "train_dataloaders", "val_dataloaders", "dataloaders", "datamodule", "weights_only"}
         return {"fit": skipped, "validate": skipped, "test": skipped}
 
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would load the whole checkpoint here to look for settings; a run's are in its config."""
+
     # --- before anything is built ------------------------------------------------------------------------------
 
     @property

@@ -420,8 +420,8 @@ class SparseAttentionModule(LightningModule):
 
     def _check_state(self, saved: dict[str, Tensor]) -> None:
         own = self.state_dict()
-        for name in own.keys() | saved.keys():
-            shapes = [tuple(state[name].shape) if name in state else None for state in (saved, own)]
+        for name in sorted(own.keys() | saved.keys()):
+            shapes = [tuple(state[name].shape) if name in state else "missing" for state in (saved, own)]
             if shapes[0] != shapes[1]:
                 raise ValueError(
                     f"this checkpoint belongs to another model: {name} is {shapes[0]} there and {shapes[1]} here"

@@ -167,11 +167,13 @@ class TestCheckpoints:
         torch.save(checkpoint, tmp_path / "shapes.ckpt")
         shutil.rmtree(tmp_path / "second", ignore_errors=True)
         message = refused("fit", "--config", config, "--ckpt_path", tmp_path / "shapes.ckpt")
-        says(message, "another model", "is None")
+        says(message, "another model", "missing there")
 
     def test_of_another_program(self, make_config, refused, tmp_path):
-        torch.save({"state_dict": {}, "global_step": 1}, tmp_path / "foreign.ckpt")
-        says(refused("fit", "--config", make_config(), "--ckpt_path", tmp_path / "foreign.ckpt"), "foreign.ckpt")
+        for number, foreign in enumerate(({"state_dict": {}, "global_step": 1}, torch.zeros(2))):
+            torch.save(foreign, tmp_path / "foreign.ckpt")
+            config = make_config(f"run{number}")
+            says(refused("fit", "--config", config, "--ckpt_path", tmp_path / "foreign.ckpt"), "foreign.ckpt", "Lightning")
 
     def test_that_does_not_exist_or_is_damaged(self, finished, make_config, refused, tmp_path):
         message = refused("fit", "--config", make_config("a"), "--ckpt_path", tmp_path / "no.ckpt")
@@ -234,7 +236,7 @@ class TestNoDiskSpace:
         usage = type(shutil.disk_usage(target.parent))(10**9, 10**9 - 5000, 5000)
         monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
         with pytest.raises(CheckpointError, match=r"no disk space .*needs about .*Free some space.*untouched"):
-            AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(1000)}, target)
+            AtomicCheckpointIO().save_checkpoint({"weights": [torch.zeros(1000), {"more": torch.zeros(1000)}]}, target)
         self.untouched(target)
 
     @pytest.mark.parametrize(

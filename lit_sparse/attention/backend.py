@@ -6,7 +6,7 @@ as a member of `Backend` with a line in `_operator` and a reason in `unsupported
 
 from collections.abc import Callable
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
@@ -27,6 +27,7 @@ class GatedAttention(NamedTuple):
     edges: Float[Tensor, "batch head 3"]
 
 
+@runtime_checkable  # so that beartype can check annotations in the tests
 class AttentionOperator(Protocol):
     def __call__(
         self,

@@ -41,7 +41,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
             os.replace(temporary, target)
         except (OSError, RuntimeError) as error:
-            full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             if full or "enforce fail" in str(error) or "write" in str(error):
                 raise CheckpointError(
                     f"could not write the checkpoint {target} ({error}); earlier checkpoints are untouched. Free "
@@ -58,9 +58,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not Path(path).is_file():
             raise ValueError(f"no checkpoint at {path}")
         try:
-            return torch.load(path, map_location=map_location or "cpu", weights_only=True)
+            checkpoint = torch.load(path, map_location=map_location or "cpu", weights_only=True)
         except Exception as error:
             raise ValueError(f"{path} is no readable checkpoint: {str(error).splitlines()[0]}") from error
+        if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
+            raise ValueError(f"{path} is no checkpoint of a run: it was not written by Lightning")
+        return checkpoint
 
 
 def checkpoint_callbacks(run_dir: Path) -> list[ModelCheckpoint]:

@@ -120,10 +120,15 @@ def test_only_transformers_models():
 
 @pytest.fixture
 def call(make_model):
-    """call(mask, **keywords): the registered function, as a layer of a sparsified model calls it."""
+    """call(mask, **keywords): the registered function, as a layer of a sparsified model calls it, on the last
+    `queries` of 5 tokens."""
     module = attention_modules(sparsify(make_model("llama")))[0]
     q, k, v = torch.randn(1, 4, 5, 8), torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8)
-    return lambda mask, **keywords: gated_attention_forward(module, q, k, v, mask, scaling=0.3, **keywords)
+
+    def run(mask, queries=5, **keywords):
+        return gated_attention_forward(module, q[:, :, -queries:], k, v, mask, scaling=0.3, **keywords)
+
+    return run
 
 
 def test_a_mask_that_may_carry_a_bias_is_refused(call):
@@ -132,8 +137,13 @@ def test_a_mask_that_may_carry_a_bias_is_refused(call):
     for mask in (bias, causal.long()):
         with pytest.raises(ValueError, match="boolean attention mask"):
             call(mask)
-    # No mask means causal, never all to all.
+
+
+def test_no_mask_means_causal(call):
+    causal = torch.ones(1, 1, 5, 5, dtype=torch.bool).tril()
     torch.testing.assert_close(call(None), call(causal), rtol=0, atol=0)
+    # Fewer queries than keys are the last ones, as in decoding with a cache.
+    torch.testing.assert_close(call(None, queries=2), call(causal[:, :, 3:], queries=2), rtol=0, atol=0)
 
 
 def test_an_unknown_keyword_is_refused_unless_none(call, make_model, tokens):
