@@ -24,6 +24,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from lit_sparse.attention.bridge import IMPLEMENTATION, attention_modules, dense, set_implementation
 from lit_sparse.attention.edges import edge_counts
+from lit_sparse.attention.gates import Gate
 from lit_sparse.attention.masks import allowed_edges, boolean_mask
 from lit_sparse.attention.reference import attention_logits
 from lit_sparse.objective.losses import IGNORED, token_losses
@@ -176,8 +177,8 @@ def _price(is_high: Callable[[float], bool]) -> float:
 class _LayerSensitivity:
     """Per head and cutoff level of one layer: the KL estimate and the edges left, summed over batches."""
 
-    def __init__(self, module: nn.Module):
-        self.gate = module.edge_gate
+    def __init__(self, module: Any):
+        self.gate: Gate = module.edge_gate
         self.cutoffs: Tensor | None = None  # (H, levels), ascending; the first closes nothing
 
     def add(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, softcap, gradient):
@@ -268,7 +269,13 @@ def _sensitivity_pass(model: nn.Module, batch: Batch, generator: torch.Generator
         parameter.requires_grad_(False)
     try:
         with torch.enable_grad():
-            embeds = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
+            embeds = (
+                model.get_input_embeddings()(  # type: ignore[operator]
+                    batch["input_ids"]
+                )
+                .detach()
+                .requires_grad_()
+            )
             logits = model(inputs_embeds=embeds, position_ids=batch["position_ids"], use_cache=False).logits
             logits = logits[batch["labels"] != IGNORED]
             with torch.no_grad():

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -64,7 +64,7 @@ class SaveRunConfig(SaveConfigCallback):
 class SparseCLI(LightningCLI):
     """LightningCLI with a run folder, the package's callbacks, and a report at the end of `fit`."""
 
-    def __init__(self, args: Sequence[str] | None = None, run: bool = True):
+    def __init__(self, args: list[str] | None = None, run: bool = True):
         super().__init__(
             model_class=LightningModule,
             datamodule_class=LightningDataModule,
@@ -140,7 +140,7 @@ class SparseCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand] if self.subcommand else self.config_init
         kwargs.setdefault("default_root_dir", str(self.run_dir))
-        extra = [SparsityProgressBar()] if config.trainer.enable_progress_bar is not False else []
+        extra: list[Callback] = [SparsityProgressBar()] if config.trainer.enable_progress_bar is not False else []
         if self.subcommand == "fit" and not self.is_dry_run:
             extra += [Throughput(), *checkpoint_callbacks(self.run_dir), StopAtStepBoundary(self.run_dir)]
             if config.trainer.logger in (None, True):

@@ -38,6 +38,17 @@ class EvaluationMetric(Metric):
 
     full_state_update = False
 
+    ce: Tensor
+    base_ce: Tensor
+    kl: Tensor
+    constraint: Tensor
+    tokens: Tensor
+    queries: Tensor
+    exact: Tensor
+    sequences: Tensor
+    opened: Tensor  # (L, H) from the first update on
+    allowed: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         for name in (

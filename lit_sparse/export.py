@@ -59,7 +59,7 @@ def export_sparse(
         for name, tensor in gate.state_dict().items()
     }
     save_file(tensors, folder / GATES_FILE)
-    description = {
+    description: dict[str, Any] = {
         "format": _FORMAT,
         "gate": asdict(gates[0].config),
         "dense_layers": [layer for layer, gate in enumerate(gates) if not gate.closable],
@@ -138,4 +138,4 @@ def _without_adapters(model: nn.Module) -> PreTrainedModel:
         return model  # type: ignore[return-value]
     import copy
 
-    return copy.deepcopy(model).merge_and_unload()
+    return copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]

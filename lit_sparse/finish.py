@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Trainer
 from transformers import PreTrainedTokenizerBase
 
 from lit_sparse.attention import attention_pattern, desparsify, sparsify
@@ -28,7 +28,8 @@ def finish_run(trainer: Trainer, module: SparseAttentionModule, run_dir: Path) -
     Everything that is written replaces what an earlier end of the same run left.
     """
     started = time.perf_counter()
-    data = trainer.datamodule
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    assert module.model is not None
     best = run_dir / "checkpoints" / BEST
     if best.is_file():
         checkpoint = torch.load(best, map_location="cpu", weights_only=True)
@@ -100,17 +101,18 @@ def summarise(trainer: Trainer, module: SparseAttentionModule, end: Evaluation, 
     return summary
 
 
-def attention_example(module: SparseAttentionModule, data: LightningDataModule) -> AttentionExample:
+def attention_example(module: SparseAttentionModule, data: Any) -> AttentionExample:
     """One sentence's attention in the base model and in the sparse one, all layers and heads."""
     tokenizer = _tokenizer(data)
     if tokenizer is not None:
         ids = tokenizer(EXAMPLE, return_tensors="pt").input_ids.to(module.device)
-        tokens = [tokenizer.decode([token]) for token in ids[0].tolist()]
+        tokens = [str(tokenizer.decode([token])) for token in ids[0].tolist()]
         title = "One sentence"
     else:
         ids = next(iter(data.test_dataloader()))["input_ids"][:1].to(module.device)
         tokens = [data.tokenizer.tokens[token] for token in ids[0].tolist()]
         title = "One held-out sequence"
+    assert module.model is not None
     after = attention_pattern(module.model, ids)
     teacher = module.teacher
     sparsify(teacher, module.gate_config)

@@ -12,6 +12,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -53,11 +54,12 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32, trust_remote_co
     """
     source = resolve_model(name)
     try:
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
         )
     except Exception as error:  # transformers, safetensors and the hub raise a dozen kinds of errors here
         raise ValueError(f"cannot load the base model {name!r}: {_first_line(error)}") from error
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"the weights of {name!r} are incomplete: {len(missing)} tensors are missing, the first is {missing[0]}"
@@ -105,7 +107,7 @@ def _converted(package: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=source.name)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=source.name)
         # The weights are dequantised by now; the marks of quantisation would forbid saving them.
         model.hf_quantizer = None
         for mark in ("is_quantized", "quantization_method"):

@@ -242,20 +242,20 @@ class SparseAttentionModule(LightningModule):
         """Moves the teacher, and on a fresh start calibrates the gates and measures where the run begins."""
         assert self.model is not None
         self.train()  # models are loaded in evaluation mode, in which gates are not sampled
-        self.teacher.to(self.device)
-        if self._resumed or self.trainer.datamodule is None:
+        self._place_teacher()
+        if self._resumed or self._datamodule() is None:
             return
-        data, dry = self.trainer.datamodule, bool(self.trainer.fast_dev_run)
-        few = slice(1) if dry else slice(None)
+        data = self._datamodule()
+        few = slice(1) if getattr(self.trainer, "fast_dev_run", False) else slice(None)
         held_out = list(data.val_dataloader())[few]
         with self.trainer.precision_plugin.forward_context():
-            sensitivity = None
-            if self.calibration is not None:
+            target = self.calibration
+            if target is not None:
                 sensitivity = self._sensitivity(data.calibration_batches()[few])
-                self._calibrate(sensitivity, self.calibration, "calibrated start")
+                self._calibrate(sensitivity, target, "calibrated start")
             self.start = self.evaluate(held_out, "base and start")
-            if sensitivity is not None and self.calibration.train_from_kl is not None:
-                self._calibrate(sensitivity, Calibration(kl=self.calibration.train_from_kl), "training starts from")
+            if target is not None and target.train_from_kl is not None:
+                self._calibrate(sensitivity, Calibration(kl=target.train_from_kl), "training starts from")
         self.constraint.prepare(self.start.base_ce)
 
     def _sensitivity(self, batches: Sequence[Batch]) -> Sensitivity:
@@ -271,7 +271,7 @@ class SparseAttentionModule(LightningModule):
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], description: str = "evaluating") -> Evaluation:
         """Deterministic gates on batches outside of Lightning's loops; with a progress bar."""
-        self.teacher.to(self.device)
+        self._place_teacher()
         metric = EvaluationMetric().to(self.device)
         training = self.training
         self.eval()
@@ -368,7 +368,7 @@ class SparseAttentionModule(LightningModule):
         self.log_dict(metrics, rank_zero_only=True)
 
     def on_validation_start(self) -> None:
-        self.teacher.to(self.device)  # as it is no submodule, and the command may be `validate` or `test`
+        self._place_teacher()  # the command may be `validate` or `test`
 
     on_test_start = on_validation_start
 
@@ -432,8 +432,11 @@ class SparseAttentionModule(LightningModule):
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
+    def _place_teacher(self) -> None:
+        self.teacher.to(self.device)  # type: ignore[arg-type]  # no submodule, so Lightning does not move it
+
     def _datamodule(self) -> Any:
-        return None if self._trainer is None else self._trainer.datamodule
+        return getattr(self._trainer, "datamodule", None)
 
     def _precision(self) -> str:
         return "32-true" if self._trainer is None else str(self._trainer.precision)

@@ -47,7 +47,7 @@ _IGNORED = frozenset(
 
 
 def gated_attention_forward(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -118,10 +118,11 @@ def sparsify(
     for index, (call, built) in enumerate(zip(calls, gates, strict=True)):
         if not layers(index):
             built.keep_open()
-        call.module.edge_gate = built.to(call.device).train(call.module.training)
-        call.module.edge_backend = backend
-        call.module.edge_separates_documents = not call.mask_separates_documents
-        call.module.edge_dense_implementation = model.config._attn_implementation
+        module: Any = call.module
+        module.edge_gate = built.to(call.device).train(module.training)
+        module.edge_backend = backend
+        module.edge_separates_documents = not call.mask_separates_documents
+        module.edge_dense_implementation = model.config._attn_implementation
     model.set_attn_implementation(IMPLEMENTATION)
     return model
 
@@ -144,7 +145,7 @@ def desparsify(model: PreTrainedModel) -> PreTrainedModel:
 
 
 @contextmanager
-def dense(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+def dense(model: nn.Module) -> Iterator[nn.Module]:
     """Inside, the model attends densely, as the base model would with the present weights."""
     set_implementation(model, attention_modules(model)[0].edge_dense_implementation)
     try:
@@ -153,7 +154,7 @@ def dense(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
         set_implementation(model, IMPLEMENTATION)
 
 
-def attention_modules(model: nn.Module) -> list[nn.Module]:
+def attention_modules(model: nn.Module) -> list[Any]:
     """The attention modules that carry gates, in the order in which they run."""
     return [module for module in model.modules() if isinstance(getattr(module, "edge_gate", None), Gate)]
 
@@ -170,7 +171,7 @@ def separates_documents_only_when_gated(model: nn.Module) -> bool:
 
 def set_implementation(model: nn.Module, implementation: str) -> None:
     """Points a model (also one wrapped by peft) at a registered attention implementation."""
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     base.set_attn_implementation(implementation)
 
 

@@ -13,7 +13,9 @@ from tqdm import tqdm
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """A bar for work outside of Lightning's loops; call what it yields with (done, total)."""
-    with tqdm(desc=description, leave=False, dynamic_ncols=True, disable=rank_zero_only.rank != 0) as bar:
+    with tqdm(
+        desc=description, leave=False, dynamic_ncols=True, disable=getattr(rank_zero_only, "rank", 0) != 0
+    ) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total
