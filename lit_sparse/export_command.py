@@ -54,7 +54,7 @@ def _measured(run_dir: Path, checkpoint: dict[str, object], module: SparseAttent
             return measured
     return {
         "model": module.base_name,
-        "constraint_kind": module.constraint.name,
+        "constraint": module.constraint.name,
         "tolerance": module.constraint.tolerance,
         "steps": int(checkpoint["global_step"]),  # type: ignore[call-overload]
         "tokens": module.tokens_seen,

@@ -15,7 +15,7 @@ from lit_sparse.cli import main
 REPOSITORY = Path(__file__).parent.parent
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 SUMMARY = {
-    "base_ce", "ce", "kl", "edge_fraction_start", "edge_fraction", "edges_per_query", "constraint", "constraint_kind",
+    "base_ce", "ce", "kl", "edge_fraction_start", "edge_fraction", "edges_per_query", "constraint", "constraint_value",
     "tolerance", "satisfied", "steps", "chosen_step", "tokens", "seconds", "model", "lambda", "gate",
 }  # fmt: skip
 
@@ -77,7 +77,7 @@ def test_fit_leaves_a_complete_run_folder(finished):
     assert SUMMARY <= summary.keys()
     assert summary["steps"] == 6 and summary["chosen_step"] in (3, 6)
     assert 0 < summary["edge_fraction"] <= summary["edge_fraction_start"] <= 1
-    assert summary["constraint"] == summary["kl"] and summary["tolerance"] == 0.05
+    assert summary["constraint_value"] == summary["kl"] and summary["tolerance"] == 0.05
     assert summary["satisfied"] == (summary["constraint"] <= summary["tolerance"])
     assert summary["tokens"] == 6 * (4 * 16 if "exact_match" not in summary else 8 * 6)
     for name in ("config.yaml", "metrics.csv", "report.html", "checkpoints/best.ckpt", "checkpoints/last.ckpt"):

@@ -16,7 +16,7 @@ from lit_sparse.models import load_model
 
 MEASURED = {
     "model": "somebody/base", "edge_fraction": 0.0371, "edge_fraction_start": 0.341, "edges_per_query": 4.77,
-    "ce": 2.8841, "base_ce": 2.8612, "kl": 0.0978, "constraint_kind": "kl", "tolerance": 0.1, "satisfied": True,
+    "ce": 2.8841, "base_ce": 2.8612, "kl": 0.0978, "constraint": "kl", "tolerance": 0.1, "satisfied": True,
     "steps": 60, "tokens": 82000, "seconds": 723.4,
 }  # fmt: skip
 

@@ -85,17 +85,14 @@ def ce_change(summary: Mapping[str, object]) -> float | None:
 
 
 def constraint_kind(summary: Mapping[str, object]) -> str | None:
-    """The constraint's name (`kl`, `paired`, `absolute`): `constraint_kind`, or a textual `constraint`."""
-    for key in ("constraint_kind", "constraint"):
-        if isinstance(kind := summary.get(key), str):
-            return kind
-    return None
+    """The constraint's name: `kl`, `paired` or `absolute`."""
+    kind = summary.get("constraint")
+    return kind if isinstance(kind, str) else None
 
 
 def constraint_value(summary: Mapping[str, object]) -> float | None:
-    """The constraint's held-out value, from a numeric `constraint` or `constraint_value`."""
-    value = number(summary.get("constraint"))
-    return number(summary.get("constraint_value")) if value is None else value
+    """The constraint's held-out value."""
+    return number(summary.get("constraint_value"))
 
 
 def satisfied_text(summary: Mapping[str, object]) -> str:

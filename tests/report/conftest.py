@@ -60,8 +60,8 @@ def _make_record(
                 }
             )
     summary: dict[str, object] = {
-        "model": model, "base_ce": 2.861, "ce": 2.884, "kl": 0.0978, "constraint": 0.0978,
-        "constraint_kind": "kl", "tolerance": 0.1, "satisfied": True, "edge_fraction_start": 0.341,
+        "model": model, "base_ce": 2.861, "ce": 2.884, "kl": 0.0978, "constraint_value": 0.0978,
+        "constraint": "kl", "tolerance": 0.1, "satisfied": True, "edge_fraction_start": 0.341,
         "edge_fraction": 0.0371, "edges_per_query": 4.77, "steps": steps, "tokens": 82_000, "seconds": 723.4,
     }  # fmt: skip
     words = [" The", " cat", " sat", " on", " the", " mat", "."] if tokens is None else tokens

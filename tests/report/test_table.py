@@ -50,7 +50,7 @@ def test_model_name_is_not_markup():
 def test_constraint_may_be_a_name_or_a_value():
     rows = dict(summary_rows({"constraint": "kl", "constraint_value": 0.2, "tolerance": 0.1}))
     assert rows["Constraint (kl)"] == "0.200 > 0.100 (tolerance)"
-    assert dict(summary_rows({"constraint": 0.2}))["Constraint"] == "0.200 (tolerance -)"
+    assert dict(summary_rows({"constraint_value": 0.2}))["Constraint"] == "0.200 (tolerance -)"
 
 
 def test_numbers_as_people_read_them():
