@@ -57,7 +57,7 @@ class SaveRunConfig(SaveConfigCallback):
             run_dir.mkdir(parents=True, exist_ok=True)
             config = self.config.clone()
             config.pop("ckpt_path", None)  # where this start came from is nothing that another run should repeat
-            self.parser.save(config, run_dir / self.NAME, skip_none=False, overwrite=True, multifile=False)
+            self.parser.save(config, run_dir / self.NAME, skip_unset=False, overwrite=True, multifile=False)
         self.already_saved = True
 
 

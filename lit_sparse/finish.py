@@ -105,7 +105,8 @@ def attention_example(module: SparseAttentionModule, data: Any) -> AttentionExam
     """One sentence's attention in the base model and in the sparse one, all layers and heads."""
     tokenizer = _tokenizer(data)
     if tokenizer is not None:
-        ids = tokenizer(EXAMPLE, return_tensors="pt").input_ids.to(module.device)
+        positions = getattr(module.teacher.config.get_text_config(), "max_position_embeddings", None)
+        ids = tokenizer(EXAMPLE, return_tensors="pt").input_ids[:, :positions].to(module.device)
         tokens = [str(tokenizer.decode([token])) for token in ids[0].tolist()]
         title = "One sentence"
     else:

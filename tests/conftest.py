@@ -127,7 +127,25 @@ def make_config(tmp_path, write_config) -> Callable[..., Path]:
 def text_files(tmp_path_factory) -> str:
     """A glob of 200 short documents in letters that the tiny tokenizer knows."""
     folder = tmp_path_factory.mktemp("text")
-    words = "the cat sat on a mat and then it ran off to see who had come in".split()
+    words = [
+        "the",
+        "cat",
+        "sat",
+        "on",
+        "a",
+        "mat",
+        "and",
+        "then",
+        "it",
+        "ran",
+        "off",
+        "to",
+        "see",
+        "who",
+        "had",
+        "come",
+        "in",
+    ]
     documents = (" ".join(words[(i * k + k * k) % len(words)] for k in range(1, 9)) for i in range(200))
     lines = (json.dumps({"text": f"{text} {i}."}) for i, text in enumerate(documents))
     (folder / "documents.jsonl").write_text("\n".join(lines))

@@ -167,13 +167,17 @@ class TestCheckpoints:
         torch.save(checkpoint, tmp_path / "shapes.ckpt")
         shutil.rmtree(tmp_path / "second", ignore_errors=True)
         message = refused("fit", "--config", config, "--ckpt_path", tmp_path / "shapes.ckpt")
-        says(message, "another model", "missing there")
+        says(message, "another model", "missing")
 
     def test_of_another_program(self, make_config, refused, tmp_path):
         for number, foreign in enumerate(({"state_dict": {}, "global_step": 1}, torch.zeros(2))):
             torch.save(foreign, tmp_path / "foreign.ckpt")
             config = make_config(f"run{number}")
-            says(refused("fit", "--config", config, "--ckpt_path", tmp_path / "foreign.ckpt"), "foreign.ckpt", "Lightning")
+            says(
+                refused("fit", "--config", config, "--ckpt_path", tmp_path / "foreign.ckpt"),
+                "foreign.ckpt",
+                "Lightning",
+            )
 
     def test_that_does_not_exist_or_is_damaged(self, finished, make_config, refused, tmp_path):
         message = refused("fit", "--config", make_config("a"), "--ckpt_path", tmp_path / "no.ckpt")

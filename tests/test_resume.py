@@ -138,7 +138,7 @@ def merged_rows_match(cut, whole):
 
 def test_sigterm_ends_at_a_step_boundary_and_the_run_goes_on(make_config, recorded, start_python, tmp_path):
     """The real thing: a process, a signal, the same command again."""
-    settings = {"trainer.max_steps": 300, "trainer.val_check_interval": 25, "trainer.accumulate_grad_batches": 2}
+    settings = {"trainer.max_steps": 150, "trainer.val_check_interval": 25, "trainer.accumulate_grad_batches": 2}
     _, end, _ = recorded(["fit", "--config", str(make_config("whole", settings))])
 
     command = ["main.py", "fit", "--config", str(make_config("cut", settings))]
@@ -154,7 +154,7 @@ def test_sigterm_ends_at_a_step_boundary_and_the_run_goes_on(make_config, record
     assert "Traceback" not in errors
     assert "SIGTERM" in errors and "--on_existing resume" in errors and str(last) in errors
     step = int(re.search(r"after step (\d+)", errors)[1])
-    assert 0 < step < 300
+    assert 0 < step < 150
     assert AtomicCheckpointIO().load_checkpoint(last)["global_step"] == step
     assert not list(last.parent.glob(".*"))  # nothing half-written is left
 
@@ -162,7 +162,7 @@ def test_sigterm_ends_at_a_step_boundary_and_the_run_goes_on(make_config, record
     assert status == 0
     assert same(cut_end, end)
     steps = [int(row["step"]) for row in history(tmp_path / "cut") if "train/loss" in row]
-    assert steps == list(range(300))
+    assert steps == list(range(150))
 
 
 def test_a_second_interrupt_stops_at_once(tmp_path):

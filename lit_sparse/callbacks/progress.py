@@ -27,6 +27,9 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
 class SparsityProgressBar(TQDMProgressBar):
     """CE, the constraint's slack, lambda, edge fraction and tokens per second, and nothing else."""
 
+    def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
+        tqdm.write(sep.join(map(str, args)), **kwargs)  # Lightning's drops what comes before the first bar
+
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         metrics = trainer.callback_metrics
         shown = {

@@ -57,9 +57,7 @@ def test_tau_below_the_base_says_what_to_do():
 
 
 @pytest.mark.parametrize("bad", [-0.1, 0.0, math.nan, math.inf])
-@pytest.mark.parametrize(
-    "make", [KL, Paired, lambda value: Absolute(tau=value), lambda value: Absolute(epsilon=value)]
-)
+@pytest.mark.parametrize("make", [KL, Paired, lambda value: Absolute(tau=value), lambda value: Absolute(epsilon=value)])
 def test_tolerances_are_positive_numbers(make, bad):
     with pytest.raises(ValueError, match="positive"):
         make(bad)
