@@ -23,7 +23,6 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-
 from transformers.utils import logging as transformers_logging
 
 from lit_sparse.callbacks import (
@@ -38,7 +37,6 @@ from lit_sparse.callbacks.sparsity import SparsityByHead
 from lit_sparse.errors import CheckpointError, Interrupted, NonFiniteLossError
 from lit_sparse.history import LOGS
 from lit_sparse.module import SparseAttentionModule
-
 
 ANYWHERE = [
     f"--trainer.{key}" for key in ("accelerator=cpu", "strategy=auto", "devices=1", "num_nodes=1", "precision=null")

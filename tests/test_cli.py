@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from lit_sparse import SparseAttentionModule, load_sparse
 from lit_sparse.callbacks import SparsityProgressBar
@@ -311,3 +312,13 @@ def test_the_terminal_shows_what_matters(make_config, start_python, tmp_path):
 def test_messages_before_the_first_bar_are_seen(capsys):
     SparsityProgressBar().print("calibrated start:", 0.5)
     assert "calibrated start: 0.5" in capsys.readouterr().out
+
+
+def test_a_model_with_few_learned_positions(make_config, text_files, character_tokenizer, tmp_path):
+    """GPT-2 has no position beyond its last; the report's sentence is longer than this model can read."""
+    config = GPT2Config(vocab_size=len(character_tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=20)
+    GPT2LMHeadModel(config).save_pretrained(tmp_path / "gpt2")
+    character_tokenizer.save_pretrained(tmp_path / "gpt2")
+    changes = {"model.init_args.model": str(tmp_path / "gpt2"), "data": text_data(text_files)}
+    main(["fit", "--config", str(make_config("run", changes)), "--trainer.max_steps", "3"])
+    assert (tmp_path / "run" / "report.html").is_file()
