@@ -1,6 +1,6 @@
 """Gate families at the same constraint and budget on the addition toy: edge fraction over steps, three seeds.
 
-    python benchmarks/gate_families.py [--steps 800] [--seeds 3]
+    python benchmarks/gate_families.py [--steps 600] [--seeds 3]
 
 Writes results/gate_families.json and results/gate_families.png.
 """
@@ -23,7 +23,7 @@ COLOURS = dict(zip(FAMILIES, ("#d55e00", "#0072b2"), strict=True))
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)

@@ -1,6 +1,6 @@
 """Trajectory of the Lagrange multiplier on the addition toy under each controller.
 
-    python benchmarks/multipliers.py [--steps 800]
+    python benchmarks/multipliers.py [--steps 600]
 
 Writes results/multipliers.json and results/multipliers.png. `unclipped` is what the controllers are guarded against:
 lambda multiplied by exp(rate * violation) with no clipping, no smoothing and no clamp.
@@ -38,7 +38,7 @@ CONTROLLERS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=800)
+    parser.add_argument("--steps", type=int, default=600)
     options = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
 

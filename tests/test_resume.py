@@ -91,7 +91,7 @@ CASES = {
     "second half of a step": (2, 100, 8, "signal"),
     "half a step at the end of an epoch": (2, 100, 4, "signal"),
     "validation at whole steps": (2, 2, 3, "crash"),
-    "validation between the halves of a step": (2, 3, 9, "crash"),
+    "validation between the halves of a step": (2, 3, 4, "crash"),
     "validation in the second epoch": (2, 4, 11, "crash"),
 }
 

@@ -81,7 +81,7 @@ def _headline(summary: Mapping[str, object], model: str) -> str:
     kind = fmt.constraint_kind(summary)
     name = fmt.CONSTRAINT_NAMES.get(kind, fmt.visible(kind)) if kind else "constraint"
     tiles = [
-        ("Edges kept", kept, f"{fmt.percent(summary.get('edge_fraction_start'))} when training began"),
+        ("Edges kept", kept, f"{fmt.percent(summary.get('edge_fraction_start'))} at the start"),
         ("Cross-entropy change", fmt.signed(fmt.ce_change(summary)),
          f"from {fmt.decimal(summary.get('base_ce'))} to {fmt.decimal(summary.get('ce'))} nats per token"),
         ("KL from the base model", fmt.decimal(summary.get("kl")), "nats per token, held-out text"),

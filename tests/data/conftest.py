@@ -29,9 +29,7 @@ def text_folder(tmp_path):
     folder = tmp_path / "text"
     folder.mkdir()
     words = ["alpha", "beta", "gamma", "delta"]
-    documents = [
-        " ".join(words[(i // 4**k) % 4] for k in range(12)) + f" {chr(97 + i % 26)}" for i in range(60)
-    ]
+    documents = [" ".join(words[(i // 4**k) % 4] for k in range(12)) + f" {chr(97 + i % 26)}" for i in range(60)]
     (folder / "many.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in documents) + "\n")
     for i in range(3):
         (folder / f"note{i}.txt").write_text("the of " * (5 + i))

@@ -32,9 +32,7 @@ def test_equals_the_slow_packing(length):
     expected = slow_pack(documents, EOS, length)
     assert len(packed) == len(expected) > 3
     batch = packed.batch(torch.arange(len(packed)))
-    for name, values in zip(
-        ("input_ids", "position_ids", "labels"), zip(*expected, strict=True), strict=True
-    ):
+    for name, values in zip(("input_ids", "position_ids", "labels"), zip(*expected, strict=True), strict=True):
         assert batch[name].dtype == torch.int64
         assert batch[name].tolist() == list(values)
 

@@ -20,9 +20,7 @@ def test_docstrings(tmp_path, monkeypatch):
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "c.py").write_text(f'"""{"Test. " * 20}"""\n')
     monkeypatch.setattr(prose.sysconfig, "get_path", lambda name: str(tmp_path))
-    found = [
-        text for text in prose.python_prose(min_chars=60) if text.startswith(("Module.", "First", "Test."))
-    ]
+    found = [text for text in prose.python_prose(min_chars=60) if text.startswith(("Module.", "First", "Test."))]
     assert found == [("Module. " * 10).strip(), "First line.\n\n    " + ("Indented. " * 10) + "\nLast."]
 
 

@@ -10,9 +10,7 @@ SIZE, BATCH = 23, 4  # 5 batches an epoch, 3 sequences left out
 def make_loader(num_workers=0, seed=1, size=SIZE):
     sampler = ResumableSampler(size, batch_size=BATCH, seed=seed)
     dataset = TensorDataset(torch.arange(size))
-    return ResumableLoader(
-        dataset, batch_size=BATCH, sampler=sampler, drop_last=True, num_workers=num_workers
-    )
+    return ResumableLoader(dataset, batch_size=BATCH, sampler=sampler, drop_last=True, num_workers=num_workers)
 
 
 def read(loader, count):

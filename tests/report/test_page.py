@@ -91,9 +91,7 @@ def test_hostile_text_is_escaped(hostile_record):
     scripts = re.findall(r"<script[^>]*>", html)
     assert scripts == ['<script type="application/json" id="attention-data">', "<script>"]
     assert html.count("</script>") == 2
-    assert "<img src=x" not in html and "<b>" not in html.replace("<b>Before</b>", "").replace(
-        "<b>After</b>", ""
-    )
+    assert "<img src=x" not in html and "<b>" not in html.replace("<b>Before</b>", "").replace("<b>After</b>", "")
     assert "&lt;/script&gt;" in html
 
 

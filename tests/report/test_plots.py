@@ -61,10 +61,7 @@ NAN = float("nan")
         ([{"step": 1.0, "train/ce": 2.0, "train/lambda": 0.0, "train/edge_fraction": 0.0}], {"base_ce": 2.0}),
         ([{"step": 1.0, "val/edge_fraction": 0.5, "val/base_ce": 2.0}], {"constraint": "paired"}),
         (
-            [
-                {"step": float(s), "train/ce": NAN if s % 3 else 1.0, "train/lambda": 10.0**-s}
-                for s in range(80)
-            ],
+            [{"step": float(s), "train/ce": NAN if s % 3 else 1.0, "train/lambda": 10.0**-s} for s in range(80)],
             {},
         ),
         ([{"step": 1e6, "train/lambda": 1e-8, "train/edge_fraction": 1.0, "train/constraint": np.inf}], {}),
@@ -103,9 +100,7 @@ def test_attention_of_odd_sentences(tokens, make_example, hostile):
 
 
 def test_attention_shows_the_heads_asked_for(make_example):
-    titles = [
-        axes.get_title(loc="left") for axes in attention_example(make_example(["a", "b"]), [(2, 1)]).axes
-    ]
+    titles = [axes.get_title(loc="left") for axes in attention_example(make_example(["a", "b"]), [(2, 1)]).axes]
     assert "Layer 2, head 1, after" in titles
     assert sum("head 1" in title for title in titles) == 2
 
