@@ -62,4 +62,4 @@ def train_toy(overrides: Sequence[str], *, seed: int, steps: int, every: int = 5
 
 def machine() -> str:
     """What the numbers were measured on."""
-    return f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}, {platform.platform()}"
+    return f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}, {platform.system()}"
