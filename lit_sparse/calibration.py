@@ -151,7 +151,7 @@ class Sensitivity:
     def _set(self, price: float) -> Calibrated:
         for layer in self.closable:
             layer.apply_price(price)
-        return _measure(self.model, self.batches)
+        return measure(self.model, self.batches)
 
 
 @contextmanager
@@ -288,7 +288,8 @@ def _sensitivity_pass(model: nn.Module, batch: Batch, generator: torch.Generator
 
 
 @torch.no_grad()
-def _measure(model: nn.Module, batches: Sequence[Batch]) -> Calibrated:
+def measure(model: nn.Module, batches: Sequence[Batch]) -> Calibrated:
+    """Edges and KL from the base model (the same weights, attending densely) with the cutoffs as they are."""
     kl = tokens = opened = allowed = 0.0
     for batch in batches:
         inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
