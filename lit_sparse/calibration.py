@@ -242,7 +242,7 @@ def _measuring(model: nn.Module) -> Iterator[list[_LayerSensitivity]]:
     layers = {id(module): _LayerSensitivity(module) for module in modules}
 
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, **kwargs: Any):
-        mask = allowed_edges(attention_mask, query.shape[2], key.shape[2], query.device)
+        mask = allowed_edges(attention_mask, query.shape[2], key.shape[2], query.device).dense()
         softcap, scaling = kwargs.get("softcap"), kwargs.get("scaling")
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         logits = attention_logits(query, key, scaling=scaling, softcap=softcap)

@@ -17,15 +17,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from lit_sparse.cache import cache_dir
+
 log = logging.getLogger(__name__)
 
 _PACKAGE = "package:"
 _FILES = (".safetensors", ".gguf", ".bin", ".ckpt", ".pt")  # not any suffix: Qwen2.5-0.5B is a model's name
-
-
-def cache_dir() -> Path:
-    """Where converted models and tokenised data are kept between runs."""
-    return Path(os.environ.get("LIT_SPARSE_CACHE", Path.home() / ".cache" / "lit_sparse"))
 
 
 def resolve_model(name: str) -> str:

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lit_sparse import desparsify, sparsify
-from lit_sparse.models import cache_dir, load_config, load_model, load_tokenizer, resolve_model
+from lit_sparse.cache import cache_dir
+from lit_sparse.models import load_config, load_model, load_tokenizer, resolve_model
 
 
 @pytest.fixture

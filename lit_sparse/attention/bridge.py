@@ -16,9 +16,10 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from lit_sparse.attention.backend import Backend, resolve
+from lit_sparse.attention.backend import Backend, Case, resolve
 from lit_sparse.attention.gates import Gate, GateConfig, build_gate
-from lit_sparse.attention.masks import allowed_edges, boolean_mask, same_document
+from lit_sparse.attention.masks import allowed_edges, mask_for_transformers
+from lit_sparse.attention.noise import draw_seeds
 from lit_sparse.attention.probe import AttentionCall, probe_attention
 
 IMPLEMENTATION = "lit_sparse"
@@ -70,19 +71,18 @@ def gated_attention_forward(
     mask = allowed_edges(attention_mask, rows, keys, query.device)
     positions = kwargs.get("position_ids")
     if module.edge_separates_documents and positions is not None and rows == keys > 1:
-        mask = mask & same_document(positions)
-    operator = resolve(module.edge_backend, gate, softcap=softcap, dropout=dropout)
+        mask = mask.within_documents(positions)
+    case = Case(gate, softcap, dropout, query.device, mask.holes is not None)
+    operator = resolve(module.edge_backend, case)
+    seeds = draw_seeds(query.shape[0], query.device) if gate.training else None
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     # Cached or autocast inputs may differ in dtype; values decide.
     query, key = query.to(value.dtype), key.to(value.dtype)
-    output, edges = operator(
-        query, key, value, mask, gate, scaling=scaling, softcap=softcap, dropout=dropout, sample=gate.training
-    )
-    return output, edges
+    return operator(query, key, value, mask, gate, scaling=scaling, softcap=softcap, dropout=dropout, seeds=seeds)
 
 
 AttentionInterface.register(IMPLEMENTATION, gated_attention_forward)
-AttentionMaskInterface.register(IMPLEMENTATION, boolean_mask)
+AttentionMaskInterface.register(IMPLEMENTATION, mask_for_transformers)
 
 
 def sparsify(
@@ -114,7 +114,7 @@ def sparsify(
         _refuse_unknown(model, call)
     gates = [build_gate(config, call.heads) for call in calls]
     for call, built in zip(calls, gates, strict=True):
-        resolve(backend, built, softcap=1.0 if "softcap" in call.keywords else None, dropout=0.0)
+        resolve(backend, Case(built, softcap=1.0 if "softcap" in call.keywords else None))
     for index, (call, built) in enumerate(zip(calls, gates, strict=True)):
         if not layers(index):
             built.keep_open()

@@ -6,11 +6,13 @@ Memory is O(T S) several times over, by design: each line is one equation.
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from lit_sparse.attention import noise
 from lit_sparse.attention.backend import GatedAttention, edge_counts
 from lit_sparse.attention.gates import Gate
+from lit_sparse.attention.masks import EdgeMask
 
 
 def attention_logits(
@@ -27,45 +29,41 @@ def attention_logits(
     return softcap * torch.tanh(logits / softcap) if softcap is not None else logits
 
 
-def logistic_noise(like: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Standard logistic noise from the default generator (so activation checkpointing replays it)."""
-    # Clamped away from 0 and 1, where the logit is infinite; float32 draws have a resolution of 2^-24.
-    uniform = torch.rand(like.shape, device=like.device, dtype=torch.float32).clamp(2**-25, 1 - 2**-24)
-    uniform = uniform.to(like.dtype)
-    return -torch.logit(uniform)  # an edge is open when its uniform draw is below sigmoid(z)
-
-
 def gated_attention(
     query: Float[Tensor, "batch head query dim"],
     key: Float[Tensor, "batch kv_head key dim"],
     value: Float[Tensor, "batch kv_head key value_dim"],
-    mask: Bool[Tensor, "#batch 1 query key"],
+    mask: EdgeMask,
     gate: Gate,
     *,
     scaling: float,
     softcap: float | None = None,
     dropout: float = 0.0,
-    sample: bool = False,
+    seeds: Int[Tensor, " batch"] | None = None,
 ) -> GatedAttention:
     """See `GatedAttention` for what is returned.
 
     Args:
-        mask: True where a query may see a key. A row without any key gives zero output and no edges.
-        sample: draw gates (training, straight-through gradient) instead of taking z > 0 (evaluation).
+        mask: the allowed edges. A row without any key gives zero output and no edges.
+        seeds: draw gates (training, straight-through gradient) instead of taking z > 0 (evaluation).
     """
     logits = attention_logits(query, key, scaling=scaling, softcap=softcap)
-    logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+    allowed = mask.dense()
+    logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
     log_normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
-    weights = torch.exp(logits - log_normaliser) * mask
+    weights = torch.exp(logits - log_normaliser) * allowed
 
     gate_logits = gate(logits, log_normaliser)
-    noisy = gate_logits + logistic_noise(gate_logits) if sample else gate_logits
-    is_open = (noisy > 0) & mask
+    noisy = gate_logits
+    if seeds is not None:
+        uniform = noise.uniform(seeds, query.shape[1], (0, query.shape[2]), (0, key.shape[2]))
+        noisy = gate_logits - torch.logit(uniform.to(gate_logits.dtype))
+    is_open = (noisy > 0) & allowed
     gates = is_open.to(weights.dtype)
-    if sample:
-        soft = torch.sigmoid(noisy) * mask
+    if seeds is not None:
+        soft = torch.sigmoid(noisy) * allowed
         gates = gates + (soft - soft.detach())  # straight-through: forward hard, backward the concrete's slope
-    expected = (torch.sigmoid(gate_logits) * mask).sum(dim=(-2, -1))
+    expected = (torch.sigmoid(gate_logits) * allowed).sum(dim=(-2, -1))
 
     weights = weights * gates
     if gate.config.normalisation == "open":

@@ -24,7 +24,6 @@ FORMAT = 1
 
 def cache_path(key: dict[str, object]) -> Path:
     """The file for blocks made from what `key` (plain JSON values) says."""
-    from lit_sparse.models import cache_dir
 
     digest = hashlib.sha256(json.dumps({"format": FORMAT, **key}, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "data" / f"{digest[:32]}.safetensors"

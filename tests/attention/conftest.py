@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from lit_sparse.attention import blockwise, native
+from lit_sparse.attention.backend import AttentionOperator, Backend, Case, resolve
+from lit_sparse.attention.gates import GateConfig, build_gate
+
 # Every spelling of "small" that a family may use; a configuration ignores the others'.
 _SMALL = {
     "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -60,3 +64,24 @@ def tokens() -> Callable[..., Tensor]:
         return torch.randint(3, 64, (batch, length), generator=torch.Generator().manual_seed(seed))
 
     return draw
+
+
+@pytest.fixture(params=["reference", "blockwise", "blockwise in C"])
+def operator(request, monkeypatch) -> AttentionOperator:
+    """Every implementation that a machine without a GPU has. In float64 the C kernels leave the work to torch's."""
+    return _make_operator(request.param, monkeypatch)
+
+
+@pytest.fixture(params=["blockwise", "blockwise in C"])
+def fast_operator(request, monkeypatch) -> AttentionOperator:
+    return _make_operator(request.param, monkeypatch)
+
+
+def _make_operator(name: str, monkeypatch) -> AttentionOperator:
+    if name == "blockwise in C":
+        if native.library() is None:
+            pytest.skip("no C compiler on this machine")
+    elif name == "blockwise":
+        monkeypatch.setattr(blockwise.native, "library", lambda: None)
+    backend = Backend(name.split()[0])
+    return resolve(backend, Case(build_gate(GateConfig(), 1)))

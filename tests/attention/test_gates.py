@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from lit_sparse import Gate, GateConfig, register_gate, sparsify
-from lit_sparse.attention import GATES, GateForm, build_gate, edge_counts, fused, gates_of, reference
+from lit_sparse.attention import GATES, GateForm, build_gate, edge_counts, gates_of, reference
+from lit_sparse.attention.masks import EdgeMask
+from lit_sparse.attention.noise import draw_seeds
 
+PLAIN = {"scaling": 1.0, "softcap": None, "dropout": 0.0, "seeds": None}
 FAMILIES = ["logit", "probability"]
-OPERATORS = pytest.mark.parametrize("operator", [reference, fused], ids=["reference", "fused"])
 
 
 @pytest.fixture
@@ -112,13 +114,13 @@ def draw_once(operator, family, seed, *, sample=True, batch=400, **config):
     mask = torch.ones(5, 5, dtype=torch.bool).tril()[None, None]
     gate = build_gate(GateConfig(family=family, threshold=0.15, bias=0.2, **config), 2)
     torch.manual_seed(seed)
-    _, edges = operator.gated_attention(q, k, v, mask, gate, scaling=1.0, sample=sample)
+    keys = {"scaling": 1.0, "softcap": None, "dropout": 0.0, "seeds": draw_seeds(batch, "cpu") if sample else None}
+    _, edges = operator(q, k, v, EdgeMask.causal(5, 5), gate, **keys)
     logits = reference.attention_logits(q[:1], k[:1], scaling=1.0, softcap=None).masked_fill(~mask, -torch.inf)
     probability = gate(logits, logits.logsumexp(-1, keepdim=True)).sigmoid().detach()
     return edges.detach(), probability
 
 
-@OPERATORS
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gates_open_as_often_as_their_probability_says(operator, family):
     edges, probability = draw_once(operator, family, seed=3)
@@ -130,14 +132,12 @@ def test_gates_open_as_often_as_their_probability_says(operator, family):
     assert edges[..., 1].unique().numel() > 4, "copies draw their own gates"
 
 
-@OPERATORS
 @pytest.mark.parametrize("family", FAMILIES)
 def test_draws_follow_the_default_generator(operator, family):
     first, again, other = (draw_once(operator, family, seed)[0] for seed in (3, 3, 4))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
-@OPERATORS
 @pytest.mark.parametrize("family", FAMILIES)
 def test_evaluation_opens_what_is_likelier_open_than_not(operator, family):
     edges, probability = draw_once(operator, family, seed=3, sample=False, batch=3)
@@ -145,7 +145,6 @@ def test_evaluation_opens_what_is_likelier_open_than_not(operator, family):
     assert torch.equal(edges, draw_once(operator, family, seed=4, sample=False, batch=3)[0])
 
 
-@OPERATORS
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_evaluated_edges_are_those_above_the_cutoff(operator, family):
     generator = torch.Generator().manual_seed(5)
@@ -156,7 +155,7 @@ def test_the_evaluated_edges_are_those_above_the_cutoff(operator, family):
     score = logits if family == "logit" else logits.log_softmax(-1)
     for cutoff in (-3.0, -1.0, 0.5):
         gate.set_cutoff(torch.tensor([cutoff, cutoff - 0.5], dtype=torch.float64))
-        _, edges = operator.gated_attention(q, k, v, mask, gate, scaling=1.0)
+        _, edges = operator(q, k, v, EdgeMask.causal(6, 6), gate, **PLAIN)
         expected = (score > torch.tensor([cutoff, cutoff - 0.5]).view(-1, 1, 1)).sum((0, 2, 3))
         assert edges[0, :, 1].tolist() == expected.tolist()
 
@@ -183,19 +182,16 @@ def test_a_kept_open_layer_stays_open_and_untrained(make_model, tokens):
     assert (counts.opened[1] < counts.allowed[1]).all()
 
 
-@OPERATORS
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_the_probability_family_ignores_a_rows_shift(operator, family):
     """A component c that all keys share adds q_i . c to the whole row of query i."""
     generator = torch.Generator().manual_seed(7)
     q, k, v = (torch.randn(2, 2, 9, 4, generator=generator, dtype=torch.float64) for _ in range(3))
-    mask = torch.ones(9, 9, dtype=torch.bool).tril()[None, None]
     gate = build_gate(GateConfig(family=family, threshold=0.1, bias=0.0), 2).double()
     shift = torch.randn(1, 2, 1, 4, generator=generator, dtype=torch.float64)
 
     def run(keys):
-        torch.manual_seed(0)
-        return operator.gated_attention(q, keys, v, mask, gate, scaling=1.0, sample=True)
+        return operator(q, keys, v, EdgeMask.causal(9, 9), gate, **PLAIN | {"seeds": torch.tensor([1, 2])})
 
     plain, shifted = run(k), run(k + shift)
     if family == "probability":

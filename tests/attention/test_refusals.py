@@ -53,7 +53,6 @@ def test_training_mode_survives_a_refusal(make_model):
         ({"family": "nothing"}, {}, "unknown gate family 'nothing'.*logit"),
         ({"threshhold": 0.1}, {}, "unknown gate key.*threshhold"),
         ({}, {"backend": "flash"}, "unknown attention backend 'flash'.*reference"),
-        ({"normalisation": "open"}, {"backend": "fused"}, "'fused' does not support normalisation over open edges"),
     ],
 )
 def test_a_wrong_argument_leaves_the_model_alone(gate, options, reason, make_model, tokens):
@@ -64,15 +63,6 @@ def test_a_wrong_argument_leaves_the_model_alone(gate, options, reason, make_mod
     assert fingerprint(model, ids) == before
 
 
-def test_a_backend_by_name_is_checked_against_the_family(make_model, tokens):
-    model, ids = make_model("gemma2"), tokens(1, 6)
-    before = fingerprint(model, ids)
-    with pytest.raises(ValueError, match="'fused' does not support soft-capped logits; use 'auto'"):
-        sparsify(model, backend="fused")
-    assert fingerprint(model, ids) == before
-    sparsify(model, backend="auto")(ids)
-
-
 def test_a_non_affine_family_runs_on_the_reference_only(make_model, tokens):
     @register_gate("test_minimum")
     class Minimum(Gate):
@@ -81,7 +71,7 @@ def test_a_non_affine_family_runs_on_the_reference_only(make_model, tokens):
 
     try:
         with pytest.raises(ValueError, match=r"test_minimum.*overrides forward"):
-            sparsify(make_model("llama"), {"family": "test_minimum"}, backend="fused")
+            sparsify(make_model("llama"), {"family": "test_minimum"}, backend="blockwise")
         model, ids = sparsify(make_model("llama"), {"family": "test_minimum"}), tokens(1, 9)
         pattern = attention_pattern(model, ids)
         assert torch.equal(pattern.is_open, pattern.weights.log() > -2)
@@ -90,8 +80,8 @@ def test_a_non_affine_family_runs_on_the_reference_only(make_model, tokens):
 
 
 def test_dropout_in_training_is_refused_by_a_named_backend(make_model, tokens):
-    model = sparsify(make_model("gpt2", attn_pdrop=0.1), backend="fused").train()
-    with pytest.raises(ValueError, match="'fused' does not support attention dropout"):
+    model = sparsify(make_model("gpt2", attn_pdrop=0.1), backend="blockwise").train()
+    with pytest.raises(ValueError, match="'blockwise' does not support attention dropout"):
         model(tokens(1, 4))
     model.eval()(tokens(1, 4))
 

@@ -1,0 +1,210 @@
+"""Gated attention a block of queries at a time, on any device: memory linear in the sequence length.
+
+A block is some queries of some heads against all keys that they may see, small enough for the cache; matrix products
+are PyTorch's, what lies between them is the row kernels' (`native`, in C, where it applies; else `row_kernels`). Query
+heads that share a key head lie side by side as rows of one matrix, so keys and values are never repeated:
+
+    folded   (B G, T H/G, D): row t H/G + i is query t of the group's i-th head
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lit_sparse.attention import native, row_kernels
+from lit_sparse.attention.masks import EdgeMask
+from lit_sparse.attention.operator import Formula, Forward, Gradients, accumulation_dtype
+
+_ROWS = 64  # rows of a matrix product; fewer run below the processor's speed
+_EDGES = 1 << 22  # edges of a block: 16 MB of scores, which a last-level cache holds
+_SPARSE = 0.3  # below this open fraction, reading only the open edges' values beats the dense product
+
+
+class Tile(NamedTuple):
+    """One block: which of the B G key heads, which queries, which keys."""
+
+    heads: slice
+    queries: slice
+    keys: slice
+
+
+class Problem(NamedTuple):
+    """All that row kernels need beside a block's scores. Row statistics are folded: (B G, T H/G). All contiguous."""
+
+    mask: EdgeMask
+    cutoff: Float[Tensor, " head"]
+    seeds: Int[Tensor, " batch"] | None
+    formula: Formula
+    batch: int
+    kv_heads: int
+    group: int
+    lse: Float[Tensor, "heads rows"]
+    mass: Float[Tensor, "heads rows"]
+
+
+class RowKernels(Protocol):
+    """What happens between the matrix products, in place on a block's scores (heads, rows, keys)."""
+
+    def forward(self, problem: Problem, tile: Tile, scores: Tensor, expected: Tensor, opened: Tensor) -> None:
+        """Scores q . k become gated weights; fills the tile's rows of lse, mass and the two edge counts."""
+
+    def backward(
+        self,
+        problem: Problem,
+        tile: Tile,
+        scores: Tensor,
+        gradients: Tensor,
+        delta: Tensor,
+        d_expected: Tensor,
+        gate_gradient: Tensor,
+    ) -> None:
+        """Scores become gated weights, `gradients` do . v become those of q . k; fills row sums of c."""
+
+
+def forward(
+    query: Float[Tensor, "batch head query dim"],
+    key: Float[Tensor, "batch kv_head key dim"],
+    value: Float[Tensor, "batch kv_head key value_dim"],
+    mask: EdgeMask,
+    cutoff: Float[Tensor, " head"],
+    seeds: Int[Tensor, " batch"] | None,
+    formula: Formula,
+) -> Forward:
+    batch, heads, rows, _ = query.shape
+    kv_heads, value_dim = key.shape[1], value.shape[-1]
+    group, exact = heads // kv_heads, accumulation_dtype(query.dtype)
+    kernels = _row_kernels(query.device, exact, mask)
+    q, k, v = _fold(query, kv_heads, exact), _flat(key, exact), None
+    lse = q.new_full(q.shape[:2], torch.inf)
+    mass = q.new_ones(q.shape[0], q.shape[1] if formula.renormalise else 0)
+    expected, opened = torch.zeros_like(lse), torch.zeros_like(lse)
+    output = q.new_zeros(*q.shape[:2], value_dim)
+    problem = _problem(mask, cutoff, seeds, formula, batch, kv_heads, group, lse, mass)
+    space: Tensor | None = None
+    for tile in _tiles(problem, rows):
+        folded = slice(tile.queries.start * group, tile.queries.stop * group)
+        scores, space = _scores(q[tile.heads, folded], k[tile.heads, tile.keys], space)
+        kernels.forward(problem, tile, scores, expected, opened)
+        few = float(opened[tile.heads, folded].sum()) < _SPARSE * scores.numel() if kernels is native else False
+        if few and native.open_values(scores, tile, value, output, folded):
+            continue
+        v = _flat(value, exact) if v is None else v
+        output[tile.heads, folded] = torch.bmm(scores, v[tile.heads, tile.keys])
+    edges = torch.stack([_unfold(x, batch, group).sum(-1) for x in (expected, opened)], dim=-1)
+    allowed = mask.allowed().sum(-1).to(exact).view(-1, 1, 1).expand(batch, heads, 1)
+    # (B, G, T, H/G, Dv) -> (B, T, H, Dv)
+    output = output.view(batch, kv_heads, rows, group, value_dim).permute(0, 2, 1, 3, 4)
+    output = output.reshape(batch, rows, heads, value_dim).to(value.dtype)
+    return Forward(
+        output, torch.cat([edges, allowed], dim=-1), _unfold(lse, batch, group), _unfold(mass, batch, group)
+    )
+
+
+def backward(
+    query: Float[Tensor, "batch head query dim"],
+    key: Float[Tensor, "batch kv_head key dim"],
+    value: Float[Tensor, "batch kv_head key value_dim"],
+    mask: EdgeMask,
+    cutoff: Float[Tensor, " head"],
+    seeds: Int[Tensor, " batch"] | None,
+    formula: Formula,
+    output: Float[Tensor, "batch query head value_dim"],
+    lse: Float[Tensor, "batch head query"],
+    mass: Float[Tensor, "batch head query"],
+    d_output: Float[Tensor, "batch query head value_dim"],
+    d_expected: Float[Tensor, "batch head"],
+) -> Gradients:
+    batch, heads, rows, dim = query.shape
+    kv_heads = key.shape[1]
+    group, exact = heads // kv_heads, accumulation_dtype(query.dtype)
+    kernels = _row_kernels(query.device, exact, mask)
+    q, k, v = _fold(query, kv_heads, exact), _flat(key, exact), _flat(value, exact)
+    do = _fold(d_output.transpose(1, 2), kv_heads, exact)
+    delta = _fold_rows(torch.linalg.vecdot(d_output.to(exact), output.to(exact)).transpose(1, 2), kv_heads)
+    d_query, d_key, d_value = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    gate_gradient = torch.zeros_like(delta)
+    lse, mass = _fold_rows(lse, kv_heads), _fold_rows(mass, kv_heads)
+    problem = _problem(mask, cutoff, seeds, formula, batch, kv_heads, group, lse, mass)
+    space: Tensor | None = None
+    more: Tensor | None = None
+    for tile in _tiles(problem, rows):
+        folded = slice(tile.queries.start * group, tile.queries.stop * group)
+        q_, do_, k_, v_ = q[tile.heads, folded], do[tile.heads, folded], k[tile.heads, tile.keys], v[tile.heads, tile.keys]
+        scores, space = _scores(q_, k_, space)
+        gradients, more = _scores(do_, v_, more)
+        kernels.backward(problem, tile, scores, gradients, delta, d_expected, gate_gradient)
+        d_value[tile.heads, tile.keys].baddbmm_(scores.transpose(1, 2), do_)
+        d_query[tile.heads, folded] = torch.bmm(gradients, k_)
+        d_key[tile.heads, tile.keys].baddbmm_(gradients.transpose(1, 2), q_)
+    d_cutoff = -_unfold(gate_gradient, batch, group).sum((0, 2))
+    d_query = d_query.view(batch, kv_heads, rows, group, dim).transpose(2, 3).reshape(query.shape)
+    return Gradients(
+        d_query.to(query.dtype),
+        d_key.view(key.shape).to(key.dtype),
+        d_value.view(value.shape).to(value.dtype),
+        d_cutoff.to(cutoff.dtype),
+    )
+
+
+def _problem(mask: EdgeMask, cutoff: Tensor, seeds: Tensor | None, formula: Formula, batch, kv_heads, group, lse, mass):
+    mask = EdgeMask(mask.start.contiguous(), mask.stop.contiguous(), mask.keys, mask.holes)
+    cutoff, seeds = cutoff.to(lse.dtype).contiguous(), None if seeds is None else seeds.contiguous()
+    return Problem(mask, cutoff, seeds, formula, batch, kv_heads, group, lse, mass)
+
+
+def _row_kernels(device: torch.device, exact: torch.dtype, mask: EdgeMask) -> RowKernels:
+    fits = device.type == "cpu" and exact is torch.float32 and mask.holes is None
+    return native if fits and native.library() is not None else row_kernels
+
+
+def _tiles(problem: Problem, rows: int) -> Iterator[Tile]:
+    """Blocks that together hold every allowed edge; blocks without any are left out."""
+    step = min(rows, max(1, _ROWS // problem.group))
+    last = -rows % step
+    # What each block of queries may see, of all samples, in one transfer from the device.
+    start = torch.nn.functional.pad(problem.mask.start, (0, last), value=problem.mask.keys)
+    stop = torch.nn.functional.pad(problem.mask.stop, (0, last), value=0)
+    empty = start >= stop
+    start = start.masked_fill(empty, problem.mask.keys).unflatten(1, (-1, step)).amin((0, 2))
+    stop = stop.masked_fill(empty, 0).unflatten(1, (-1, step)).amax((0, 2))
+    count = problem.batch * problem.kv_heads
+    for index, (first, past) in enumerate(torch.stack([start, stop], dim=-1).tolist()):
+        if first >= past:
+            continue
+        queries = slice(index * step, min((index + 1) * step, rows))
+        together = max(1, _EDGES // ((queries.stop - queries.start) * problem.group * (past - first)))
+        for head in range(0, count, together):
+            yield Tile(slice(head, min(head + together, count)), queries, slice(first, past))
+
+
+def _scores(left: Tensor, right: Tensor, space: Tensor | None) -> tuple[Tensor, Tensor]:
+    """left . right^T as a dense block in memory that every block uses again."""
+    shape = left.shape[0], left.shape[1], right.shape[1]
+    size = shape[0] * shape[1] * shape[2]
+    if space is None or space.numel() < size:
+        space = left.new_empty(size)
+    return torch.bmm(left, right.transpose(1, 2), out=space[:size].view(shape)), space
+
+
+def _fold(x: Float[Tensor, "batch head query dim"], kv_heads: int, dtype: torch.dtype) -> Tensor:
+    batch, heads, rows, dim = x.shape
+    x = x.unflatten(1, (kv_heads, heads // kv_heads)).transpose(2, 3)
+    return x.reshape(batch * kv_heads, -1, dim).to(dtype)
+
+
+def _fold_rows(x: Float[Tensor, "batch head query"], kv_heads: int) -> Tensor:
+    x = x.unflatten(1, (kv_heads, x.shape[1] // kv_heads)).transpose(2, 3)
+    return x.reshape(x.shape[0] * kv_heads, -1).contiguous()
+
+
+def _unfold(x: Float[Tensor, "heads rows"], batch: int, group: int) -> Float[Tensor, "batch head query"]:
+    """Contiguous, and never a view of x: operators may not return their arguments."""
+    unfolded = x.view(batch, x.shape[0] // batch, x.shape[1] // group, group).transpose(2, 3)
+    return unfolded.flatten(1, 2).contiguous()
+
+
+def _flat(x: Float[Tensor, "batch kv_head key dim"], dtype: torch.dtype) -> Float[Tensor, "heads key dim"]:
+    return x.reshape(-1, *x.shape[2:]).to(dtype)

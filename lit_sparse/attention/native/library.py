@@ -1,0 +1,109 @@
+"""Finds a C compiler, builds `rows.c` once for this processor, keeps it in the user's cache and loads it."""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_sparse.cache import cache_dir
+
+logger = logging.getLogger(__name__)
+
+SOURCE = Path(__file__).with_name("rows.c")
+DISABLE = "LIT_SPARSE_NO_NATIVE"
+# Everything of -ffast-math that makes vectors, nothing that assumes away NaN and infinity.
+_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-ffp-contract=fast"]
+# With threads and for this very processor where the compiler can; else plainer.
+_VARIANTS = [["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], ["-mcpu=native"], []]
+
+_POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
+
+
+class Block(ctypes.Structure):
+    """`Block` of rows.c."""
+
+    _fields_ = [
+        *((name, _POINTER) for name in ("scores", "gradients")),
+        *((name, _LONG) for name in ("first_head", "count", "kv_heads", "group", "queries")),
+        *((name, _LONG) for name in ("first_query", "rows", "first_key", "columns")),
+        *((name, _POINTER) for name in ("start", "stop")),
+        ("mask_stride", _LONG),
+        *((name, _POINTER) for name in ("cutoff", "seeds")),
+        *((name, _FLOAT) for name in ("sharpness", "scaling", "softcap")),
+        *((name, _INT) for name in ("normalised", "renormalise")),
+        *((name, _POINTER) for name in ("lse", "mass", "expected", "opened", "delta", "d_expected", "gate_gradient")),
+    ]
+
+
+def pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where there is no compiler that can build them (said once, in the log).
+
+    The environment variable LIT_SPARSE_NO_NATIVE=1 does without them.
+    """
+    if os.environ.get(DISABLE, "0") not in ("", "0"):
+        return None
+    compiler = next((path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None)
+    if compiler is None:
+        logger.warning("no C compiler found: attention on the CPU runs several times slower; install gcc or clang")
+        return None
+    try:
+        loaded = ctypes.CDLL(str(_build(compiler)))
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("the C kernels for the CPU could not be built, the slower torch ones are used: %s", error)
+        return None
+    for name in ("gated_rows_forward", "gated_rows_backward"):
+        getattr(loaded, name).argtypes = [ctypes.POINTER(Block)]
+        getattr(loaded, name).restype = None
+    loaded.open_values.argtypes = [
+        _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _LONG, _LONG, _INT, _POINTER, _LONG,
+    ]  # fmt: skip
+    loaded.open_values.restype = None
+    return loaded
+
+
+def _build(compiler: str) -> Path:
+    """The shared library of this source, compiler and processor; built where it is missing.
+
+    Raises:
+        OSError, subprocess.SubprocessError: it cannot be built or written.
+    """
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
+    identity = "\0".join([SOURCE.read_text(), version, _processor(), torch.__version__, *_FLAGS])
+    target = cache_dir() / "native" / f"rows-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
+    if target.is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    errors = ""
+    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        built = Path(folder) / "rows.so"
+        for variant in _VARIANTS:
+            command = [compiler, *_FLAGS, *variant, "-shared", "-fPIC", str(SOURCE), "-o", str(built), "-lm"]
+            result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+            if result.returncode == 0:
+                os.replace(built, target)  # atomic: other processes see all of it or nothing
+                return target
+            errors = result.stderr.strip().splitlines()[0] if result.stderr.strip() else f"exit {result.returncode}"
+    raise OSError(f"{compiler} failed: {errors}")
+
+
+def _processor() -> str:
+    """What code compiled for this processor depends on: a home folder may serve machines of several kinds."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return "".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))
+    except OSError:
+        return platform.processor() + platform.machine()

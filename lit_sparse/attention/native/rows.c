@@ -1,0 +1,272 @@
+/* The element-wise part of blockwise gated attention, row by row in float32: what lies between two matrix products.
+
+   Formulas: operator.py. Noise: noise.py, bit for bit. A block is `rows` queries of every head against `columns` keys;
+   its scores lie as (heads of key, rows * group, columns) with the query heads of one key head side by side. Plain C:
+   the compiler makes vectors of the loops, on any processor. */
+
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+
+typedef struct {
+  float *scores;              /* (count, rows * group, columns): q . k, becomes the gated weights */
+  float *gradients;           /* the same: do . v, becomes d scores; backward only */
+  int64_t first_head, count;  /* of the batch * kv_heads key heads, those in this block */
+  int64_t kv_heads, group, queries;
+  int64_t first_query, rows, first_key, columns;
+  const int32_t *start, *stop; /* (batch or 1, queries) */
+  int64_t mask_stride;         /* queries, or 0 where one mask serves the batch */
+  const float *cutoff;         /* (kv_heads * group) */
+  const int64_t *seeds;        /* (batch), or NULL for deterministic gates */
+  float sharpness, scaling, softcap;
+  int32_t normalised, renormalise;
+  float *lse, *mass, *expected, *opened; /* (batch * kv_heads, queries * group) */
+  const float *delta;                    /* the same; do . o */
+  const float *d_expected;               /* (batch, kv_heads * group) */
+  float *gate_gradient;                  /* like lse: row sums of c */
+} Block;
+
+/* Relative error 2e-7 (Cephes' polynomial). Clamped where sums and quotients of results stay normal; NaN stays NaN. */
+INLINE float exponential(float x) {
+  x = x < -80.0f ? -80.0f : x;
+  x = x > 80.0f ? 80.0f : x;
+  float n = __builtin_rintf(x * 1.44269504088896341f);
+  float r = n * -0.693359375f + x;
+  r = n * 2.12194440e-4f + r;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + (r + 1.0f);
+  union { int32_t i; float f; } power = {.i = ((int32_t)n + 127) << 23};
+  return p * power.f;
+}
+
+INLINE float hyperbolic_tangent(float x) {
+  float y = x * x; /* the series where the quotient would cancel */
+  float series = x * (1.0f + y * (-0.33333333f + y * (0.13333333f + y * (-0.053968254f + y * 0.021869488f))));
+  float quotient = 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f);
+  return y < 0.04f ? series : quotient;
+}
+
+/* The uniform numbers of keys 4 * group .. of one row (noise.py). */
+INLINE void uniforms(float *restrict u, int64_t first, int64_t last, uint32_t query, uint32_t head, uint64_t seed) {
+#pragma omp simd
+  for (int64_t i = 0; i < last - first; i++) {
+    uint32_t c0 = (uint32_t)(first + i), c1 = query, c2 = head, c3 = 0;
+    uint32_t k0 = (uint32_t)seed, k1 = (uint32_t)(seed >> 32);
+    for (int round = 0; round < 7; round++) {
+      uint64_t a = (uint64_t)c0 * 0xD2511F53u, b = (uint64_t)c2 * 0xCD9E8D57u;
+      c0 = (uint32_t)(b >> 32) ^ c1 ^ k0;
+      c1 = (uint32_t)b;
+      c2 = (uint32_t)(a >> 32) ^ c3 ^ k1;
+      c3 = (uint32_t)a;
+      k0 += 0x9E3779B9u;
+      k1 += 0xBB67AE85u;
+    }
+    u[4 * i + 0] = ((float)(int32_t)(c0 >> 9) + 0.5f) * 0x1p-23f;
+    u[4 * i + 1] = ((float)(int32_t)(c1 >> 9) + 0.5f) * 0x1p-23f;
+    u[4 * i + 2] = ((float)(int32_t)(c2 >> 9) + 0.5f) * 0x1p-23f;
+    u[4 * i + 3] = ((float)(int32_t)(c3 >> 9) + 0.5f) * 0x1p-23f;
+  }
+}
+
+/* Where a row's data lie. */
+typedef struct {
+  int64_t statistics, head, sample_head; /* index into lse; the query head; (sample, head) */
+  int64_t first, last;                   /* visible columns */
+  int64_t sample;
+  uint32_t query;
+} Row;
+
+INLINE Row locate(const Block *b, int64_t index) {
+  int64_t wide = b->rows * b->group, key_head = b->first_head + index / wide, within = index % wide;
+  Row row;
+  row.sample = key_head / b->kv_heads;
+  row.query = (uint32_t)(b->first_query + within / b->group);
+  row.head = (key_head % b->kv_heads) * b->group + within % b->group;
+  row.sample_head = row.sample * b->kv_heads * b->group + row.head;
+  row.statistics = key_head * b->queries * b->group + b->first_query * b->group + within;
+  int64_t mask = row.sample * b->mask_stride + row.query;
+  row.first = b->start[mask] - b->first_key;
+  row.last = b->stop[mask] - b->first_key;
+  if (row.last < row.first) row.last = row.first;
+  return row;
+}
+
+/* u[j] for the visible columns j; scratch has room for them and for what groups of four stick out. */
+INLINE const float *row_noise(const Block *b, const Row *row, float *scratch) {
+  int64_t first = row->first + b->first_key, last = row->last + b->first_key;
+  uniforms(scratch, first >> 2, (last + 3) >> 2, row->query, (uint32_t)row->head, (uint64_t)b->seeds[row->sample]);
+  return scratch + (first & 3) - row->first;
+}
+
+INLINE void forward_row(const Block *b, int64_t index, float *noise, const int sampled, const int capped) {
+  Row row = locate(b, index);
+  int64_t first = row.first, last = row.last;
+  float *restrict s = b->scores + index * b->columns;
+  float peak = -INFINITY, total = 0.0f, expected = 0.0f, opened = 0.0f, mass = 0.0f;
+  const float scaling = capped ? b->scaling / b->softcap : b->scaling, cap = b->softcap;
+#pragma omp simd reduction(max : peak)
+  for (int64_t j = first; j < last; j++) {
+    float x = s[j] * scaling;
+    if (capped) x = cap * hyperbolic_tangent(x);
+    s[j] = x;
+    peak = x > peak ? x : peak;
+  }
+#pragma omp simd reduction(+ : total)
+  for (int64_t j = first; j < last; j++) total += exponential(s[j] - peak);
+  const float lse = last > first ? peak + logf(total) : INFINITY;
+  const float shift = b->cutoff[row.head] + (b->normalised ? lse : 0.0f), sharpness = b->sharpness;
+  const float *u = sampled ? row_noise(b, &row, noise) : NULL;
+#pragma omp simd reduction(+ : expected, opened, mass)
+  for (int64_t j = first; j < last; j++) {
+    float z = sharpness * (s[j] - shift), e = 1.0f / (1.0f + exponential(-z));
+    float gate = (sampled ? u[j] < e : z > 0.0f) ? 1.0f : 0.0f;
+    float weight = gate * exponential(s[j] - lse);
+    expected += e;
+    opened += gate;
+    mass += weight;
+    s[j] = weight;
+  }
+  if (b->renormalise) {
+    mass = mass > 0.0f ? mass : 1.0f;
+    const float inverse = 1.0f / mass;
+#pragma omp simd
+    for (int64_t j = first; j < last; j++) s[j] *= inverse;
+    b->mass[row.statistics] = mass;
+  }
+  memset(s, 0, (size_t)first * sizeof(float));
+  memset(s + last, 0, (size_t)(b->columns - last) * sizeof(float));
+  b->lse[row.statistics] = lse;
+  b->expected[row.statistics] = expected;
+  b->opened[row.statistics] = opened;
+}
+
+INLINE void backward_row(const Block *b, int64_t index, float *noise, float *weights, float *slopes, const int sampled,
+                         const int capped) {
+  Row row = locate(b, index);
+  int64_t first = row.first, last = row.last;
+  float *restrict s = b->scores + index * b->columns, *restrict g = b->gradients + index * b->columns;
+  float *restrict p_ = weights, *restrict slope = slopes;
+  const float scaling = capped ? b->scaling / b->softcap : b->scaling, cap = b->softcap, sharpness = b->sharpness;
+  const float lse = b->lse[row.statistics], shift = b->cutoff[row.head] + (b->normalised ? lse : 0.0f);
+  const float delta = b->delta[row.statistics], d_expected = b->d_expected[row.sample_head];
+  const float inverse = b->renormalise ? 1.0f / b->mass[row.statistics] : 1.0f;
+  const float centre = b->renormalise ? delta : 0.0f, subtract = b->renormalise ? 0.0f : delta;
+  const float *u = sampled ? row_noise(b, &row, noise) : NULL;
+  float total = 0.0f;
+#pragma omp simd reduction(+ : total)
+  for (int64_t j = first; j < last; j++) {
+    float x = s[j] * scaling;
+    if (capped) {
+      float t = hyperbolic_tangent(x);
+      slope[j] = 1.0f - t * t;
+      x = cap * t;
+    }
+    float p = exponential(x - lse), z = sharpness * (x - shift), w = exponential(-z), e = 1.0f / (1.0f + w), f = w * e;
+    float gate = (sampled ? u[j] < e : z > 0.0f) ? 1.0f : 0.0f;
+    float pg = p * (g[j] - centre) * inverse, c = d_expected * e * f;
+    if (sampled) {
+      float a = (1.0f - u[j]) * e, n = u[j] * f, sum = a + n;
+      c += pg * (a * n) / (sum * sum);
+    }
+    c *= sharpness;
+    total += c;
+    p_[j] = p;
+    s[j] = gate * p * inverse;
+    g[j] = gate * pg - p * subtract + c;
+  }
+  const float back = b->normalised ? total : 0.0f;
+#pragma omp simd
+  for (int64_t j = first; j < last; j++) {
+    float d = (g[j] - back * p_[j]) * b->scaling;
+    g[j] = capped ? d * slope[j] : d;
+  }
+  const size_t before = (size_t)first * sizeof(float), after = (size_t)(b->columns - last) * sizeof(float);
+  memset(s, 0, before);
+  memset(s + last, 0, after);
+  memset(g, 0, before);
+  memset(g + last, 0, after);
+  b->gate_gradient[row.statistics] = total;
+}
+
+void gated_rows_forward(const Block *block) {
+  const int64_t count = block->count * block->rows * block->group;
+  const int sampled = block->seeds != NULL, capped = block->softcap > 0.0f;
+#pragma omp parallel
+  {
+    float *noise = malloc(((size_t)block->columns + 8) * sizeof(float));
+#pragma omp for schedule(dynamic, 8)
+    for (int64_t i = 0; i < count; i++) {
+      if (sampled && capped) forward_row(block, i, noise, 1, 1);
+      else if (sampled) forward_row(block, i, noise, 1, 0);
+      else if (capped) forward_row(block, i, noise, 0, 1);
+      else forward_row(block, i, noise, 0, 0);
+    }
+    free(noise);
+  }
+}
+
+void gated_rows_backward(const Block *block) {
+  const int64_t count = block->count * block->rows * block->group;
+  const int sampled = block->seeds != NULL, capped = block->softcap > 0.0f;
+#pragma omp parallel
+  {
+    const size_t room = (size_t)block->columns + 8;
+    float *noise = malloc(3 * room * sizeof(float)), *weights = noise + room, *slopes = weights + room;
+#pragma omp for schedule(dynamic, 8)
+    for (int64_t i = 0; i < count; i++) {
+      if (sampled && capped) backward_row(block, i, noise, weights, slopes, 1, 1);
+      else if (sampled) backward_row(block, i, noise, weights, slopes, 1, 0);
+      else if (capped) backward_row(block, i, noise, weights, slopes, 0, 1);
+      else backward_row(block, i, noise, weights, slopes, 0, 0);
+    }
+    free(noise);
+  }
+}
+
+/* output[n, i, :] = sum_j weights[n, i, j] value[n, j, :] over the weights that are not zero, which reads only the values
+   of open edges. weights (count, rows, columns); value strided, its last dimension dense; output rows of stride
+   `output_stride` from `output`, heads `output_head` apart. bfloat: the values are bfloat16. */
+INLINE void value_row(const float *restrict w, int64_t columns, const void *value, int64_t stride, int64_t dim,
+                      float *restrict out, const int bfloat) {
+  memset(out, 0, (size_t)dim * sizeof(float));
+  for (int64_t block = 0; block < columns; block += 16) {
+    uint32_t any = 0;
+    const int64_t wide = columns - block < 16 ? columns - block : 16;
+    for (int64_t j = 0; j < wide; j++) any |= (uint32_t)(w[block + j] != 0.0f) << j;
+    for (; any; any &= any - 1) {
+      const int64_t j = block + __builtin_ctz(any);
+      const float weight = w[j];
+      if (bfloat) {
+        const uint16_t *restrict v = (const uint16_t *)value + j * stride;
+        for (int64_t d = 0; d < dim; d++) {
+          union { uint32_t i; float f; } wide_value = {.i = (uint32_t)v[d] << 16};
+          out[d] += weight * wide_value.f;
+        }
+      } else {
+        const float *restrict v = (const float *)value + j * stride;
+        for (int64_t d = 0; d < dim; d++) out[d] += weight * v[d];
+      }
+    }
+  }
+}
+
+void open_values(const float *weights, int64_t count, int64_t rows, int64_t columns, const void *value,
+                 const int64_t *head_offsets, int64_t stride, int64_t dim, int32_t bfloat, float *output,
+                 int64_t output_head) {
+#pragma omp parallel for schedule(dynamic, 8)
+  for (int64_t i = 0; i < count * rows; i++) {
+    const int64_t n = i / rows;
+    float *out = output + n * output_head + (i % rows) * dim;
+    const float *w = weights + i * columns;
+    if (bfloat) value_row(w, columns, (const uint16_t *)value + head_offsets[n], stride, dim, out, 1);
+    else value_row(w, columns, (const float *)value + head_offsets[n], stride, dim, out, 0);
+  }
+}

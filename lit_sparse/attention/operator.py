@@ -1,0 +1,193 @@
+"""Gated attention as one differentiable PyTorch operator, `torch.ops.lit_sparse.gated_attention`.
+
+The operator is registered with torch.library (fake kernels and autograd), so torch.compile sees one opaque call. What
+computes it is a pair of functions, `forward` and `backward`, in the module of a backend: `blockwise` (any device) or
+`gpu` (Triton). Both recompute instead of storing: between forward and backward live the inputs, the output and two
+numbers a row.
+
+With g_ij = do_i . v_j, dE the gradient of the expected edges, u the noise, e = sigmoid(z), A the open gates and
+
+    delta_i = do_i . o_i
+    all keys normalise:    G_ij = g_ij                       r_i = delta_i     w_ij = A_ij p_ij
+    open keys normalise:   G_ij = (g_ij - delta_i) / m_i     r_i = 0           w_ij = A_ij p_ij / m_i,  m_i = sum_j A_ij p_ij
+    t_ij  = sigmoid(z_ij - logit u_ij)                           (the binary concrete relaxation of the gate)
+    c_ij  = sharpness * (p_ij G_ij t_ij (1 - t_ij) + dE e_ij (1 - e_ij))
+    ds_ij = p_ij (A_ij G_ij - r_i) + c_ij - [normalised gate] p_ij sum_k c_ik
+    d cutoff = - sum_ij c_ij,   dq = scaling ds k,   dk = scaling ds^T q,   dv = w^T do
+
+(arXiv 2512.05865, section 3, and SPARTAN, arXiv 2411.06890, for the straight-through gate). A soft cap multiplies ds by
+its slope 1 - (s/cap)^2.
+"""
+
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lit_sparse.attention.backend import GatedAttention
+from lit_sparse.attention.gates import Gate
+from lit_sparse.attention.masks import EdgeMask
+
+
+class Formula(NamedTuple):
+    """What is computed, beside the tensors: z = sharpness * (s - normalised * lse - cutoff), s = scaling q . k.
+
+    renormalise: divide by the open edges' mass instead of all keys'.
+    softcap: s is softcap * tanh(scaling q . k / softcap); 0 for none.
+    """
+
+    sharpness: float
+    normalised: bool
+    renormalise: bool
+    scaling: float
+    softcap: float
+
+
+class Forward(NamedTuple):
+    """What a backend's `forward` returns, counts and row statistics in the accumulation type (at least float32).
+
+    output: (B, T, H, Dv) contiguous, in the values' dtype.
+    edges: (B, H, 3) expected, open, allowed edges.
+    lse: (B, H, T) log-sum-exp over the allowed keys, +inf for a row without any.
+    mass: (B, H, T) the open edges' share of the softmax, 1 where nothing is open; (B, H, 0) unless `renormalise`.
+    """
+
+    output: Float[Tensor, "batch query head value_dim"]
+    edges: Float[Tensor, "batch head 3"]
+    lse: Float[Tensor, "batch head query"]
+    mass: Float[Tensor, "batch head rows"]
+
+
+class Gradients(NamedTuple):
+    """What a backend's `backward` returns: inputs' dtypes for query, key and value."""
+
+    query: Float[Tensor, "batch head query dim"]
+    key: Float[Tensor, "batch kv_head key dim"]
+    value: Float[Tensor, "batch kv_head key value_dim"]
+    cutoff: Float[Tensor, " head"]
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def gated_attention(
+    query: Float[Tensor, "batch head query dim"],
+    key: Float[Tensor, "batch kv_head key dim"],
+    value: Float[Tensor, "batch kv_head key value_dim"],
+    mask: EdgeMask,
+    gate: Gate,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+    seeds: Int[Tensor, " batch"] | None = None,
+    backend: str,
+) -> GatedAttention:
+    """Same contract as `reference.gated_attention`, for affine gates without dropout."""
+    form = gate.form()
+    renormalise = gate.config.normalisation == "open"
+    formula = Formula(form.sharpness, form.normalised, renormalise, scaling, softcap or 0.0)
+    output, edges, _, _ = torch.ops.lit_sparse.gated_attention(
+        query, key, value, mask.start, mask.stop, mask.holes, form.cutoff, seeds, *formula, backend
+    )
+    return GatedAttention(output, edges)
+
+
+def _backend(name: str) -> ModuleType:
+    if name == "triton":
+        from lit_sparse.attention import gpu
+
+        return gpu
+    from lit_sparse.attention import blockwise
+
+    return blockwise
+
+
+@torch.library.custom_op("lit_sparse::gated_attention", mutates_args=())
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    start: Tensor,
+    stop: Tensor,
+    holes: Tensor | None,
+    cutoff: Tensor,
+    seeds: Tensor | None,
+    sharpness: float,
+    normalised: bool,
+    renormalise: bool,
+    scaling: float,
+    softcap: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    formula = Formula(sharpness, normalised, renormalise, scaling, softcap)
+    mask = EdgeMask(start, stop, key.shape[2], holes)
+    return tuple(_backend(backend).forward(query, key, value, mask, cutoff, seeds, formula))
+
+
+@_forward.register_fake
+def _(query, key, value, start, stop, holes, cutoff, seeds, sharpness, normalised, renormalise, scaling, softcap, backend):
+    batch, heads, rows, _ = query.shape
+    exact = accumulation_dtype(query.dtype)
+    return (
+        value.new_empty(batch, rows, heads, value.shape[-1]),
+        query.new_empty(batch, heads, 3, dtype=exact),
+        query.new_empty(batch, heads, rows, dtype=exact),
+        query.new_empty(batch, heads, rows if renormalise else 0, dtype=exact),
+    )
+
+
+@torch.library.custom_op("lit_sparse::gated_attention_backward", mutates_args=())
+def _backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    start: Tensor,
+    stop: Tensor,
+    holes: Tensor | None,
+    cutoff: Tensor,
+    seeds: Tensor | None,
+    sharpness: float,
+    normalised: bool,
+    renormalise: bool,
+    scaling: float,
+    softcap: float,
+    backend: str,
+    output: Tensor,
+    lse: Tensor,
+    mass: Tensor,
+    d_output: Tensor,
+    d_expected: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    formula = Formula(sharpness, normalised, renormalise, scaling, softcap)
+    mask = EdgeMask(start, stop, key.shape[2], holes)
+    gradients = _backend(backend).backward(
+        query, key, value, mask, cutoff, seeds, formula, output, lse, mass, d_output, d_expected
+    )
+    return tuple(gradients)
+
+
+@_backward.register_fake
+def _(query, key, value, start, stop, holes, cutoff, *rest):
+    return tuple(x.new_empty(x.shape) for x in (query, key, value, cutoff))
+
+
+def _setup_context(ctx, inputs, output):
+    tensors, ctx.rest = inputs[:8], inputs[8:]
+    ctx.save_for_backward(*tensors, output[0], output[2], output[3])
+
+
+def _differentiate(ctx, d_output, d_edges, d_lse, d_mass):
+    *tensors, output, lse, mass = ctx.saved_tensors
+    d_expected = d_edges[..., 0].to(lse.dtype).contiguous()
+    gradients = torch.ops.lit_sparse.gated_attention_backward(
+        *tensors, *ctx.rest, output, lse, mass, d_output.to(output.dtype).contiguous(), d_expected
+    )
+    d_query, d_key, d_value, d_cutoff = gradients
+    return d_query, d_key, d_value, None, None, None, d_cutoff, *[None] * (1 + len(ctx.rest))
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
