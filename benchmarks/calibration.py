@@ -10,7 +10,7 @@ import json
 import math
 
 import torch
-from toy import RESULTS, machine
+from machine import RESULTS, machine
 
 from lit_sparse.attention import gates_of, sparsify
 from lit_sparse.calibration import Calibrated, Calibration, Sensitivity, measure

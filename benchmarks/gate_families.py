@@ -11,7 +11,8 @@ import logging
 import statistics
 
 from matplotlib.figure import Figure
-from toy import RESULTS, machine, train_toy
+from machine import RESULTS, machine
+from toy import train_toy
 
 FAMILIES = {
     "logit (the paper)": ["--model.init_args.gate.family=logit", "--model.init_args.gate.bias=2.0"],

@@ -12,7 +12,8 @@ import logging
 import math
 
 from matplotlib.figure import Figure
-from toy import RESULTS, machine, train_toy
+from machine import RESULTS, machine
+from toy import train_toy
 
 from lit_sparse.objective import Multiplier
 

@@ -12,8 +12,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_sparse.cli import SparseCLI, main
 
 CONFIG = "configs/addition.yaml"
-RESULTS = Path(__file__).parent / "results"
-
 
 class History(Callback):
     """Train and validation metrics as rows of plain numbers."""
@@ -60,6 +58,3 @@ def train_toy(overrides: Sequence[str], *, seed: int, steps: int, every: int = 5
     return history.rows
 
 
-def machine() -> str:
-    """What the numbers were measured on."""
-    return f"{torch.get_num_threads()} threads, {platform.machine()}, torch {torch.__version__}, {platform.system()}"

@@ -77,22 +77,19 @@ def forward(
     kv_heads, value_dim = key.shape[1], value.shape[-1]
     group, exact = heads // kv_heads, accumulation_dtype(query.dtype)
     kernels = _row_kernels(query.device, exact, mask)
-    q, k, v = _fold(query, kv_heads, exact), _flat(key, exact), None
+    q = _fold(query, kv_heads, exact)
     lse = q.new_full(q.shape[:2], torch.inf)
     mass = q.new_ones(q.shape[0], q.shape[1] if formula.renormalise else 0)
     expected, opened = torch.zeros_like(lse), torch.zeros_like(lse)
     output = q.new_zeros(*q.shape[:2], value_dim)
     problem = _problem(mask, cutoff, seeds, formula, batch, kv_heads, group, lse, mass)
-    space: Tensor | None = None
-    for tile in _tiles(problem, rows):
-        folded = slice(tile.queries.start * group, tile.queries.stop * group)
-        scores, space = _scores(q[tile.heads, folded], k[tile.heads, tile.keys], space)
-        kernels.forward(problem, tile, scores, expected, opened)
-        few = float(opened[tile.heads, folded].sum()) < _SPARSE * scores.numel() if kernels is native else False
-        if few and native.open_values(scores, tile, value, output, folded):
-            continue
-        v = _flat(value, exact) if v is None else v
-        output[tile.heads, folded] = torch.bmm(scores, v[tile.heads, tile.keys])
+    if rows == 1 and seeds is None and kernels is native and native.reads(key) and native.reads(value):
+        first, last = int(mask.start.min()), int(mask.stop.max())
+        if first < last:
+            tile = Tile(slice(0, batch * kv_heads), slice(0, 1), slice(first, last))
+            native.decode(problem, tile, q.contiguous(), key, value, output, expected, opened)
+    else:
+        _forward_tiles(kernels, problem, q, key, value, output, expected, opened)
     edges = torch.stack([_unfold(x, batch, group).sum(-1) for x in (expected, opened)], dim=-1)
     allowed = mask.allowed().sum(-1).to(exact).view(-1, 1, 1).expand(batch, heads, 1)
     # (B, G, T, H/G, Dv) -> (B, T, H, Dv)
@@ -101,6 +98,32 @@ def forward(
     return Forward(
         output, torch.cat([edges, allowed], dim=-1), _unfold(lse, batch, group), _unfold(mass, batch, group)
     )
+
+
+def _forward_tiles(
+    kernels: RowKernels,
+    problem: Problem,
+    query: Float[Tensor, "heads rows dim"],
+    key: Float[Tensor, "batch kv_head key dim"],
+    value: Float[Tensor, "batch kv_head key value_dim"],
+    output: Float[Tensor, "heads rows value_dim"],
+    expected: Float[Tensor, "heads rows"],
+    opened: Float[Tensor, "heads rows"],
+) -> None:
+    """Fills output, counts and the problem's row statistics; query and what is filled are folded."""
+    k, v, group = _flat(key, query.dtype), None, problem.group
+    space: Tensor | None = None
+    for tile in _tiles(problem, query.shape[1] // group):
+        rows = slice(tile.queries.start * group, tile.queries.stop * group)
+        scores, space = _scores(query[tile.heads, rows], k[tile.heads, tile.keys], space)
+        kernels.forward(problem, tile, scores, expected, opened)
+        if kernels is native and native.reads(value):
+            count = float(opened[tile.heads, rows].sum())
+            if count < _SPARSE * scores.numel():
+                native.open_values(problem, tile, scores, value, output)
+                continue
+        v = _flat(value, query.dtype) if v is None else v
+        output[tile.heads, rows] = torch.bmm(scores, v[tile.heads, tile.keys])
 
 
 def backward(

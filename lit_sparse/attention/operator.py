@@ -90,9 +90,13 @@ def gated_attention(
     form = gate.form()
     renormalise = gate.config.normalisation == "open"
     formula = Formula(form.sharpness, form.normalised, renormalise, scaling, softcap or 0.0)
-    output, edges, _, _ = torch.ops.lit_sparse.gated_attention(
-        query, key, value, mask.start, mask.stop, mask.holes, form.cutoff, seeds, *formula, backend
-    )
+    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value, form.cutoff))
+    if differentiated or torch.compiler.is_compiling():
+        output, edges, _, _ = torch.ops.lit_sparse.gated_attention(
+            query, key, value, mask.start, mask.stop, mask.holes, form.cutoff, seeds, *formula, backend
+        )
+    else:  # the dispatcher takes longer than decoding a token does
+        output, edges, _, _ = _backend(backend).forward(query, key, value, mask, form.cutoff, seeds, formula)
     return GatedAttention(output, edges)
 
 

@@ -1,6 +1,6 @@
 """The row kernels in C for CPUs, compiled on first use; without a compiler the torch ones serve (`row_kernels.py`)."""
 
-from lit_sparse.attention.native.kernels import backward, forward, open_values
-from lit_sparse.attention.native.library import library
+from lit_sparse.attention.native.kernels import backward, decode, forward, open_values, reads
+from lit_sparse.attention.native.build import library
 
-__all__ = ["backward", "forward", "library", "open_values"]
+__all__ = ["backward", "decode", "forward", "library", "open_values", "reads"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from lit_sparse.attention.native.library import Block, library, pointer
+from lit_sparse.attention.native.build import Block, Rows, library, pointer
 
 if TYPE_CHECKING:
     from lit_sparse.attention.blockwise import Problem, Tile
@@ -33,39 +33,51 @@ def backward(
     _library().gated_rows_backward(ctypes.byref(block))
 
 
-def open_values(weights: Tensor, tile: "Tile", value: Tensor, output: Tensor, rows: slice) -> bool:
-    """output[tile.heads, rows] = weights . value, reading only values of weights that are not zero.
+def reads(x: Tensor) -> bool:
+    """Whether the kernels can read keys or values (B, G, S, D) as they lie."""
+    return x.dtype in (torch.float32, torch.bfloat16) and x.stride(-1) == 1
 
-    value is (B, G, S, Dv), strided, float32 or bfloat16; False, and nothing done, for another type or layout.
-    """
-    if value.dtype not in (torch.float32, torch.bfloat16) or value.stride(-1) != 1:
-        return False
-    kv_heads = value.shape[1]
-    offsets = torch.tensor(
-        [
-            (head // kv_heads) * value.stride(0) + (head % kv_heads) * value.stride(1) + tile.keys.start * value.stride(2)
-            for head in range(tile.heads.start, tile.heads.stop)
-        ],
-        dtype=torch.int64,
+
+def open_values(problem: "Problem", tile: "Tile", weights: Tensor, value: Tensor, output: Tensor) -> None:
+    """The tile's rows of output (folded) = weights . value, reading only values of weights that are not zero."""
+    block, rows, offsets = _block(problem, tile, weights), *_rows(value, tile)
+    _library().open_values(ctypes.byref(block), ctypes.byref(rows), pointer(output))
+    del offsets  # alive until here
+
+
+def decode(
+    problem: "Problem",
+    tile: "Tile",
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    output: Tensor,
+    expected: Tensor,
+    opened: Tensor,
+) -> None:
+    """One query a sample, deterministic gates: query (B G, H/G, D) and output (B G, H/G, Dv) folded, float32."""
+    scores = query.new_empty(query.shape[0], query.shape[1], tile.keys.stop - tile.keys.start)
+    block = _block(problem, tile, scores)
+    block.expected, block.opened = pointer(expected), pointer(opened)
+    (keys, key_offsets), (values, value_offsets) = _rows(key, tile), _rows(value, tile)
+    _library().gated_decode(
+        ctypes.byref(block), pointer(query), ctypes.byref(keys), ctypes.byref(values), pointer(output)
     )
-    _library().open_values(
-        pointer(weights),
-        *weights.shape,
-        pointer(value),
-        pointer(offsets),
-        value.stride(2),
-        value.shape[-1],
-        value.dtype is torch.bfloat16,
-        pointer(output[tile.heads, rows]),
-        output.stride(0),
-    )
-    return True
+    del key_offsets, value_offsets  # alive until here
 
 
 def _library() -> ctypes.CDLL:
     loaded = library()
     assert loaded is not None, "callers ask library() first"
     return loaded
+
+
+def _rows(x: Tensor, tile: "Tile") -> tuple[Rows, ctypes.Array[ctypes.c_int64]]:
+    """The tile's keys or values for C, and the memory that this points into."""
+    batch, head, key, _ = x.stride()
+    count, first, heads = x.shape[1], tile.keys.start * key, range(tile.heads.start, tile.heads.stop)
+    offsets = (ctypes.c_int64 * len(heads))(*(n // count * batch + n % count * head + first for n in heads))
+    return Rows(pointer(x), ctypes.addressof(offsets), key, x.shape[3], x.dtype is torch.bfloat16), offsets
 
 
 def _block(problem: "Problem", tile: "Tile", scores: Tensor) -> Block:

@@ -231,42 +231,83 @@ void gated_rows_backward(const Block *block) {
   }
 }
 
-/* output[n, i, :] = sum_j weights[n, i, j] value[n, j, :] over the weights that are not zero, which reads only the values
-   of open edges. weights (count, rows, columns); value strided, its last dimension dense; output rows of stride
-   `output_stride` from `output`, heads `output_head` apart. bfloat: the values are bfloat16. */
-INLINE void value_row(const float *restrict w, int64_t columns, const void *value, int64_t stride, int64_t dim,
-                      float *restrict out, const int bfloat) {
+/* Keys or values as the model holds them: (heads, keys, dim), each head's rows `stride` apart from its offset on, in
+   elements; bfloat: bfloat16 instead of float32. */
+typedef struct {
+  const void *data;
+  const int64_t *offsets; /* per head of key of the block */
+  int64_t stride, dim;
+  int32_t bfloat;
+} Rows;
+
+INLINE float widen(uint16_t x) {
+  union { uint32_t i; float f; } wide = {.i = (uint32_t)x << 16};
+  return wide.f;
+}
+
+/* out = sum_j weights[j] value[j], reading only the rows whose weight is not zero. */
+INLINE void value_row(const float *restrict w, int64_t columns, const Rows *value, int64_t head, float *restrict out) {
+  const int64_t dim = value->dim, offset = value->offsets[head];
   memset(out, 0, (size_t)dim * sizeof(float));
   for (int64_t block = 0; block < columns; block += 16) {
     uint32_t any = 0;
     const int64_t wide = columns - block < 16 ? columns - block : 16;
     for (int64_t j = 0; j < wide; j++) any |= (uint32_t)(w[block + j] != 0.0f) << j;
     for (; any; any &= any - 1) {
-      const int64_t j = block + __builtin_ctz(any);
+      const int64_t j = block + __builtin_ctz(any), at = offset + j * value->stride;
       const float weight = w[j];
-      if (bfloat) {
-        const uint16_t *restrict v = (const uint16_t *)value + j * stride;
-        for (int64_t d = 0; d < dim; d++) {
-          union { uint32_t i; float f; } wide_value = {.i = (uint32_t)v[d] << 16};
-          out[d] += weight * wide_value.f;
-        }
+      if (value->bfloat) {
+        const uint16_t *restrict v = (const uint16_t *)value->data + at;
+        for (int64_t d = 0; d < dim; d++) out[d] += weight * widen(v[d]);
       } else {
-        const float *restrict v = (const float *)value + j * stride;
+        const float *restrict v = (const float *)value->data + at;
         for (int64_t d = 0; d < dim; d++) out[d] += weight * v[d];
       }
     }
   }
 }
 
-void open_values(const float *weights, int64_t count, int64_t rows, int64_t columns, const void *value,
-                 const int64_t *head_offsets, int64_t stride, int64_t dim, int32_t bfloat, float *output,
-                 int64_t output_head) {
+/* output (batch * kv_heads, queries * group, dim) of the block's rows, from gated weights. */
+void open_values(const Block *block, const Rows *value, float *output) {
+  const int64_t wide = block->rows * block->group, all = block->queries * block->group;
 #pragma omp parallel for schedule(dynamic, 8)
-  for (int64_t i = 0; i < count * rows; i++) {
-    const int64_t n = i / rows;
-    float *out = output + n * output_head + (i % rows) * dim;
-    const float *w = weights + i * columns;
-    if (bfloat) value_row(w, columns, (const uint16_t *)value + head_offsets[n], stride, dim, out, 1);
-    else value_row(w, columns, (const float *)value + head_offsets[n], stride, dim, out, 0);
+  for (int64_t i = 0; i < block->count * wide; i++) {
+    const int64_t head = i / wide, row = (block->first_head + head) * all + block->first_query * block->group + i % wide;
+    value_row(block->scores + i * block->columns, block->columns, value, head, output + row * value->dim);
+  }
+}
+
+/* One query a sample against a cache of keys, all in one go: scores, gates, and the values of open edges. query is
+   (batch * kv_heads, group, dim); deterministic gates. */
+void gated_decode(const Block *block, const float *query, const Rows *key, const Rows *value, float *output) {
+  const int64_t chunk = 256, chunks = (block->columns + chunk - 1) / chunk, group = block->group, dim = key->dim;
+#pragma omp parallel
+  {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < block->count * chunks; i++) {
+      const int64_t head = i / chunks, first = (i % chunks) * chunk;
+      const int64_t last = first + chunk < block->columns ? first + chunk : block->columns;
+      for (int64_t j = first; j < last; j++) {
+        const int64_t at = key->offsets[head] + j * key->stride;
+        for (int64_t g = 0; g < group; g++) {
+          const float *restrict q = query + (head * group + g) * dim;
+          float sum = 0.0f;
+          if (key->bfloat) {
+            const uint16_t *restrict k = (const uint16_t *)key->data + at;
+            for (int64_t d = 0; d < dim; d++) sum += q[d] * widen(k[d]);
+          } else {
+            const float *restrict k = (const float *)key->data + at;
+            for (int64_t d = 0; d < dim; d++) sum += q[d] * k[d];
+          }
+          block->scores[(head * group + g) * block->columns + j] = sum;
+        }
+      }
+    }
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t i = 0; i < block->count * group; i++) {
+      if (block->softcap > 0.0f) forward_row(block, i, NULL, 0, 1);
+      else forward_row(block, i, NULL, 0, 0);
+      value_row(block->scores + i * block->columns, block->columns, value, i / group, output + i * value->dim);
+    }
   }
 }

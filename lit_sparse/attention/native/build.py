@@ -44,6 +44,12 @@ class Block(ctypes.Structure):
     ]
 
 
+class Rows(ctypes.Structure):
+    """`Rows` of rows.c: keys or values as a model holds them."""
+
+    _fields_ = [("data", _POINTER), ("offsets", _POINTER), ("stride", _LONG), ("dim", _LONG), ("bfloat", _INT)]
+
+
 def pointer(tensor: Tensor | None) -> int | None:
     return None if tensor is None else tensor.data_ptr()
 
@@ -65,13 +71,16 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         logger.warning("the C kernels for the CPU could not be built, the slower torch ones are used: %s", error)
         return None
-    for name in ("gated_rows_forward", "gated_rows_backward"):
-        getattr(loaded, name).argtypes = [ctypes.POINTER(Block)]
+    block, rows = ctypes.POINTER(Block), ctypes.POINTER(Rows)
+    signatures = {
+        "gated_rows_forward": [block],
+        "gated_rows_backward": [block],
+        "open_values": [block, rows, _POINTER],
+        "gated_decode": [block, _POINTER, rows, rows, _POINTER],
+    }
+    for name, arguments in signatures.items():
+        getattr(loaded, name).argtypes = arguments
         getattr(loaded, name).restype = None
-    loaded.open_values.argtypes = [
-        _POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _LONG, _LONG, _INT, _POINTER, _LONG,
-    ]  # fmt: skip
-    loaded.open_values.restype = None
     return loaded
 
 
