@@ -1,17 +1,16 @@
 """Trains the addition toy of configs/addition.yaml with overrides and returns what was logged. Shared by the toy's
 benchmarks."""
 
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_sparse.cli import SparseCLI, main
 
 CONFIG = "configs/addition.yaml"
+
 
 class History(Callback):
     """Train and validation metrics as rows of plain numbers."""
@@ -56,5 +55,3 @@ def train_toy(overrides: Sequence[str], *, seed: int, steps: int, every: int = 5
     )
     trainer.fit(cli.model, datamodule=cli.datamodule)
     return history.rows
-
-

@@ -53,14 +53,14 @@ def memory_rows(
     """An estimate of one device's memory, by part, without sharding: float32 weights, Adam, bfloat16 activations.
 
     Activations count what backward passes keep: 34 bytes per token and unit of width for a layer's linear parts
-    (Korthikanti et al., arXiv 2205.05198, equation 1 without its attention term), and for gated attention weights,
-    gate probabilities and draws in float32 with one byte of gates, 13 bytes per query-key pair. Of checkpointed
-    layers only one is held at a time.
+    (Korthikanti et al., arXiv 2205.05198, equation 1 without its attention term), and for gated attention one float32
+    number per query and head: it recomputes what is of the size T x T. Of checkpointed layers only one is held at a
+    time.
     """
     tokens = data.batch_size * data.sequence_length
     trained = weights if module.train_weights == "all" and module.lora is None else weights // 10
     linear = 34 * tokens * text.hidden_size
-    attention = 13 * data.batch_size * heads * data.sequence_length**2
+    attention = 4 * tokens * heads
     kept = 1 if module.activation_checkpointing else layers
     parts = {
         "weights, float32": 4 * weights,

@@ -4,6 +4,7 @@ from lit_sparse.attention.backend import Backend, GatedAttention
 from lit_sparse.attention.bridge import attention_modules, dense, desparsify, gates_of, sparsify
 from lit_sparse.attention.edges import AttentionPattern, EdgeCounts, attention_pattern, edge_counts
 from lit_sparse.attention.gates import GATES, Gate, GateConfig, GateForm, build_gate, register_gate
+from lit_sparse.attention.open_edges import OpenEdges, open_edges
 
 __all__ = [
     "GATES",
@@ -14,6 +15,7 @@ __all__ = [
     "GateConfig",
     "GateForm",
     "GatedAttention",
+    "OpenEdges",
     "attention_modules",
     "attention_pattern",
     "build_gate",
@@ -21,6 +23,7 @@ __all__ = [
     "desparsify",
     "edge_counts",
     "gates_of",
+    "open_edges",
     "register_gate",
     "sparsify",
 ]

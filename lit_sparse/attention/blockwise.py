@@ -32,7 +32,7 @@ class Tile(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """All that row kernels need beside a block's scores. Row statistics are folded: (B G, T H/G). All contiguous."""
+    """All that row kernels need beside a block's scores, contiguous. What forward fills in per row is folded."""
 
     mask: EdgeMask
     cutoff: Float[Tensor, " head"]
@@ -42,14 +42,16 @@ class Problem(NamedTuple):
     kv_heads: int
     group: int
     lse: Float[Tensor, "heads rows"]
-    mass: Float[Tensor, "heads rows"]
+    mass: Float[Tensor, "heads renormalised_rows"]
+    expected: Float[Tensor, "heads rows"]
+    opened: Float[Tensor, "heads rows"]
 
 
 class RowKernels(Protocol):
     """What happens between the matrix products, in place on a block's scores (heads, rows, keys)."""
 
-    def forward(self, problem: Problem, tile: Tile, scores: Tensor, expected: Tensor, opened: Tensor) -> None:
-        """Scores q . k become gated weights; fills the tile's rows of lse, mass and the two edge counts."""
+    def forward(self, problem: Problem, tile: Tile, scores: Tensor) -> None:
+        """Scores q . k become gated weights; fills the tile's rows of lse, mass, expected and opened."""
 
     def backward(
         self,
@@ -74,56 +76,46 @@ def forward(
     formula: Formula,
 ) -> Forward:
     batch, heads, rows, _ = query.shape
-    kv_heads, value_dim = key.shape[1], value.shape[-1]
-    group, exact = heads // kv_heads, accumulation_dtype(query.dtype)
-    kernels = _row_kernels(query.device, exact, mask)
-    q = _fold(query, kv_heads, exact)
-    lse = q.new_full(q.shape[:2], torch.inf)
-    mass = q.new_ones(q.shape[0], q.shape[1] if formula.renormalise else 0)
-    expected, opened = torch.zeros_like(lse), torch.zeros_like(lse)
+    problem = _problem(query, key, mask, cutoff, seeds, formula)
+    group, kv_heads, value_dim = problem.group, problem.kv_heads, value.shape[-1]
+    q = _fold(query, kv_heads, problem.lse.dtype)
     output = q.new_zeros(*q.shape[:2], value_dim)
-    problem = _problem(mask, cutoff, seeds, formula, batch, kv_heads, group, lse, mass)
+    kernels = _row_kernels(problem)
     if rows == 1 and seeds is None and kernels is native and native.reads(key) and native.reads(value):
         first, last = int(mask.start.min()), int(mask.stop.max())
         if first < last:
             tile = Tile(slice(0, batch * kv_heads), slice(0, 1), slice(first, last))
-            native.decode(problem, tile, q.contiguous(), key, value, output, expected, opened)
+            native.decode(problem, tile, q.contiguous(), key, value, output)
     else:
-        _forward_tiles(kernels, problem, q, key, value, output, expected, opened)
-    edges = torch.stack([_unfold(x, batch, group).sum(-1) for x in (expected, opened)], dim=-1)
-    allowed = mask.allowed().sum(-1).to(exact).view(-1, 1, 1).expand(batch, heads, 1)
+        v: Tensor | None = None
+        for tile, folded, scores in _weighed(problem, q, key):
+            if kernels is native and native.reads(value):
+                count = float(problem.opened[tile.heads, folded].sum())
+                if count < _SPARSE * scores.numel():
+                    native.open_values(problem, tile, scores, value, output)
+                    continue
+            v = _flat(value, q.dtype) if v is None else v
+            output[tile.heads, folded] = torch.bmm(scores, v[tile.heads, tile.keys])
+    counts = [_unfold(x, problem).sum(-1) for x in (problem.expected, problem.opened)]
+    allowed = mask.allowed().sum(-1).to(q.dtype).view(-1, 1).expand(batch, heads)
     # (B, G, T, H/G, Dv) -> (B, T, H, Dv)
     output = output.view(batch, kv_heads, rows, group, value_dim).permute(0, 2, 1, 3, 4)
     output = output.reshape(batch, rows, heads, value_dim).to(value.dtype)
-    return Forward(
-        output, torch.cat([edges, allowed], dim=-1), _unfold(lse, batch, group), _unfold(mass, batch, group)
-    )
+    edges = torch.stack([*counts, allowed], dim=-1)
+    return Forward(output, edges, _unfold(problem.lse, problem), _unfold(problem.mass, problem))
 
 
-def _forward_tiles(
-    kernels: RowKernels,
-    problem: Problem,
-    query: Float[Tensor, "heads rows dim"],
+def gated_weights(
+    query: Float[Tensor, "batch head query dim"],
     key: Float[Tensor, "batch kv_head key dim"],
-    value: Float[Tensor, "batch kv_head key value_dim"],
-    output: Float[Tensor, "heads rows value_dim"],
-    expected: Float[Tensor, "heads rows"],
-    opened: Float[Tensor, "heads rows"],
-) -> None:
-    """Fills output, counts and the problem's row statistics; query and what is filled are folded."""
-    k, v, group = _flat(key, query.dtype), None, problem.group
-    space: Tensor | None = None
-    for tile in _tiles(problem, query.shape[1] // group):
-        rows = slice(tile.queries.start * group, tile.queries.stop * group)
-        scores, space = _scores(query[tile.heads, rows], k[tile.heads, tile.keys], space)
-        kernels.forward(problem, tile, scores, expected, opened)
-        if kernels is native and native.reads(value):
-            count = float(opened[tile.heads, rows].sum())
-            if count < _SPARSE * scores.numel():
-                native.open_values(problem, tile, scores, value, output)
-                continue
-        v = _flat(value, query.dtype) if v is None else v
-        output[tile.heads, rows] = torch.bmm(scores, v[tile.heads, tile.keys])
+    mask: EdgeMask,
+    cutoff: Float[Tensor, " head"],
+    formula: Formula,
+) -> Iterator[tuple[Tile, Float[Tensor, "heads rows columns"]]]:
+    """The weights of deterministic gates, block by block, zero where an edge is closed; overwritten by the next."""
+    problem = _problem(query, key, mask, cutoff, None, formula)
+    for tile, _, scores in _weighed(problem, _fold(query, problem.kv_heads, problem.lse.dtype), key):
+        yield tile, scores
 
 
 def backward(
@@ -140,29 +132,33 @@ def backward(
     d_output: Float[Tensor, "batch query head value_dim"],
     d_expected: Float[Tensor, "batch head"],
 ) -> Gradients:
-    batch, heads, rows, dim = query.shape
-    kv_heads = key.shape[1]
-    group, exact = heads // kv_heads, accumulation_dtype(query.dtype)
-    kernels = _row_kernels(query.device, exact, mask)
+    batch, _, rows, dim = query.shape
+    problem = _problem(query, key, mask, cutoff, seeds, formula)
+    group, kv_heads, exact = problem.group, problem.kv_heads, problem.lse.dtype
+    problem = problem._replace(lse=_fold_rows(lse, kv_heads), mass=_fold_rows(mass, kv_heads))
     q, k, v = _fold(query, kv_heads, exact), _flat(key, exact), _flat(value, exact)
     do = _fold(d_output.transpose(1, 2), kv_heads, exact)
     delta = _fold_rows(torch.linalg.vecdot(d_output.to(exact), output.to(exact)).transpose(1, 2), kv_heads)
     d_query, d_key, d_value = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     gate_gradient = torch.zeros_like(delta)
-    lse, mass = _fold_rows(lse, kv_heads), _fold_rows(mass, kv_heads)
-    problem = _problem(mask, cutoff, seeds, formula, batch, kv_heads, group, lse, mass)
+    kernels = _row_kernels(problem)
     space: Tensor | None = None
     more: Tensor | None = None
     for tile in _tiles(problem, rows):
         folded = slice(tile.queries.start * group, tile.queries.stop * group)
-        q_, do_, k_, v_ = q[tile.heads, folded], do[tile.heads, folded], k[tile.heads, tile.keys], v[tile.heads, tile.keys]
+        q_, do_, k_, v_ = (
+            q[tile.heads, folded],
+            do[tile.heads, folded],
+            k[tile.heads, tile.keys],
+            v[tile.heads, tile.keys],
+        )
         scores, space = _scores(q_, k_, space)
         gradients, more = _scores(do_, v_, more)
         kernels.backward(problem, tile, scores, gradients, delta, d_expected, gate_gradient)
         d_value[tile.heads, tile.keys].baddbmm_(scores.transpose(1, 2), do_)
         d_query[tile.heads, folded] = torch.bmm(gradients, k_)
         d_key[tile.heads, tile.keys].baddbmm_(gradients.transpose(1, 2), q_)
-    d_cutoff = -_unfold(gate_gradient, batch, group).sum((0, 2))
+    d_cutoff = -_unfold(gate_gradient, problem).sum((0, 2))
     d_query = d_query.view(batch, kv_heads, rows, group, dim).transpose(2, 3).reshape(query.shape)
     return Gradients(
         d_query.to(query.dtype),
@@ -172,15 +168,37 @@ def backward(
     )
 
 
-def _problem(mask: EdgeMask, cutoff: Tensor, seeds: Tensor | None, formula: Formula, batch, kv_heads, group, lse, mass):
+def _problem(
+    query: Tensor, key: Tensor, mask: EdgeMask, cutoff: Tensor, seeds: Tensor | None, formula: Formula
+) -> Problem:
+    batch, heads, rows, _ = query.shape
+    kv_heads, group = key.shape[1], heads // key.shape[1]
+    exact = accumulation_dtype(query.dtype)
     mask = EdgeMask(mask.start.contiguous(), mask.stop.contiguous(), mask.keys, mask.holes)
-    cutoff, seeds = cutoff.to(lse.dtype).contiguous(), None if seeds is None else seeds.contiguous()
-    return Problem(mask, cutoff, seeds, formula, batch, kv_heads, group, lse, mass)
+    lse = query.new_full((batch * kv_heads, rows * group), torch.inf, dtype=exact)
+    mass = torch.ones_like(lse if formula.renormalise else lse[:, :0])
+    cutoff, seeds = cutoff.detach().to(exact).contiguous(), None if seeds is None else seeds.contiguous()
+    counts = torch.zeros_like(lse), torch.zeros_like(lse)
+    return Problem(mask, cutoff, seeds, formula, batch, kv_heads, group, lse, mass, *counts)
 
 
-def _row_kernels(device: torch.device, exact: torch.dtype, mask: EdgeMask) -> RowKernels:
-    fits = device.type == "cpu" and exact is torch.float32 and mask.holes is None
+def _row_kernels(problem: Problem) -> RowKernels:
+    lse = problem.lse
+    fits = lse.device.type == "cpu" and lse.dtype is torch.float32 and problem.mask.holes is None
     return native if fits and native.library() is not None else row_kernels
+
+
+def _weighed(
+    problem: Problem, query: Float[Tensor, "heads rows dim"], key: Float[Tensor, "batch kv_head key dim"]
+) -> Iterator[tuple[Tile, slice, Float[Tensor, "heads rows columns"]]]:
+    """Each tile, its folded rows, and its gated weights, in memory that the next tile uses again."""
+    k, kernels = _flat(key, query.dtype), _row_kernels(problem)
+    space: Tensor | None = None
+    for tile in _tiles(problem, query.shape[1] // problem.group):
+        folded = slice(tile.queries.start * problem.group, tile.queries.stop * problem.group)
+        scores, space = _scores(query[tile.heads, folded], k[tile.heads, tile.keys], space)
+        kernels.forward(problem, tile, scores)
+        yield tile, folded, scores
 
 
 def _tiles(problem: Problem, rows: int) -> Iterator[Tile]:
@@ -213,7 +231,7 @@ def _scores(left: Tensor, right: Tensor, space: Tensor | None) -> tuple[Tensor, 
 
 
 def _fold(x: Float[Tensor, "batch head query dim"], kv_heads: int, dtype: torch.dtype) -> Tensor:
-    batch, heads, rows, dim = x.shape
+    batch, heads, _rows, dim = x.shape
     x = x.unflatten(1, (kv_heads, heads // kv_heads)).transpose(2, 3)
     return x.reshape(batch * kv_heads, -1, dim).to(dtype)
 
@@ -223,9 +241,8 @@ def _fold_rows(x: Float[Tensor, "batch head query"], kv_heads: int) -> Tensor:
     return x.reshape(x.shape[0] * kv_heads, -1).contiguous()
 
 
-def _unfold(x: Float[Tensor, "heads rows"], batch: int, group: int) -> Float[Tensor, "batch head query"]:
-    """Contiguous, and never a view of x: operators may not return their arguments."""
-    unfolded = x.view(batch, x.shape[0] // batch, x.shape[1] // group, group).transpose(2, 3)
+def _unfold(x: Float[Tensor, "heads rows"], problem: Problem) -> Float[Tensor, "batch head query"]:
+    unfolded = x.view(problem.batch, problem.kv_heads, x.shape[1] // problem.group, problem.group).transpose(2, 3)
     return unfolded.flatten(1, 2).contiguous()
 
 

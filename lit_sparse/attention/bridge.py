@@ -18,7 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from lit_sparse.attention.backend import Backend, Case, resolve
 from lit_sparse.attention.gates import Gate, GateConfig, build_gate
-from lit_sparse.attention.masks import allowed_edges, mask_for_transformers
+from lit_sparse.attention.masks import EdgeMask, allowed_edges, mask_for_transformers
 from lit_sparse.attention.noise import draw_seeds
 from lit_sparse.attention.probe import AttentionCall, probe_attention
 
@@ -67,18 +67,26 @@ def gated_attention_forward(
         if argument is not None and name not in _IGNORED:
             raise ValueError(f"gated attention does not implement the keyword {name!r} that this model passes")
     gate: Gate = module.edge_gate
-    rows, keys = query.shape[2], key.shape[2]
-    mask = allowed_edges(attention_mask, rows, keys, query.device)
-    positions = kwargs.get("position_ids")
-    if module.edge_separates_documents and positions is not None and rows == keys > 1:
-        mask = mask.within_documents(positions)
+    mask, scaling = attention_problem(module, query, key, attention_mask, {"scaling": scaling, **kwargs})
     case = Case(gate, softcap, dropout, query.device, mask.holes is not None)
     operator = resolve(module.edge_backend, case)
     seeds = draw_seeds(query.shape[0], query.device) if gate.training else None
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     # Cached or autocast inputs may differ in dtype; values decide.
     query, key = query.to(value.dtype), key.to(value.dtype)
     return operator(query, key, value, mask, gate, scaling=scaling, softcap=softcap, dropout=dropout, seeds=seeds)
+
+
+def attention_problem(
+    module: Any, query: Tensor, key: Tensor, attention_mask: Tensor | None, keywords: Mapping[str, Any]
+) -> tuple[EdgeMask, float]:
+    """The edges that a layer allows and the scale of its logits, from the arguments transformers calls it with."""
+    rows, keys = query.shape[2], key.shape[2]
+    mask = allowed_edges(attention_mask, rows, keys, query.device)
+    positions = keywords.get("position_ids")
+    if module.edge_separates_documents and positions is not None and rows == keys > 1:
+        mask = mask.within_documents(positions)
+    scaling = keywords.get("scaling")
+    return mask, query.shape[-1] ** -0.5 if scaling is None else scaling
 
 
 AttentionInterface.register(IMPLEMENTATION, gated_attention_forward)

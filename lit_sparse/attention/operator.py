@@ -8,9 +8,10 @@ numbers a row.
 With g_ij = do_i . v_j, dE the gradient of the expected edges, u the noise, e = sigmoid(z), A the open gates and
 
     delta_i = do_i . o_i
-    all keys normalise:    G_ij = g_ij                       r_i = delta_i     w_ij = A_ij p_ij
-    open keys normalise:   G_ij = (g_ij - delta_i) / m_i     r_i = 0           w_ij = A_ij p_ij / m_i,  m_i = sum_j A_ij p_ij
-    t_ij  = sigmoid(z_ij - logit u_ij)                           (the binary concrete relaxation of the gate)
+    all keys normalise:    G_ij = g_ij                     r_i = delta_i    w_ij = A_ij p_ij
+    open keys normalise:   G_ij = (g_ij - delta_i) / m_i   r_i = 0          w_ij = A_ij p_ij / m_i
+    m_i   = sum_j A_ij p_ij                                    (1 where nothing is open)
+    t_ij  = sigmoid(z_ij - logit u_ij)                         (the binary concrete relaxation of the gate)
     c_ij  = sharpness * (p_ij G_ij t_ij (1 - t_ij) + dE e_ij (1 - e_ij))
     ds_ij = p_ij (A_ij G_ij - r_i) + c_ij - [normalised gate] p_ij sum_k c_ik
     d cutoff = - sum_ij c_ij,   dq = scaling ds k,   dk = scaling ds^T q,   dv = w^T do
@@ -69,6 +70,11 @@ class Gradients(NamedTuple):
     cutoff: Float[Tensor, " head"]
 
 
+def formula_of(gate: Gate, scaling: float, softcap: float | None) -> Formula:
+    form = gate.form()
+    return Formula(form.sharpness, form.normalised, gate.config.normalisation == "open", scaling, softcap or 0.0)
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
@@ -87,16 +93,14 @@ def gated_attention(
     backend: str,
 ) -> GatedAttention:
     """Same contract as `reference.gated_attention`, for affine gates without dropout."""
-    form = gate.form()
-    renormalise = gate.config.normalisation == "open"
-    formula = Formula(form.sharpness, form.normalised, renormalise, scaling, softcap or 0.0)
-    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value, form.cutoff))
+    formula, cutoff = formula_of(gate, scaling, softcap), gate.form().cutoff
+    differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value, cutoff))
     if differentiated or torch.compiler.is_compiling():
         output, edges, _, _ = torch.ops.lit_sparse.gated_attention(
-            query, key, value, mask.start, mask.stop, mask.holes, form.cutoff, seeds, *formula, backend
+            query, key, value, mask.start, mask.stop, mask.holes, cutoff, seeds, *formula, backend
         )
     else:  # the dispatcher takes longer than decoding a token does
-        output, edges, _, _ = _backend(backend).forward(query, key, value, mask, form.cutoff, seeds, formula)
+        output, edges, _, _ = _backend(backend).forward(query, key, value, mask, cutoff, seeds, formula)
     return GatedAttention(output, edges)
 
 
@@ -133,7 +137,9 @@ def _forward(
 
 
 @_forward.register_fake
-def _(query, key, value, start, stop, holes, cutoff, seeds, sharpness, normalised, renormalise, scaling, softcap, backend):
+def _(
+    query, key, value, start, stop, holes, cutoff, seeds, sharpness, normalised, renormalise, scaling, softcap, backend
+):
     batch, heads, rows, _ = query.shape
     exact = accumulation_dtype(query.dtype)
     return (

@@ -23,7 +23,7 @@ class _Rows(NamedTuple):
     uniform: Tensor | None
 
 
-def forward(problem: "Problem", tile: "Tile", scores: Tensor, expected: Tensor, opened: Tensor) -> None:
+def forward(problem: "Problem", tile: "Tile", scores: Tensor) -> None:
     lse = _logits(problem, tile, scores)[0].logsumexp(-1, keepdim=True)
     _rows_of(problem, tile, problem.lse)[:] = lse.masked_fill_(lse == -torch.inf, torch.inf).squeeze(-1)
     rows = _rows(problem, tile, scores)
@@ -32,8 +32,8 @@ def forward(problem: "Problem", tile: "Tile", scores: Tensor, expected: Tensor, 
     e = torch.sigmoid(z)
     gates = z > 0 if rows.uniform is None else rows.uniform < e
     weights = torch.exp(rows.logits - lse) * gates
-    _rows_of(problem, tile, expected)[:] = e.sum(-1)
-    _rows_of(problem, tile, opened)[:] = gates.sum(-1)
+    _rows_of(problem, tile, problem.expected)[:] = e.sum(-1)
+    _rows_of(problem, tile, problem.opened)[:] = gates.sum(-1)
     if problem.formula.renormalise:
         mass = weights.sum(-1)
         mass = torch.where(mass > 0, mass, 1.0)
@@ -58,11 +58,11 @@ def backward(
     gates = z > 0 if rows.uniform is None else rows.uniform < e
     p = torch.exp(rows.logits - _rows_of(problem, tile, problem.lse)[..., None])
     g = gradients.view(p.shape)
-    delta = _rows_of(problem, tile, delta)[..., None]
-    inverse = 1.0
+    row: Tensor | float = _rows_of(problem, tile, delta)[..., None]
+    inverse: Tensor | float = 1.0
     if formula.renormalise:
         inverse = 1 / _rows_of(problem, tile, problem.mass)[..., None]
-        g, delta = (g - delta) * inverse, 0.0
+        g, row = (g - row) * inverse, 0.0
     pg = p * g
     closed = torch.sigmoid(-z)
     c = _per_head(problem, tile, d_expected) * e * closed
@@ -72,7 +72,7 @@ def backward(
         c += pg * x * y / (x + y).square()
     c *= formula.sharpness
     total = c.sum(-1)
-    d_logits = pg * gates - p * delta + c
+    d_logits = pg * gates - p * row + c
     if formula.normalised:
         d_logits -= p * total[..., None]
     scores.copy_((p * gates * inverse).flatten(1, 2))

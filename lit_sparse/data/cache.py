@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
+from lit_sparse.cache import cache_dir
 from lit_sparse.data.packing import PackedBlocks
 
 FORMAT = 1
@@ -24,7 +25,6 @@ FORMAT = 1
 
 def cache_path(key: dict[str, object]) -> Path:
     """The file for blocks made from what `key` (plain JSON values) says."""
-
     digest = hashlib.sha256(json.dumps({"format": FORMAT, **key}, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "data" / f"{digest[:32]}.safetensors"
 

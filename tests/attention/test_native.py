@@ -82,6 +82,7 @@ def test_plainer_compilers_get_plainer_options(fresh, monkeypatch):
     """One that knows neither OpenMP nor this processor."""
     real = os.environ.get("CC") or "cc"
     monkeypatch.setenv(
-        "CC", compiler(fresh, f'for a in "$@"; do case $a in -fopenmp|-m*=native) exit 1;; esac; done; exec {real} "$@"')
+        "CC",
+        compiler(fresh, f'for a in "$@"; do case $a in -fopenmp|-m*=native) exit 1;; esac; done; exec {real} "$@"'),
     )
     assert building.library() is not None

@@ -45,7 +45,7 @@ def test_a_block_is_a_part_of_the_whole():
 def test_numbers_are_uniform_and_never_0_or_1():
     drawn = noise.uniform(torch.tensor([11, 12]), 3, (0, 300), (0, 301)).double()
     count = drawn.numel()
-    assert 0 < drawn.min() and drawn.max() < 1
+    assert drawn.min() > 0 and drawn.max() < 1
     # 5 standard deviations of a mean of `count` uniform numbers (their variance is 1/12)
     assert abs(drawn.mean() - 0.5) < 5 * (1 / 12 / count) ** 0.5
     histogram = torch.histc(drawn, 256, 0, 1)

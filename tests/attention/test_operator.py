@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_sparse.attention import Gate, GateConfig, build_gate, noise, reference
+from lit_sparse.attention import Gate, GateConfig, build_gate, noise
 from lit_sparse.attention.masks import EdgeMask
 
 THETA, KAPPA, BIAS = 0.08, 1.5, 0.3  # cutoffs that close roughly half of the edges below

@@ -21,7 +21,14 @@ logger = logging.getLogger(__name__)
 SOURCE = Path(__file__).with_name("rows.c")
 DISABLE = "LIT_SPARSE_NO_NATIVE"
 # Everything of -ffast-math that makes vectors, nothing that assumes away NaN and infinity.
-_FLAGS = ["-O3", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", "-fassociative-math", "-ffp-contract=fast"]
+_FLAGS = [
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fno-signed-zeros",
+    "-fassociative-math",
+    "-ffp-contract=fast",
+]
 # With threads and for this very processor where the compiler can; else plainer.
 _VARIANTS = [["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], ["-mcpu=native"], []]
 
@@ -62,7 +69,9 @@ def library() -> ctypes.CDLL | None:
     """
     if os.environ.get(DISABLE, "0") not in ("", "0"):
         return None
-    compiler = next((path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None)
+    compiler = next(
+        (path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None
+    )
     if compiler is None:
         logger.warning("no C compiler found: attention on the CPU runs several times slower; install gcc or clang")
         return None

@@ -12,10 +12,8 @@ if TYPE_CHECKING:
     from lit_sparse.attention.blockwise import Problem, Tile
 
 
-def forward(problem: "Problem", tile: "Tile", scores: Tensor, expected: Tensor, opened: Tensor) -> None:
-    block = _block(problem, tile, scores)
-    block.expected, block.opened = pointer(expected), pointer(opened)
-    _library().gated_rows_forward(ctypes.byref(block))
+def forward(problem: "Problem", tile: "Tile", scores: Tensor) -> None:
+    _library().gated_rows_forward(ctypes.byref(_block(problem, tile, scores)))
 
 
 def backward(
@@ -45,20 +43,10 @@ def open_values(problem: "Problem", tile: "Tile", weights: Tensor, value: Tensor
     del offsets  # alive until here
 
 
-def decode(
-    problem: "Problem",
-    tile: "Tile",
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    output: Tensor,
-    expected: Tensor,
-    opened: Tensor,
-) -> None:
+def decode(problem: "Problem", tile: "Tile", query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> None:
     """One query a sample, deterministic gates: query (B G, H/G, D) and output (B G, H/G, Dv) folded, float32."""
     scores = query.new_empty(query.shape[0], query.shape[1], tile.keys.stop - tile.keys.start)
     block = _block(problem, tile, scores)
-    block.expected, block.opened = pointer(expected), pointer(opened)
     (keys, key_offsets), (values, value_offsets) = _rows(key, tile), _rows(value, tile)
     _library().gated_decode(
         ctypes.byref(block), pointer(query), ctypes.byref(keys), ctypes.byref(values), pointer(output)
@@ -105,4 +93,6 @@ def _block(problem: "Problem", tile: "Tile", scores: Tensor) -> Block:
         renormalise=formula.renormalise,
         lse=pointer(problem.lse),
         mass=pointer(problem.mass),
+        expected=pointer(problem.expected),
+        opened=pointer(problem.opened),
     )

@@ -1,0 +1,96 @@
+"""The open edges of a sparse model's attention as a list, never as T x T matrices: what graphs are made of."""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from lit_sparse.attention import blockwise
+from lit_sparse.attention.backend import Backend, Case, unsupported
+from lit_sparse.attention.bridge import IMPLEMENTATION, attention_modules, attention_problem, gated_attention_forward
+from lit_sparse.attention.bridge import set_implementation as set_attention
+from lit_sparse.attention.gates import Gate
+from lit_sparse.attention.masks import EdgeMask, mask_for_transformers
+from lit_sparse.attention.operator import formula_of
+
+_RECORDING = "lit_sparse_open_edges"
+
+
+class OpenEdges(NamedTuple):
+    """One layer's open edges, ordered by sample, head, query and key.
+
+    indices: sample, head, query and key of each edge.
+    weights: the factor w of the key's value in the query's output, o_i = sum_j w_ij v_j; float32.
+    """
+
+    indices: Int[Tensor, "4 edge"]
+    weights: Float[Tensor, " edge"]
+
+
+@torch.no_grad()
+def layer_open_edges(
+    query: Float[Tensor, "batch head query dim"],
+    key: Float[Tensor, "batch kv_head key dim"],
+    mask: EdgeMask,
+    gate: Gate,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+) -> OpenEdges:
+    """The edges that deterministic gates leave open, found a block of queries at a time: O(T + S + edges) memory.
+
+    Edges whose weight underflows to zero are left out.
+
+    Raises:
+        ValueError: a gate family without the affine form.
+    """
+    if reason := unsupported(Backend.BLOCKWISE, Case(gate)):
+        raise ValueError(f"open edges cannot be listed for {reason}")
+    formula = formula_of(gate, scaling, softcap)
+    indices, weights = [torch.empty(4, 0, dtype=torch.int64, device=query.device)], [query.new_empty(0).float()]
+    group, kv_heads = query.shape[1] // key.shape[1], key.shape[1]
+    for tile, scores in blockwise.gated_weights(query, key, mask, gate.form().cutoff, formula):
+        head, row, column = scores.nonzero(as_tuple=True)
+        weights.append(scores[head, row, column].float())
+        key_head = head + tile.heads.start
+        place = [key_head // kv_heads, key_head % kv_heads * group + row % group]
+        indices.append(torch.stack([*place, tile.queries.start + row // group, tile.keys.start + column]))
+    edges, factors = torch.cat(indices, dim=1), torch.cat(weights)
+    order = torch.arange(len(factors), device=factors.device)
+    for axis in (3, 2, 1, 0):  # the last key sorted by decides
+        order = order[edges[axis, order].argsort(stable=True)]
+    return OpenEdges(edges[:, order], factors[order])
+
+
+@torch.no_grad()
+def open_edges(model: nn.Module, input_ids: Int[Tensor, "batch query"], **inputs: Any) -> list[OpenEdges]:
+    """Every layer's open edges on some inputs, at evaluation. `inputs` go to the model (attention_mask, ...).
+
+    Raises:
+        ValueError: the model has no gates, or gates without the affine form.
+    """
+    modules = attention_modules(model)
+    if not modules:
+        raise ValueError("this model has no gates: call lit_sparse.sparsify(model) or load_sparse(folder) first")
+    layers: list[OpenEdges] = []
+
+    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **keys: Any):
+        mask, scaling = attention_problem(module, query, key, attention_mask, keys)
+        gate, softcap = module.edge_gate, keys.get("softcap")
+        layers.append(layer_open_edges(query, key.to(query.dtype), mask, gate, scaling=scaling, softcap=softcap))
+        return gated_attention_forward(module, query, key, value, attention_mask, **keys)
+
+    AttentionInterface.register(_RECORDING, attend)
+    AttentionMaskInterface.register(_RECORDING, mask_for_transformers)
+    in_training = [module for module in model.modules() if module.training]
+    try:
+        set_attention(model, _RECORDING)
+        model.eval()
+        model(input_ids=input_ids, use_cache=False, **inputs)
+    finally:
+        set_attention(model, IMPLEMENTATION)
+        for module in in_training:
+            module.training = True
+    return layers

@@ -1,0 +1,22 @@
+"""What a run costs before it runs: memory per GPU, operations per token, bytes over the network. Formulas only."""
+
+from lit_sparse.costs.activations import Activations, trace_activations
+from lit_sparse.costs.flops import FlopsPerToken, flops_of_model, flops_per_token, matmul_weights
+from lit_sparse.costs.memory import MemoryPlan, ModelSize, Precision, memory_per_gpu
+from lit_sparse.costs.sharding import STRATEGIES, Sharding, sharding_of
+
+__all__ = [
+    "STRATEGIES",
+    "Activations",
+    "FlopsPerToken",
+    "MemoryPlan",
+    "ModelSize",
+    "Precision",
+    "Sharding",
+    "flops_of_model",
+    "flops_per_token",
+    "matmul_weights",
+    "memory_per_gpu",
+    "sharding_of",
+    "trace_activations",
+]
