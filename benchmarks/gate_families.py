@@ -10,8 +10,8 @@ import json
 import logging
 import statistics
 
-from matplotlib.figure import Figure
 from machine import RESULTS, machine
+from matplotlib.figure import Figure
 from toy import train_toy
 
 FAMILIES = {

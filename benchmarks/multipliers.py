@@ -11,8 +11,8 @@ import json
 import logging
 import math
 
-from matplotlib.figure import Figure
 from machine import RESULTS, machine
+from matplotlib.figure import Figure
 from toy import train_toy
 
 from lit_sparse.objective import Multiplier

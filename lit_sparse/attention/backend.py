@@ -69,6 +69,8 @@ class Case(NamedTuple):
     dropout: float = 0.0
     device: torch.device | None = None  # not known before a model is moved to it
     holes: bool = False
+    dtype: torch.dtype | None = None
+    dim: int = 0  # of a head, the larger of keys' and values'
 
 
 def unsupported(backend: Backend, case: Case) -> str | None:
@@ -83,6 +85,10 @@ def unsupported(backend: Backend, case: Case) -> str | None:
 
         if case.holes:
             return "masks in which a query's keys are no contiguous run"
+        if case.dtype is torch.float64:
+            return "float64"
+        if case.dim > gpu.MAX_DIM:
+            return f"head dimensions above {gpu.MAX_DIM}, here {case.dim}"
         if not gpu.available():
             return "a machine without Triton (pip install 'lit_sparse[triton]')"
         if case.device is not None and case.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":

@@ -68,9 +68,13 @@ def gated_attention_forward(
             raise ValueError(f"gated attention does not implement the keyword {name!r} that this model passes")
     gate: Gate = module.edge_gate
     mask, scaling = attention_problem(module, query, key, attention_mask, {"scaling": scaling, **kwargs})
-    case = Case(gate, softcap, dropout, query.device, mask.holes is not None)
+    dim = max(query.shape[-1], value.shape[-1])
+    case = Case(gate, softcap, dropout, query.device, mask.holes is not None, value.dtype, dim)
     operator = resolve(module.edge_backend, case)
-    seeds = draw_seeds(query.shape[0], query.device) if gate.training else None
+    seeds = None
+    if gate.training:
+        given = getattr(module, "edge_seeds", None)  # set by training, whose gates do not depend on the ranks
+        seeds = draw_seeds(query.shape[0], query.device) if given is None else given
     # Cached or autocast inputs may differ in dtype; values decide.
     query, key = query.to(value.dtype), key.to(value.dtype)
     return operator(query, key, value, mask, gate, scaling=scaling, softcap=softcap, dropout=dropout, seeds=seeds)

@@ -36,6 +36,7 @@ class Formula(NamedTuple):
     """What is computed, beside the tensors: z = sharpness * (s - normalised * lse - cutoff), s = scaling q . k.
 
     renormalise: divide by the open edges' mass instead of all keys'.
+    scaling: positive.
     softcap: s is softcap * tanh(scaling q . k / softcap); 0 for none.
     """
 

@@ -48,7 +48,10 @@ def test_auto_takes_triton_on_a_gpu_where_it_can(gate, monkeypatch):
     cuda = torch.device("cuda")
     monkeypatch.setattr(gpu, "available", lambda: True)
     assert name(resolve("auto", Case(gate, device=cuda))) == "triton"
-    assert name(resolve("auto", Case(gate, device=cuda, holes=True))) == "blockwise"
+    for keys in ({"holes": True}, {"dtype": torch.float64}, {"dim": 257}):
+        assert name(resolve("auto", Case(gate, device=cuda, **keys))) == "blockwise"
+        with pytest.raises(ValueError, match="'triton' does not support"):
+            resolve("triton", Case(gate, device=cuda, **keys))
     with pytest.raises(ValueError, match="device 'cpu'"):
         resolve("triton", Case(gate, device=torch.device("cpu")))
     monkeypatch.setattr(gpu, "available", lambda: False)

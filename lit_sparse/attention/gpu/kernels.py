@@ -1,0 +1,378 @@
+"""Gated attention as three Triton kernels, in the manner of FlashAttention-2 (arXiv 2307.08691).
+
+    forward_kernel    a block of queries against its keys: output, log-sum-exp, edge counts of a row
+    query_kernel      a block of queries against its keys: dq, and the row sums that the next one needs
+    key_kernel        a block of keys against the queries that see it: dk and dv
+
+Formulas and names are those of `lit_sparse.attention.operator`. Nothing is summed with atomics: results are the same
+from run to run. Products take the inputs' dtype, everything else is float32. Logits and log-sum-exps are in base 2 in
+here, since the hardware's exponential is exp2. Scaling is positive. Where rows come first, a block's columns are keys
+in the order of `noise.columns`.
+"""
+
+import math
+
+import triton
+import triton.language as tl
+
+from lit_sparse.attention.gpu import noise
+
+_LOG2_E = tl.constexpr(math.log2(math.e))
+_LN_2 = tl.constexpr(math.log(2.0))
+_SCAN = tl.constexpr(1024)
+
+
+@triton.jit
+def _load(pointer, index, count, stride, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Rows `index` of a (count, DIM) matrix, zeros outside of it."""
+    dim = tl.arange(0, BLOCK_DIM)
+    pointers = pointer + index[:, None] * stride + dim[None, :]
+    if BLOCK_DIM == DIM:
+        return tl.load(pointers, mask=index[:, None] < count, other=0.0)
+    return tl.load(pointers, mask=(index[:, None] < count) & (dim[None, :] < DIM), other=0.0)
+
+
+@triton.jit
+def _store(pointer, index, count, stride, x, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    dim = tl.arange(0, BLOCK_DIM)
+    pointers = pointer + index[:, None] * stride + dim[None, :]
+    tl.store(pointers, x.to(pointer.dtype.element_ty), mask=(index[:, None] < count) & (dim[None, :] < DIM))
+
+
+@triton.jit
+def _interval(start, stop, row, rows, keys):
+    """First and one past the last key of each row; (keys, 0) for a row that sees none."""
+    first = tl.maximum(tl.load(start + row, mask=row < rows, other=0), 0)
+    last = tl.minimum(tl.load(stop + row, mask=row < rows, other=0), keys)
+    return tl.where(first < last, first, keys), tl.where(first < last, last, 0)
+
+
+@triton.jit
+def _tanh(x):
+    """tanh to float32's relative precision; the quotient alone would lose it near 0."""
+    square = x * x
+    series = x * (1 + square * (-1 / 3 + square * (2 / 15 + square * (-17 / 315 + square * (62 / 2835)))))
+    far = 1 - 2 / (1 + tl.exp2(tl.abs(x) * (2 * _LOG2_E)))
+    return tl.where(tl.abs(x) < 0.3, series, tl.where(x > 0, far, -far))
+
+
+@triton.jit
+def _scores(a, b, scaling, softcap, CAPPED: tl.constexpr):
+    """a b^T as scores, of which `_unit` times are the base-2 logits, and the soft cap's slope."""
+    s = tl.dot(a, tl.trans(b), input_precision="ieee")
+    slope = 1.0
+    if CAPPED:
+        s = _tanh(s * (scaling / softcap))
+        slope = 1 - s * s
+    return s, slope
+
+
+@triton.jit
+def _unit(scaling, softcap, CAPPED: tl.constexpr):
+    return softcap * _LOG2_E if CAPPED else scaling * _LOG2_E
+
+
+@triton.jit
+def _seen(s, key, first, last):
+    """The scores, -inf where a row does not see a key."""
+    return tl.where((key >= first) & (key < last), s, float("-inf"))
+
+
+@triton.jit
+def _gates(z, u, SAMPLED: tl.constexpr):
+    """From negative base-2 gate logits and the noise: probability e, (1 - e) / e, and whether open.
+
+    1 / x is the square of rsqrt(x): one instruction of the special function unit, and 0 for infinite x. The odds are
+    kept finite; where they were not, e is 0.
+    """
+    odds = tl.exp2(z)
+    root = tl.rsqrt(1 + odds)
+    e = root * root
+    return e, tl.minimum(odds, 1e30), u < e if SAMPLED else z < 0
+
+
+@triton.jit
+def _accumulated(s, unit, top, total):
+    """The online softmax's step (arXiv 1805.02867): new maximum and total, the factor of older sums, and exp(s)."""
+    new = tl.maximum(top, tl.max(s, 1) * unit)
+    shift = tl.where(new == float("-inf"), 0.0, new)
+    factor = tl.exp2(top - shift)
+    p = tl.exp2(s * unit - shift[:, None])
+    return new, total * factor + tl.sum(p, 1), factor, p
+
+
+@triton.jit
+def forward_kernel(
+    query, key, value, start, stop, cutoff, seeds, output, lse, mass, expected, opened,
+    query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row, mask_batch,
+    heads, group, rows, keys, sharpness, scaling, softcap,
+    DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_VALUE: tl.constexpr,
+    NORMALISED: tl.constexpr, RENORMALISE: tl.constexpr, CAPPED: tl.constexpr, SAMPLED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+):  # fmt: skip
+    """Program (row block, batch and head). Normalised gates take a sweep over the keys for the log-sum-exp first."""
+    block = tl.num_programs(0) - 1 - tl.program_id(0)  # under a causal mask the last rows take longest
+    batch = (tl.program_id(1) // heads).to(tl.int64)
+    head = tl.program_id(1) % heads
+    query += batch * query_batch + head.to(tl.int64) * query_head
+    key += batch * key_batch + (head // group).to(tl.int64) * key_head
+    value += batch * value_batch + (head // group).to(tl.int64) * value_head
+    row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    first, last = _interval(start + batch * mask_batch, stop + batch * mask_batch, row, rows, keys)
+    low, high = tl.min(first) // BLOCK_KEYS * BLOCK_KEYS, tl.max(last)
+    unit = _unit(scaling, softcap, CAPPED)
+    column = noise.columns(BLOCK_KEYS)
+    q = _load(query, row, rows, query_row, DIM, BLOCK_DIM)
+
+    shift = tl.zeros((BLOCK_ROWS,), tl.float32) + tl.load(cutoff + head).to(tl.float32) * _LOG2_E
+    top = tl.full((BLOCK_ROWS,), float("-inf"), tl.float32)
+    total = tl.zeros((BLOCK_ROWS,), tl.float32)
+    normaliser = tl.zeros((BLOCK_ROWS,), tl.float32)
+    if NORMALISED:
+        for at in range(low, high, BLOCK_KEYS):
+            k = _load(key, at + column, keys, key_row, DIM, BLOCK_DIM)
+            s, _ = _scores(q, k, scaling, softcap, CAPPED)
+            s = _seen(s, (at + column)[None, :], first[:, None], last[:, None])
+            top, total, _, _ = _accumulated(s, unit, top, total)
+        # As the backward will read it, so that both see the same gates.
+        normaliser = tl.where(total > 0, top + tl.log2(total), float("inf")) * _LN_2 * _LOG2_E
+        shift += normaliser
+
+    shift *= sharpness
+    slope = sharpness * unit
+    seed = tl.load(seeds + batch) if SAMPLED else 0
+    sums = tl.zeros((BLOCK_ROWS, BLOCK_VALUE), tl.float32)
+    open_mass = tl.zeros((BLOCK_ROWS,), tl.float32)
+    probable = tl.zeros((BLOCK_ROWS,), tl.float32)
+    count = tl.zeros((BLOCK_ROWS,), tl.float32)
+    for at in range(low, high, BLOCK_KEYS):
+        k = _load(key, at + column, keys, key_row, DIM, BLOCK_DIM)
+        v = _load(value, at + column, keys, value_row, VALUE_DIM, BLOCK_VALUE)
+        s, _ = _scores(q, k, scaling, softcap, CAPPED)
+        s = _seen(s, (at + column)[None, :], first[:, None], last[:, None])
+        if NORMALISED:
+            p = tl.exp2(s * unit - normaliser[:, None])
+        else:
+            top, total, factor, p = _accumulated(s, unit, top, total)
+            sums *= factor[:, None]
+            open_mass *= factor
+        z = shift[:, None] - s * slope
+        u = 0.0
+        if SAMPLED:
+            u = noise.uniform(seed, head, row, at, BLOCK_ROWS, BLOCK_KEYS)
+        e, _, is_open = _gates(z, u, SAMPLED)
+        p = tl.where(is_open, p, 0.0)
+        if RENORMALISE:
+            open_mass += tl.sum(p, 1)
+        probable += tl.sum(e, 1)
+        count += tl.sum(is_open.to(tl.float32), 1)
+        sums = tl.dot(p.to(v.dtype), v, sums, input_precision="ieee")
+
+    if not NORMALISED:
+        normaliser = tl.where(total > 0, top + tl.log2(total), float("inf"))
+        share = tl.where(total > 0, 1 / total, 0.0)
+        sums *= share[:, None]
+        open_mass *= share
+    here = tl.program_id(1).to(tl.int64) * rows + row
+    if RENORMALISE:
+        open_mass = tl.where(open_mass > 0, open_mass, 1.0)
+        sums *= (1 / open_mass)[:, None]
+        tl.store(mass + here, open_mass, mask=row < rows)
+    tl.store(lse + here, normaliser * _LN_2, mask=row < rows)
+    tl.store(expected + here, probable, mask=row < rows)
+    tl.store(opened + here, count, mask=row < rows)
+    output += (batch * rows * heads + head) * VALUE_DIM
+    _store(output, row, rows, heads * VALUE_DIM, sums, VALUE_DIM, BLOCK_VALUE)
+
+
+@triton.jit
+def _gradients(
+    s, g, u, unit, normaliser, shift, delta, inverse_mass, d_expected, sharpness,
+    RENORMALISE: tl.constexpr, SAMPLED: tl.constexpr,
+):  # fmt: skip
+    """Of a block of edges, in either orientation: p, w, ds without the normalised gate's term, and c.
+
+    With x = 1 - u and y = u (1 - e) / e, t = x / (x + y) and 1 - t = y / (x + y); x is never 0.
+    """
+    p = tl.exp2(s * unit - normaliser)
+    z = shift - s * (sharpness * unit)
+    e, odds, is_open = _gates(z, u, SAMPLED)
+    if RENORMALISE:
+        g = (g - delta) * inverse_mass
+    pg = p * g
+    c = (sharpness * d_expected) * (e * e * odds)
+    if SAMPLED:
+        x, y = 1 - u, u * odds
+        root = tl.rsqrt(x + y)
+        inverse = root * root
+        c += sharpness * pg * ((x * inverse) * (y * inverse))
+    w = tl.where(is_open, p, 0.0)
+    ds = tl.where(is_open, pg, 0.0) + c
+    if RENORMALISE:
+        w *= inverse_mass
+    else:
+        ds -= p * delta
+    return p, w, ds, c
+
+
+@triton.jit
+def query_kernel(
+    query, key, value, start, stop, cutoff, seeds, output, lse, mass, d_output, d_expected,
+    d_query, row_delta, row_sum,
+    query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row, mask_batch,
+    heads, group, rows, keys, sharpness, scaling, softcap,
+    DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_VALUE: tl.constexpr,
+    NORMALISED: tl.constexpr, RENORMALISE: tl.constexpr, CAPPED: tl.constexpr, SAMPLED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+):  # fmt: skip
+    """Program (row block, batch and head). Stores delta_i and sum_k c_ik.
+
+    The sum is only known at the end of the sweep, so dq = scaling (sum_j (ds + c)_ij k_j - (sum_k c_ik) sum_j p_ij k_j)
+    is put together from two products.
+    """
+    block = tl.num_programs(0) - 1 - tl.program_id(0)
+    batch = (tl.program_id(1) // heads).to(tl.int64)
+    head = tl.program_id(1) % heads
+    query += batch * query_batch + head.to(tl.int64) * query_head
+    key += batch * key_batch + (head // group).to(tl.int64) * key_head
+    value += batch * value_batch + (head // group).to(tl.int64) * value_head
+    output += (batch * rows * heads + head) * VALUE_DIM
+    d_output += (batch * rows * heads + head) * VALUE_DIM
+    row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    here = tl.program_id(1).to(tl.int64) * rows + row
+    first, last = _interval(start + batch * mask_batch, stop + batch * mask_batch, row, rows, keys)
+    low, high = tl.min(first) // BLOCK_KEYS * BLOCK_KEYS, tl.max(last)
+    unit = _unit(scaling, softcap, CAPPED)
+    column = noise.columns(BLOCK_KEYS)
+
+    q = _load(query, row, rows, query_row, DIM, BLOCK_DIM)
+    do = _load(d_output, row, rows, heads * VALUE_DIM, VALUE_DIM, BLOCK_VALUE)
+    o = _load(output, row, rows, heads * VALUE_DIM, VALUE_DIM, BLOCK_VALUE)
+    delta = tl.sum(do.to(tl.float32) * o.to(tl.float32), 1)
+    normaliser = tl.load(lse + here, mask=row < rows, other=float("inf")) * _LOG2_E
+    inverse_mass = delta
+    if RENORMALISE:
+        inverse_mass = 1 / tl.load(mass + here, mask=row < rows, other=1.0)
+    shift = tl.zeros((BLOCK_ROWS,), tl.float32) + tl.load(cutoff + head).to(tl.float32) * _LOG2_E
+    if NORMALISED:
+        shift += normaliser
+    shift *= sharpness
+    d_edges = tl.load(d_expected + tl.program_id(1))
+    seed = tl.load(seeds + batch) if SAMPLED else 0
+
+    dq = tl.zeros((BLOCK_ROWS, BLOCK_DIM), tl.float32)
+    mean_key = tl.zeros((BLOCK_ROWS, BLOCK_DIM), tl.float32)
+    sums = tl.zeros((BLOCK_ROWS,), tl.float32)
+    for at in range(low, high, BLOCK_KEYS):
+        k = _load(key, at + column, keys, key_row, DIM, BLOCK_DIM)
+        v = _load(value, at + column, keys, value_row, VALUE_DIM, BLOCK_VALUE)
+        s, cap_slope = _scores(q, k, scaling, softcap, CAPPED)
+        s = _seen(s, (at + column)[None, :], first[:, None], last[:, None])
+        g = tl.dot(do, tl.trans(v), input_precision="ieee")
+        u = 0.0
+        if SAMPLED:
+            u = noise.uniform(seed, head, row, at, BLOCK_ROWS, BLOCK_KEYS)
+        p, _, ds, c = _gradients(
+            s, g, u, unit, normaliser[:, None], shift[:, None], delta[:, None], inverse_mass[:, None], d_edges,
+            sharpness, RENORMALISE, SAMPLED,
+        )  # fmt: skip
+        sums += tl.sum(c, 1)
+        dq = tl.dot((ds * cap_slope).to(k.dtype), k, dq, input_precision="ieee")
+        if NORMALISED:
+            mean_key = tl.dot((p * cap_slope).to(k.dtype), k, mean_key, input_precision="ieee")
+    if NORMALISED:
+        dq -= sums[:, None] * mean_key
+    tl.store(row_delta + here, delta, mask=row < rows)
+    tl.store(row_sum + here, sums, mask=row < rows)
+    d_query += tl.program_id(1).to(tl.int64) * rows * DIM
+    _store(d_query, row, rows, DIM, dq * scaling, DIM, BLOCK_DIM)
+
+
+@triton.jit
+def _rows_that_see(start, stop, low, high, rows, keys):
+    """First and one past the last row that sees one of the keys low <= key < high; (rows, 0) for none.
+
+    Reads every row's interval: 8 bytes a row, next to the hundreds of its query and output gradient.
+    """
+    lowest, highest = rows, 0
+    for at in range(0, rows, _SCAN):
+        row = at + tl.arange(0, _SCAN)
+        first, last = _interval(start, stop, row, rows, keys)
+        sees = (first < high) & (last > low)
+        lowest = tl.minimum(lowest, tl.min(tl.where(sees, row, rows)))
+        highest = tl.maximum(highest, tl.max(tl.where(sees, row + 1, 0)))
+    return lowest, highest
+
+
+@triton.jit
+def key_kernel(
+    query, key, value, start, stop, cutoff, seeds, lse, mass, d_output, d_expected, row_delta, row_sum,
+    d_key, d_value,
+    query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row, mask_batch,
+    heads, group, rows, keys, sharpness, scaling, softcap,
+    DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_VALUE: tl.constexpr,
+    NORMALISED: tl.constexpr, RENORMALISE: tl.constexpr, CAPPED: tl.constexpr, SAMPLED: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+):  # fmt: skip
+    """Program (key block, batch and key head); the queries of all heads of the group, in order."""
+    low = tl.program_id(0) * BLOCK_KEYS
+    batch = (tl.program_id(1) // (heads // group)).to(tl.int64)
+    kv_head = tl.program_id(1) % (heads // group)
+    start += batch * mask_batch
+    stop += batch * mask_batch
+    key_index = low + tl.arange(0, BLOCK_KEYS)
+    k = _load(key + batch * key_batch + kv_head.to(tl.int64) * key_head, key_index, keys, key_row, DIM, BLOCK_DIM)
+    v = _load(
+        value + batch * value_batch + kv_head.to(tl.int64) * value_head,
+        key_index, keys, value_row, VALUE_DIM, BLOCK_VALUE,
+    )  # fmt: skip
+    first_row, last_row = _rows_that_see(start, stop, low, low + BLOCK_KEYS, rows, keys)
+    first_row = first_row // BLOCK_ROWS * BLOCK_ROWS
+
+    unit = _unit(scaling, softcap, CAPPED)
+    seed = tl.load(seeds + batch) if SAMPLED else 0
+    dk = tl.zeros((BLOCK_KEYS, BLOCK_DIM), tl.float32)
+    dv = tl.zeros((BLOCK_KEYS, BLOCK_VALUE), tl.float32)
+    for member in range(0, group):
+        head = kv_head * group + member
+        both = batch * heads + head
+        cut = tl.load(cutoff + head).to(tl.float32) * _LOG2_E
+        d_edges = tl.load(d_expected + both)
+        for at in range(first_row, last_row, BLOCK_ROWS):
+            row = at + tl.arange(0, BLOCK_ROWS)
+            here = both * rows + row
+            first, last = _interval(start, stop, row, rows, keys)
+            q = _load(
+                query + batch * query_batch + head.to(tl.int64) * query_head, row, rows, query_row, DIM, BLOCK_DIM
+            )
+            do = _load(
+                d_output + (batch * rows * heads + head) * VALUE_DIM,
+                row, rows, heads * VALUE_DIM, VALUE_DIM, BLOCK_VALUE,
+            )  # fmt: skip
+            normaliser = tl.load(lse + here, mask=row < rows, other=float("inf")) * _LOG2_E
+            delta = tl.load(row_delta + here, mask=row < rows, other=0.0)
+            inverse_mass = delta
+            if RENORMALISE:
+                inverse_mass = 1 / tl.load(mass + here, mask=row < rows, other=1.0)
+            shift = tl.zeros((BLOCK_ROWS,), tl.float32) + cut
+            if NORMALISED:
+                shift += normaliser
+            shift *= sharpness
+            s, cap_slope = _scores(k, q, scaling, softcap, CAPPED)
+            s = _seen(s, key_index[:, None], first[None, :], last[None, :])
+            g = tl.dot(v, tl.trans(do), input_precision="ieee")
+            u = 0.0
+            if SAMPLED:
+                u = noise.uniform_transposed(seed, head, row, low, BLOCK_ROWS, BLOCK_KEYS)
+            p, w, ds, _ = _gradients(
+                s, g, u, unit, normaliser[None, :], shift[None, :], delta[None, :], inverse_mass[None, :], d_edges,
+                sharpness, RENORMALISE, SAMPLED,
+            )  # fmt: skip
+            if NORMALISED:
+                ds -= p * tl.load(row_sum + here, mask=row < rows, other=0.0)[None, :]
+            dv = tl.dot(w.to(do.dtype), do, dv, input_precision="ieee")
+            dk = tl.dot((ds * cap_slope).to(q.dtype), q, dk, input_precision="ieee")
+
+    _store(d_key + tl.program_id(1).to(tl.int64) * keys * DIM, key_index, keys, DIM, dk * scaling, DIM, BLOCK_DIM)
+    d_value += tl.program_id(1).to(tl.int64) * keys * VALUE_DIM
+    _store(d_value, key_index, keys, VALUE_DIM, dv, VALUE_DIM, BLOCK_VALUE)

@@ -1,0 +1,212 @@
+"""Block sizes, and the host side of the kernels."""
+
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from lit_sparse.attention.gpu import MAX_DIM, kernels
+from lit_sparse.attention.masks import EdgeMask
+from lit_sparse.attention.operator import Formula, Forward, Gradients
+
+
+class Blocks(NamedTuple):
+    """A launch configuration: queries and keys of a block, warps, and stages of the software pipeline."""
+
+    rows: int
+    keys: int
+    warps: int
+    stages: int
+
+
+KERNELS = {"forward": kernels.forward_kernel, "query": kernels.query_kernel, "key": kernels.key_kernel}
+
+# By kernel, bytes of an element and largest head dimension: what to choose from on compute capability 9.0 (wgmma) and
+# on all others (mma.sync), the default first. Defaults spill no registers, and everything fits into the 99 KB of shared
+# memory that a consumer GPU gives a block: benchmarks/gpu_kernels.py.
+BLOCKS: dict[tuple[str, int, int], tuple[list[Blocks], list[Blocks]]] = {
+    ("forward", 2, 64): ([Blocks(128, 64, 8, 2), Blocks(64, 64, 4, 2)], [Blocks(128, 64, 8, 2), Blocks(128, 32, 8, 2)]),
+    ("forward", 2, 128): ([Blocks(128, 32, 8, 2), Blocks(128, 64, 8, 2)], [Blocks(128, 32, 8, 2)]),
+    ("forward", 2, 256): ([Blocks(128, 16, 8, 2)], [Blocks(64, 32, 8, 2)]),
+    ("query", 2, 64): ([Blocks(128, 32, 8, 2), Blocks(64, 32, 4, 2)], [Blocks(128, 32, 8, 2), Blocks(64, 32, 4, 2)]),
+    ("query", 2, 128): ([Blocks(128, 16, 8, 2), Blocks(128, 32, 8, 2)], [Blocks(128, 16, 8, 2), Blocks(128, 32, 8, 2)]),
+    ("query", 2, 256): ([Blocks(32, 32, 8, 1)], [Blocks(32, 32, 8, 1)]),
+    ("key", 2, 64): ([Blocks(32, 128, 8, 2), Blocks(32, 64, 4, 2)], [Blocks(64, 32, 4, 2), Blocks(32, 64, 4, 2)]),
+    ("key", 2, 128): ([Blocks(32, 32, 4, 2), Blocks(16, 64, 4, 2)], [Blocks(64, 64, 8, 2), Blocks(32, 64, 4, 2)]),
+    ("key", 2, 256): ([Blocks(32, 32, 8, 1)], [Blocks(32, 32, 8, 1)]),
+    ("forward", 4, 64): ([Blocks(32, 32, 8, 1)], [Blocks(32, 32, 8, 1)]),
+    ("forward", 4, 128): ([Blocks(16, 16, 4, 1)], [Blocks(32, 32, 8, 1)]),
+    ("forward", 4, 256): ([Blocks(16, 32, 8, 1)], [Blocks(16, 32, 8, 1)]),
+    ("query", 4, 64): ([Blocks(32, 32, 8, 1)], [Blocks(32, 32, 8, 1)]),
+    ("query", 4, 128): ([Blocks(16, 16, 8, 1)], [Blocks(16, 16, 8, 1)]),
+    ("query", 4, 256): ([Blocks(16, 16, 8, 2)], [Blocks(16, 16, 8, 2)]),
+    ("key", 4, 64): ([Blocks(32, 16, 4, 1)], [Blocks(32, 32, 4, 1)]),
+    ("key", 4, 128): ([Blocks(32, 32, 8, 1)], [Blocks(32, 32, 8, 1)]),
+    ("key", 4, 256): ([Blocks(16, 16, 4, 1)], [Blocks(16, 16, 4, 1)]),
+}
+
+
+def blocks(kernel: str, itemsize: int, dim: int, capability: int) -> list[Blocks]:
+    """The configurations for a head dimension (the larger of keys' and values') and a compute capability, as 90."""
+    size = next(size for size in (64, 128, MAX_DIM) if dim <= size)
+    return BLOCKS[kernel, itemsize, size][0 if capability == 90 else 1]
+
+
+def padded(dim: int) -> int:
+    """The power of two that a head dimension takes inside a block, at least the depth of a tensor core's product."""
+    return max(16, triton.next_power_of_2(dim))
+
+
+def constants(query: Tensor, value: Tensor, seeds: Tensor | None, formula: Formula) -> dict[str, Any]:
+    """The kernels' compile-time arguments but for the block sizes."""
+    dim, value_dim = query.shape[-1], value.shape[-1]
+    return {
+        "DIM": dim,
+        "VALUE_DIM": value_dim,
+        "BLOCK_DIM": padded(dim),
+        "BLOCK_VALUE": padded(value_dim),
+        "NORMALISED": formula.normalised,
+        "RENORMALISE": formula.renormalise,
+        "CAPPED": formula.softcap > 0,
+        "SAMPLED": seeds is not None,
+    }
+
+
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: EdgeMask,
+    cutoff: Tensor,
+    seeds: Tensor | None,
+    formula: Formula,
+) -> Forward:
+    """See `lit_sparse.attention.operator`; masks without holes, dimensions up to 256, 16 or 32 bit floats.
+
+    Raises:
+        ValueError: anything else.
+    """
+    _check(query, key, value, mask, formula)
+    query, key, value = _rows(query), _rows(key), _rows(value)
+    batch, heads, rows, _ = query.shape
+    output = value.new_empty(batch, rows, heads, value.shape[-1])
+    lse, expected, opened = (query.new_empty(batch, heads, rows, dtype=torch.float32) for _ in range(3))
+    mass = query.new_empty(batch, heads, rows if formula.renormalise else 0, dtype=torch.float32)
+    tensors = [*_inputs(query, key, value, mask, cutoff, seeds), output, lse, mass, expected, opened]
+    _launch("forward", tensors, query, key, value, mask, seeds, formula)
+    allowed = mask.allowed().sum(-1)[:, None].expand(batch, heads)
+    sums = [counts.sum(-1, dtype=torch.float64) for counts in (expected, opened)]
+    return Forward(output, torch.stack([*sums, allowed.double()], dim=-1).float(), lse, mass)
+
+
+def backward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: EdgeMask,
+    cutoff: Tensor,
+    seeds: Tensor | None,
+    formula: Formula,
+    output: Tensor,
+    lse: Tensor,
+    mass: Tensor,
+    d_output: Tensor,
+    d_expected: Tensor,
+) -> Gradients:
+    """See `lit_sparse.attention.operator`; `output` and `d_output` are contiguous (B, T, H, Dv)."""
+    _check(query, key, value, mask, formula)
+    query, key, value = _rows(query), _rows(key), _rows(value)
+    d_query, d_key, d_value = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
+    row_delta, row_sum = torch.empty_like(lse), torch.empty_like(lse)
+    inputs = _inputs(query, key, value, mask, cutoff, seeds)
+    tensors = [*inputs, output, lse, mass, d_output, d_expected, d_query, row_delta, row_sum]
+    _launch("query", tensors, query, key, value, mask, seeds, formula)
+    tensors = [*inputs, lse, mass, d_output, d_expected, row_delta, row_sum, d_key, d_value]
+    _launch("key", tensors, query, key, value, mask, seeds, formula)
+    return Gradients(d_query, d_key, d_value, -row_sum.sum(dim=(0, 2), dtype=torch.float64).to(cutoff.dtype))
+
+
+def _check(query: Tensor, key: Tensor, value: Tensor, mask: EdgeMask, formula: Formula) -> None:
+    if not formula.scaling > 0:
+        raise ValueError(f"scaling must be positive, got {formula.scaling}")
+    if mask.holes is not None:
+        raise ValueError("the Triton kernels take masks of one run of keys for each query")
+    if not query.dtype == key.dtype == value.dtype or query.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        found = sorted({str(x.dtype) for x in (query, key, value)})
+        raise ValueError(f"the Triton kernels take float32, bfloat16 or float16, all of one kind, got {found}")
+    if (dim := max(query.shape[-1], value.shape[-1])) > MAX_DIM:
+        raise ValueError(f"the Triton kernels take head dimensions up to {MAX_DIM}, got {dim}")
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _inputs(
+    query: Tensor, key: Tensor, value: Tensor, mask: EdgeMask, cutoff: Tensor, seeds: Tensor | None
+) -> list[Tensor | None]:
+    interval = [x.to(torch.int32).contiguous() for x in (mask.start, mask.stop)]
+    return [query, key, value, *interval, cutoff.contiguous(), None if seeds is None else seeds.contiguous()]
+
+
+def _launch(
+    name: str,
+    tensors: list[Tensor | None],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: EdgeMask,
+    seeds: Tensor | None,
+    formula: Formula,
+) -> None:
+    batch, heads, rows, _ = query.shape
+    kv_heads, keys = key.shape[1:3]
+    strides = [stride for x in (query, key, value) for stride in x.stride()[:3]]
+    mask_batch = rows if mask.start.shape[0] > 1 else 0
+    sizes = [heads, heads // kv_heads, rows, keys]
+    scalars = [formula.sharpness, formula.scaling, formula.softcap]
+
+    def grid(meta: dict[str, int]) -> tuple[int, int]:
+        if name == "key":
+            return triton.cdiv(keys, meta["BLOCK_KEYS"]), batch * kv_heads
+        return triton.cdiv(rows, meta["BLOCK_ROWS"]), batch * heads
+
+    # Fused multiply-add is asked for by name: Triton 3.10 changes the default.
+    with torch.cuda.device_of(query):
+        _TUNED[name][grid](
+            *tensors,
+            *strides,
+            mask_batch,
+            *sizes,
+            *scalars,
+            **constants(query, value, seeds, formula),
+            enable_fp_fusion=True,
+        )
+
+
+def _tuned(name: str) -> Any:
+    """The kernel, timed once for each kind of problem where the table leaves a choice."""
+
+    def suited(configs: list[triton.Config], arguments: dict[str, Any], **meta: Any) -> list[triton.Config]:
+        dim = max(meta["BLOCK_DIM"], meta["BLOCK_VALUE"])
+        query = arguments["query"]
+        major, minor = torch.cuda.get_device_capability(query.device) if query.is_cuda else (0, 0)
+        choices = blocks(name, query.element_size(), dim, 10 * major + minor)
+        if not query.is_cuda:  # interpreted
+            choices = choices[:1]
+        return [config(choice) for choice in choices]
+
+    def config(choice: Blocks) -> triton.Config:
+        meta = {"BLOCK_ROWS": choice.rows, "BLOCK_KEYS": choice.keys}
+        return triton.Config(meta, num_warps=choice.warps, num_stages=choice.stages)
+
+    every = {choice for key, lists in BLOCKS.items() if key[0] == name for choices in lists for choice in choices}
+    return triton.autotune(
+        [config(choice) for choice in sorted(every)],
+        key=["DIM", "VALUE_DIM", "NORMALISED", "RENORMALISE", "CAPPED", "SAMPLED"],
+        prune_configs_by={"early_config_prune": suited},
+    )(KERNELS[name])
+
+
+_TUNED = {name: _tuned(name) for name in KERNELS}
