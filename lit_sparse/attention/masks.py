@@ -69,6 +69,7 @@ class EdgeMask:
         return EdgeMask(start, torch.maximum(stop, start), self.keys, self.holes)
 
 
+@torch.compiler.disable  # it looks at values: one clean graph break before the first layer
 def mask_for_transformers(
     batch_size: int,
     q_length: int,

@@ -236,3 +236,19 @@ def test_adapters_leave_gates_trainable_and_merge_into_the_export(make_model, to
     torch.testing.assert_close(logits(wrapped, ids), expected, rtol=0, atol=0)
     with dense(wrapped):
         assert (logits(wrapped, ids) - expected).abs().max() > 0.01
+
+
+def test_torch_compile_changes_nothing(make_model, tokens):
+    """Forward and gradients of a whole model; the backend that needs no compiler."""
+    model, ids = sparsify(make_model("llama"), CLOSING).train(), tokens(2, 11)
+
+    def step(run):
+        torch.manual_seed(3)
+        out = run(ids, labels=ids, use_cache=False, output_attentions=True)
+        counts = edge_counts(out.attentions)
+        gradients = torch.autograd.grad(out.loss + counts.expected.sum() / 100, model.get_input_embeddings().weight)
+        return out.loss.detach(), counts.opened, *gradients
+
+    eager, compiled = step(model), step(torch.compile(model, backend="aot_eager"))
+    assert torch.equal(eager[1], compiled[1]), "the same gates are drawn"
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-5)  # float32, other kernels
