@@ -48,7 +48,7 @@ def main() -> None:
     rows: list[Row] = []
     for part in arguments.only:
         print(f"{part} ...", flush=True)
-        rows += PARTS[part](arguments.runs)
+        rows += [{"part": part, **row} for row in PARTS[part](arguments.runs)]
     print(f"\n{machine()}\n")
     print("| what | value | against | ratio | floor |\n|---|---|---|---|---|")
     for row in rows:
@@ -56,7 +56,11 @@ def main() -> None:
         floor = "" if row["floor"] is None else f"{row['floor']:.3g} {row['unit']}"
         print(f"| {row['name']} | {row['value']:.3g} {row['unit']} | {row['against'] or ''} | {ratio} | {floor} |")
     if arguments.json:
-        arguments.json.write_text(json.dumps([row | {"machine": machine()} for row in rows], indent=1) + "\n")
+        # Parts that were not asked for keep their rows.
+        kept = json.loads(arguments.json.read_text()) if arguments.json.exists() else []
+        kept = [row for row in kept if row["part"] not in arguments.only]
+        new = [row | {"machine": machine()} for row in rows]
+        arguments.json.write_text(json.dumps(kept + new, indent=1) + "\n")
 
 
 def row(name: str, value: float, unit: str, against: str | None = None, other: float | None = None, floor=None) -> Row:
