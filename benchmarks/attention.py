@@ -237,7 +237,8 @@ def plot_memory(extra: dict[str, list[float]]) -> None:
     axes.set(
         xlabel="sequence length T", ylabel="extra peak memory, MB", title="Forward + backward, 9 heads of 64, fp32"
     )
-    axes.set_xticks(LENGTHS, [str(length) for length in LENGTHS])
+    axes.set_xticks(LENGTHS, [f"{length:,}" for length in LENGTHS])
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.legend()
     figure.savefig(RESULTS / "attention_memory.png", dpi=150)
 
