@@ -1,10 +1,13 @@
 """Low-rank adapters through peft (extra `lora`)."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
+from torch import nn
 from transformers import PreTrainedModel
 
-from lit_sparse.attention.bridge import gates_of
+from lit_sparse.attention.bridge import dense, gates_of
 
 
 @dataclass(frozen=True)
@@ -39,3 +42,16 @@ def add_lora(model: PreTrainedModel, config: LoraConfig):
     for gate, learns in zip(gates_of(wrapped), learnable, strict=True):
         gate.requires_grad_(learns)
     return wrapped
+
+
+@contextmanager
+def as_base(model: nn.Module) -> Iterator[None]:
+    """Inside, a model with adapters computes what its base does: adapters, gates and dropout are off."""
+    in_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with model.disable_adapter(), dense(model):  # type: ignore[operator]
+            yield
+    finally:
+        for module in in_training:
+            module.training = True

@@ -37,6 +37,7 @@ from lit_sparse.callbacks.sparsity import SparsityByHead
 from lit_sparse.errors import CheckpointError, Interrupted, NonFiniteLossError
 from lit_sparse.history import LOGS
 from lit_sparse.module import SparseAttentionModule
+from lit_sparse.strategies import sharding_of
 
 ANYWHERE = [
     f"--trainer.{key}" for key in ("accelerator=cpu", "strategy=auto", "devices=1", "num_nodes=1", "precision=null")
@@ -132,7 +133,7 @@ class SparseCLI(LightningCLI):
                     f"{self.run_dir} exists already. To continue that run add --on_existing resume, to replace it "
                     "--on_existing overwrite, to keep it choose another --run_dir"
                 )
-        if config.on_existing == "resume" and not config.ckpt_path and last.is_file():
+        if config.on_existing == "resume" and not config.ckpt_path and last.exists():  # a file, or sharded in a folder
             config.ckpt_path = str(last)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -174,6 +175,8 @@ class SparseCLI(LightningCLI):
         from lit_sparse.finish import finish_run
         from lit_sparse.report import summary_table
 
+        if sharding_of(self.trainer.strategy).shards_weights:
+            self.model.rebuild_whole(self.run_dir / "checkpoints")
         summary = finish_run(self.trainer, self.model, self.run_dir)
         if summary is None:
             return
@@ -200,9 +203,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _dispatch(args: list[str]) -> None:
     if args[:1] == ["info"]:
-        from lit_sparse.info import print_info
+        from lit_sparse.info import info_command
 
-        print_info(SparseCLI([*args[1:], *ANYWHERE], run=False))
+        info_command(args[1:])
     elif args[:1] == ["export"]:
         from lit_sparse.export_command import export_command
 
@@ -246,6 +249,8 @@ def _quiet() -> None:
     transformers_logging.disable_progress_bar()
     for library in ("lightning.pytorch", "lightning.fabric"):  # tips, and what hardware was found
         logging.getLogger(library).setLevel(logging.WARNING)
+    # DeepSpeed is imported wherever it is installed; a filter, since it sets its own level when it is.
+    logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     for message in (
         ".*does not have many workers.*",
         ".*`isinstance\\(treespec, LeafSpec\\)`.*",

@@ -20,7 +20,7 @@ def export_command(args: Sequence[str]) -> None:
     from lit_sparse.cli import ANYWHERE, SparseCLI
 
     parser = ArgumentParser(prog="main.py export", description=__doc__)
-    parser.add_argument("--ckpt", type=str, required=True, help="a checkpoint that `fit` wrote")
+    parser.add_argument("--ckpt", type=str, required=True, help="a checkpoint that `fit` wrote, file or folder")
     parser.add_argument("--out", type=str, required=True, help="the folder to write; must not exist")
     parser.add_argument("--config", type=str | None, default=None, help="default: config.yaml of the ckpt's run")
     parsed = parser.parse_args(list(args))

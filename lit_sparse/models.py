@@ -8,14 +8,20 @@ dequantised once into a safetensors folder under `$LIT_SPARSE_CACHE` (default `~
 import importlib.metadata
 import importlib.util
 import logging
-import os
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lit_sparse.cache import cache_dir
 
@@ -44,18 +50,20 @@ def resolve_model(name: str) -> str:
 
 
 def load_model(name: str, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A causal language model, dense, in evaluation mode.
+    """A causal language model, dense, in evaluation mode, its attention dropout switched off (see `load_config`).
 
     Raises:
         ValueError: missing or corrupt weights, or a name that cannot be found (with the reason).
     """
     source = resolve_model(name)
     try:
+        config = _without_attention_dropout(AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code))
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+            source, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
         )
     except Exception as error:  # transformers, safetensors and the hub raise a dozen kinds of errors here
-        raise ValueError(f"cannot load the base model {name!r}: {_first_line(error)}") from error
+        hint = "" if Path(source).is_dir() else f" (without a network: `hf download {name}` where there is one)"
+        raise ValueError(f"cannot load the base model {name!r}: {_first_line(error)}{hint}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
@@ -78,12 +86,23 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_config(name: str, *, trust_remote_code: bool = False):
-    """The model's configuration alone (no weights)."""
+    """The model's configuration alone (no weights).
+
+    Attention dropout (GPT-2's default is 0.1) is set to 0: gates already decide which edges a pass uses, and only
+    the reference operator, whose memory is quadratic, could draw it.
+    """
     source = resolve_model(name)
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        return _without_attention_dropout(AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code))
     except Exception as error:
         raise ValueError(f"cannot read the configuration of {name!r}: {_first_line(error)}") from error
+
+
+def _without_attention_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
+    for key in ("attn_pdrop", "attention_dropout"):
+        if getattr(config, key, 0.0):
+            setattr(config, key, 0.0)
+    return config
 
 
 def _converted(package: str) -> Path:

@@ -18,6 +18,7 @@ import copy
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,10 +28,12 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_sparse.adapters import LoraConfig, add_lora
+from lit_sparse.adapters import LoraConfig, add_lora, as_base
 from lit_sparse.attention import Backend, EdgeCounts, GateConfig, edge_counts, gates_of, sparsify
-from lit_sparse.attention.bridge import separates_documents_only_when_gated
+from lit_sparse.attention.bridge import attention_modules, separates_documents_only_when_gated
+from lit_sparse.attention.noise import draw_seeds
 from lit_sparse.calibration import Calibration, Sensitivity
+from lit_sparse.callbacks.checkpoints import BEST, LAST, AtomicCheckpointIO
 from lit_sparse.callbacks.progress import progress_bar
 from lit_sparse.errors import NonFiniteLossError
 from lit_sparse.evaluation import Evaluation, EvaluationMetric
@@ -45,6 +48,7 @@ from lit_sparse.objective import (
     TokenLosses,
     token_losses,
 )
+from lit_sparse.strategies import Sharding, sharding_of
 
 Batch = dict[str, Tensor]
 
@@ -132,6 +136,7 @@ class SparseAttentionModule(LightningModule):
         self._window: list[Tensor] = []  # (violation sum, tokens) of each micro-batch since the last step
         self._last_step = 0
         self._resumed = False
+        self._sharded = True  # if the strategy shards
         self._seconds_before = 0.0
         self._started: float | None = None
         self.evaluation = EvaluationMetric()
@@ -143,8 +148,11 @@ class SparseAttentionModule(LightningModule):
         return load_model(self.base_name, trust_remote_code=self.trust_remote_code)
 
     def build_teacher(self, base: PreTrainedModel) -> PreTrainedModel:
-        """The frozen model that CE and KL are compared with: a copy of the base."""
-        return copy.deepcopy(base)
+        """The frozen model that CE and KL are compared with: a copy of the base.
+
+        With `lora` it is not called unless overridden: the base is then the model itself without adapters and gates.
+        """
+        return self.build_base() if self._sharding().born_sharded else copy.deepcopy(base)
 
     def is_gated(self, layer: int) -> bool:
         """Whether this attention layer may close edges; the others stay dense."""
@@ -163,12 +171,14 @@ class SparseAttentionModule(LightningModule):
     def configure_model(self) -> None:
         if self.model is not None:
             return
-        base = self.build_base()
-        self._check_sequence_length(base)
-        teacher = self.build_teacher(base).requires_grad_(False).eval()
-        if self._precision().startswith("bf16"):
-            teacher = teacher.to(torch.bfloat16)
-        model = sparsify(base, self.gate_config, backend=self.backend, layers=self.is_gated)
+        sharding = self._sharding()
+        with sharding.building():
+            base = self.build_base()
+            self._check_sequence_length(base)
+            if not self._is_its_own_teacher:
+                self._teacher = [self._build_frozen_teacher(base)]
+        with sharding.running(base):
+            model = sparsify(base, self.gate_config, backend=self.backend, layers=self.is_gated)
         if separates_documents_only_when_gated(model) and getattr(self._datamodule(), "task_name", "") == "text":
             raise ValueError(
                 f"the dense attention of {model.config.model_type} mixes packed documents, so the base model would be "
@@ -180,8 +190,13 @@ class SparseAttentionModule(LightningModule):
         if self.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
-        self._teacher = [teacher]
+        sharding.shard(model)
         self.model = model
+
+    def _build_frozen_teacher(self, base: PreTrainedModel) -> PreTrainedModel:
+        teacher = self.build_teacher(base).requires_grad_(False).eval()
+        lower = self._precision().startswith("bf16") and not self._sharding().born_sharded
+        return teacher.to(torch.bfloat16) if lower else teacher
 
     def _choose_trained(self, model: PreTrainedModel) -> None:
         gates = {id(parameter) for gate in gates_of(model) for parameter in gate.parameters()}
@@ -228,8 +243,15 @@ class SparseAttentionModule(LightningModule):
 
     @property
     def teacher(self) -> PreTrainedModel:
-        """The frozen base model."""
+        """The frozen base model, by itself."""
+        if not self._teacher:  # only asked for by the report: training runs the student without adapters and gates
+            self._teacher = [self._build_frozen_teacher(self.build_base())]
+            self._place_teacher()
         return self._teacher[0]
+
+    @property
+    def _is_its_own_teacher(self) -> bool:
+        return self.lora is not None and type(self).build_teacher is SparseAttentionModule.build_teacher
 
     @property
     def seconds(self) -> float:
@@ -243,7 +265,8 @@ class SparseAttentionModule(LightningModule):
         assert self.model is not None
         self.train()  # models are loaded in evaluation mode, in which gates are not sampled
         self._place_teacher()
-        if self._resumed or self._datamodule() is None:
+        # Strategies that shard load the checkpoint after this hook.
+        if self._resumed or self.trainer.ckpt_path is not None or self._datamodule() is None:
             return
         data = self._datamodule()
         few = slice(1) if getattr(self.trainer, "fast_dev_run", False) else slice(None)
@@ -256,6 +279,8 @@ class SparseAttentionModule(LightningModule):
             self.start = self.evaluate(held_out, "base and start")
             if target is not None and target.train_from_kl is not None:
                 self._calibrate(sensitivity, Calibration(kl=target.train_from_kl), "training starts from")
+        if target is not None:
+            self._sharding().weights_written()
         self.constraint.prepare(self.start.base_ce)
 
     def _sensitivity(self, batches: Sequence[Batch]) -> Sensitivity:
@@ -298,7 +323,12 @@ class SparseAttentionModule(LightningModule):
     @torch.no_grad()
     def base_logits(self, batch: Batch) -> Tensor:
         """Logits (B, T, vocabulary) of the frozen base model."""
-        return self.teacher(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
+        if self._is_its_own_teacher:
+            assert self.model is not None
+            with as_base(self.model):
+                return self.model(**inputs).logits
+        return self.teacher(**inputs).logits
 
     def on_train_start(self) -> None:
         self._started = time.perf_counter()
@@ -307,13 +337,23 @@ class SparseAttentionModule(LightningModule):
         self._seconds_before, self._started = self.seconds, None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Noise is a function of (seed, step, micro-batch, rank): a resumed run sees the same gates, and nothing
-        # else that draws random numbers can shift them.
-        torch.manual_seed(hash((self.seed, self.trainer.global_step, batch_idx, self.global_rank)) % 2**63)
+        # Noise is a function of (seed, step, micro-batch, place in the batch of all ranks): a resumed run sees the
+        # same gates, and so does one on another number of processes. Nothing else that draws can shift them.
+        assert self.model is not None
+        torch.manual_seed(hash((self.seed, self.trainer.global_step, batch_idx, 0)) % 2**63)
+        replicas = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
+        ranks, rank = replicas["num_replicas"], replicas["rank"]
+        for module in attention_modules(self.model):
+            # The sampler deals sequences out in turn. A recomputed layer finds its seeds where they are.
+            seeds = draw_seeds(len(batch["input_ids"]) * ranks, "cpu")[rank::ranks]
+            module.edge_seeds = seeds.to(self.device)
+        # Dropout differs by rank.
+        torch.manual_seed(hash((self.seed, self.trainer.global_step, batch_idx, 1 + self.global_rank)) % 2**63)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        base_logits = self.base_logits(batch)
         logits, edges = self(batch)
-        losses = token_losses(logits, self.base_logits(batch), batch["labels"])
+        losses = token_losses(logits, base_logits, batch["labels"])
         per_token = self.constraint_per_token(losses)
         value = per_token.mean()
         weight = self.multiplier.value
@@ -341,6 +381,9 @@ class SparseAttentionModule(LightningModule):
         return loss
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        assert self.model is not None
+        for module in attention_modules(self.model):
+            module.edge_seeds = None
         self._update_multiplier()
 
     def _update_multiplier(self) -> None:
@@ -400,6 +443,20 @@ class SparseAttentionModule(LightningModule):
             "start": None if start is None else start._asdict(),
         }
 
+    def rebuild_whole(self, checkpoints: Path) -> None:
+        """After a sharded run: the model whole on each rank, from the best checkpoint or else the last, to report on.
+
+        Raises:
+            ValueError: the run wrote no checkpoint.
+        """
+        written = [checkpoints / name for name in (BEST, LAST) if (checkpoints / name).exists()]
+        if not written:
+            raise ValueError(f"the run wrote no checkpoint to {checkpoints}, so there is no model to report on")
+        weights = AtomicCheckpointIO().load_checkpoint(written[0])["state_dict"]
+        self.model, self._teacher, self._sharded = None, [], False
+        self.configure_model()
+        self.load_state_dict(weights)
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint.get("lit_sparse")
         if state is None:
@@ -409,7 +466,8 @@ class SparseAttentionModule(LightningModule):
                 f"this checkpoint belongs to another model: it post-trains {state['model']!r}, the config says "
                 f"{self.base_name!r}"
             )
-        self._check_state(checkpoint["state_dict"])
+        if "state_dict" in checkpoint:  # else the strategy has loaded it
+            self._check_state(checkpoint["state_dict"])
         self.multiplier.load_state_dict(state["multiplier"])
         self.constraint.load_state_dict(state["constraint"])
         self.tokens_seen = int(state["tokens_seen"])
@@ -433,7 +491,11 @@ class SparseAttentionModule(LightningModule):
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
 
     def _place_teacher(self) -> None:
-        self.teacher.to(self.device)  # type: ignore[arg-type]  # no submodule, so Lightning does not move it
+        for teacher in self._teacher:  # no submodule, so Lightning does not move it
+            self._sharding().place_frozen(teacher, torch.device(self.device))
+
+    def _sharding(self) -> Sharding:
+        return sharding_of(self._trainer.strategy if self._trainer is not None and self._sharded else None)
 
     def _datamodule(self) -> Any:
         return getattr(self._trainer, "datamodule", None)

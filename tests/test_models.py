@@ -37,6 +37,13 @@ def test_a_folder_gives_model_tokenizer_and_config(folder):
     assert load_model(str(folder), dtype=torch.bfloat16).dtype is torch.bfloat16
 
 
+def test_attention_dropout_is_switched_off(folder):
+    config = json.loads((folder / "config.json").read_text()) | {"attention_dropout": 0.1}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_config(str(folder)).attention_dropout == 0
+    assert [layer.self_attn.attention_dropout for layer in load_model(str(folder)).model.layers] == [0, 0]
+
+
 def test_tied_weights_are_not_missing(folder):
     config = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(config))

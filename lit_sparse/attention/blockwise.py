@@ -100,7 +100,7 @@ def forward(
     allowed = mask.allowed().sum(-1).to(q.dtype).view(-1, 1).expand(batch, heads)
     # (B, G, T, H/G, Dv) -> (B, T, H, Dv)
     output = output.view(batch, kv_heads, rows, group, value_dim).permute(0, 2, 1, 3, 4)
-    output = output.reshape(batch, rows, heads, value_dim).to(value.dtype)
+    output = output.reshape(batch, rows, heads, value_dim).to(value.dtype).contiguous()
     edges = torch.stack([*counts, allowed], dim=-1)
     return Forward(output, edges, _unfold(problem.lse, problem), _unfold(problem.mass, problem))
 

@@ -73,7 +73,8 @@ def gated_attention_forward(
     operator = resolve(module.edge_backend, case)
     seeds = None
     if gate.training:
-        given = getattr(module, "edge_seeds", None)  # set by training, whose gates do not depend on the ranks
+        # Training sets them, so that its gates do not depend on the number of ranks.
+        given = module.edge_seeds
         seeds = draw_seeds(query.shape[0], query.device) if given is None else given
     # Cached or autocast inputs may differ in dtype; values decide.
     query, key = query.to(value.dtype), key.to(value.dtype)
@@ -135,6 +136,7 @@ def sparsify(
         module.edge_backend = backend
         module.edge_separates_documents = not call.mask_separates_documents
         module.edge_dense_implementation = model.config._attn_implementation
+        module.edge_seeds = None
     model.set_attn_implementation(IMPLEMENTATION)
     return model
 
@@ -150,7 +152,7 @@ def desparsify(model: PreTrainedModel) -> PreTrainedModel:
         raise ValueError("this model has no gates: it was not sparsified")
     implementation = modules[0].edge_dense_implementation
     for module in modules:
-        for name in ("edge_gate", "edge_backend", "edge_separates_documents", "edge_dense_implementation"):
+        for name in [name for name in vars(module) if name.startswith("edge_")] + ["edge_gate"]:
             delattr(module, name)
     set_implementation(model, implementation)
     return model

@@ -3,6 +3,8 @@
 import errno
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,9 +54,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """Raises:
-        ValueError: no such file, or not a checkpoint that loads without running code.
+        """A folder that a sharding strategy wrote is put together, weights only.
+
+        Raises:
+            ValueError: nothing there, or a file that is not a checkpoint that loads without running code.
         """
+        if Path(path).is_dir():
+            from lit_sparse.strategies.folders import consolidated
+
+            return consolidated(Path(path))
         if not Path(path).is_file():
             raise ValueError(f"no checkpoint at {path}")
         try:
@@ -64,6 +72,33 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         if not isinstance(checkpoint, dict) or "pytorch-lightning_version" not in checkpoint:
             raise ValueError(f"{path} is no checkpoint of a run: it was not written by Lightning")
         return checkpoint
+
+
+def is_weights_only(checkpoint: dict[str, Any]) -> bool:
+    """Whether Lightning was asked for weights alone, without what resuming needs."""
+    return "optimizer_states" not in checkpoint
+
+
+@contextmanager
+def replacing_folder(target: Path, is_first_rank: bool, barrier: Callable[[], None]) -> Iterator[Path]:
+    """A folder beside `target` for all ranks to write into; it takes the target's place once all have written.
+
+    Between the two renames there is no target, but never half of one.
+    """
+    new, old = (target.with_name(f".{target.name}.{kind}") for kind in ("new", "old"))
+    if is_first_rank:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for rest in (new, old):
+            shutil.rmtree(rest, ignore_errors=True)
+    barrier()
+    yield new
+    barrier()
+    if is_first_rank:
+        if target.exists():
+            target.rename(old)
+        new.rename(target)
+        shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
+    barrier()
 
 
 def checkpoint_callbacks(run_dir: Path) -> list[ModelCheckpoint]:

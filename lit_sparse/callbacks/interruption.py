@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C end a run at a step boundary, with a checkpoint."""
+"""SIGTERM, SIGUSR1 (SLURM's, before the time limit) and Ctrl-C end a run at a step boundary, with a checkpoint."""
 
 import signal
 from pathlib import Path
@@ -13,9 +13,9 @@ from lit_sparse.errors import Interrupted
 
 
 class StopAtStepBoundary(Callback):
-    """On SIGTERM or SIGINT finishes the optimizer step, writes `last.ckpt` and raises `Interrupted` on all ranks.
+    """On SIGTERM, SIGUSR1 or SIGINT finishes the step, writes `last.ckpt` and raises `Interrupted` on all ranks.
 
-    A second SIGINT stops at once.
+    Ranks agree by an all-reduce at each step, so that one signalled rank stops all. A second SIGINT stops at once.
 
     Args:
         run_dir: the run's folder.
@@ -30,8 +30,8 @@ class StopAtStepBoundary(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._step = trainer.global_step
-        for number in (signal.SIGTERM, signal.SIGINT):
-            # Replaces Lightning's own handler, which would raise between micro-batches.
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+            # Replaces Lightning's own handlers, which would raise, or requeue, between micro-batches.
             self._previous[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -3,7 +3,7 @@
 from lit_sparse.costs.activations import Activations, trace_activations
 from lit_sparse.costs.flops import FlopsPerToken, flops_of_model, flops_per_token, matmul_weights
 from lit_sparse.costs.memory import MemoryPlan, ModelSize, Precision, memory_per_gpu
-from lit_sparse.costs.sharding import STRATEGIES, Sharding, sharding_of
+from lit_sparse.costs.partition import STRATEGIES, Partition, partition_of
 
 __all__ = [
     "STRATEGIES",
@@ -11,12 +11,12 @@ __all__ = [
     "FlopsPerToken",
     "MemoryPlan",
     "ModelSize",
+    "Partition",
     "Precision",
-    "Sharding",
     "flops_of_model",
     "flops_per_token",
     "matmul_weights",
     "memory_per_gpu",
-    "sharding_of",
+    "partition_of",
     "trace_activations",
 ]

@@ -5,6 +5,7 @@ family, precision and set of trained weights; what autograd saves is counted onc
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -65,10 +66,14 @@ def trace_activations(
         autocast: the dtype of matrix products, if autocast chooses it.
 
     Raises:
-        ValueError: the forward pass depends on values (some mixture-of-experts routing), which fake tensors lack.
+        ValueError: the forward pass depends on values, which fake tensors lack, or PyTorch knows no shapes of an
+            operation (grouped products of experts, but in bfloat16).
     """
+    model.to(dtype).train()
+    logger = logging.getLogger(FakeTensorMode.__module__)  # it prints tracebacks of what becomes a ValueError here
+    level = logger.level
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model.to_empty(device="cpu").to(dtype).train()
+        model.to_empty(device="cpu")
         ids = torch.zeros(batch, length, dtype=torch.long)
         positions = torch.arange(length).expand(batch, -1)
         mask = torch.zeros(1, 1, length, 2, dtype=torch.int32)  # intervals, as `attention.masks` makes them
@@ -85,13 +90,20 @@ def trace_activations(
 
         mixed = torch.autocast("cpu", dtype=autocast) if autocast else contextlib.nullcontext()
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        logger.setLevel(logging.CRITICAL)
         try:
             with layers.watched(), watch, hooks, mixed:
                 outputs = model(  # the caller's code, but for labels and losses
                     input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False, output_attentions=True
                 )
         except Exception as error:  # fake tensors raise many kinds of errors where a value is asked for
-            raise ValueError(f"cannot trace this model's activations: {str(error).strip().splitlines()[0]}") from error
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(
+                f"cannot trace this model's activations in {dtype}: {reason}. Experts are traced only where "
+                "weights are bfloat16 in layers: precision bf16-true, or DeepSpeed or FSDP2 with bf16-mixed"
+            ) from error
+        finally:
+            logger.setLevel(level)
         saved.pop(_identity(outputs.logits), None)
         return _count(saved, layers, watch, trained)
 

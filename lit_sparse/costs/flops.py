@@ -89,7 +89,11 @@ def matmul_weights(model: nn.Module) -> tuple[float, float]:
 
 
 def flops_of_model(model: nn.Module, length: int, *, teacher: bool, checkpointing: bool = False) -> FlopsPerToken:
-    """Operations per token of a transformers model as it is trained here; adapters count as the student's alone."""
+    """Operations per token of a transformers model as it is trained here; adapters count as the student's alone.
+
+    Args:
+        teacher: whether the base model's logits are computed beside, by a copy or by the model without its adapters.
+    """
     text: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
     weights, trained = matmul_weights(model)
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

@@ -7,23 +7,23 @@
     gradients    w t     w t               w t / n           w t / n             w t / n
     optimizer    s t     (4 + s) t / n     (4 + s) t / n     (4 + s) t / n       s t / n
 
-(arXiv 1910.02054, section 3). Mixed precision under DDP and FSDP2 keeps weights in float32; DeepSpeed keeps them in the low
-precision, and a float32 master copy of what is trained beside the optimizer's states: these are the 4 bytes. Not counted:
-the CUDA context and its libraries (about 1 GB), fragmentation, and the optimizer step's temporaries, which take the place
-of activations.
+(arXiv 1910.02054, section 3). Mixed precision under DDP and FSDP2 keeps weights in float32; DeepSpeed keeps them in the
+low precision, and a float32 master copy of what is trained beside the optimizer's states: these are the 4 bytes. The
+base model is sharded like the weights. Not counted: the CUDA context and its libraries (about 1 GB), fragmentation,
+and the optimizer step's temporaries, which take the place of activations.
 """
 
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from lit_sparse.costs.activations import Activations
-from lit_sparse.costs.sharding import Sharding
+from lit_sparse.costs.partition import Partition
 
 _BUCKET = 200_000_000  # gradients in DeepSpeed's reduce bucket, Lightning's default; two overlap
 _LIVE = 1_000_000_000  # weights that ZeRO-3 keeps gathered at most (stage3_max_live_parameters, Lightning's default)
-_LOGITS = 4  # model's and base's logits and the scored rows of both, or of these and both gradients
+_LOGITS = 4  # copies: the model's and the base's, and the scored rows of both; later the rows' and logits' gradients
+_LOSS_CHUNK = 2**21  # logits whose losses are computed at a time, in float32 with about five temporaries
 
 
 @dataclass(frozen=True)
@@ -43,13 +43,17 @@ class Precision:
         low = torch.bfloat16 if text.startswith("bf16") else torch.float16 if text.startswith("16") else None
         return cls(low, text.endswith("-true") and low is not None)
 
-    def weights(self, sharding: Sharding) -> torch.dtype:
-        """The type in which a strategy holds the trained model's weights."""
-        return self.low if self.low is not None and (self.true or sharding.engine) else torch.float32
+    def stored(self, partition: Partition) -> torch.dtype:
+        """The type in which a strategy holds the trained model's weights and gradients."""
+        return self.low if self.low is not None and (self.true or partition.engine) else torch.float32
 
-    def autocast(self, sharding: Sharding) -> torch.dtype | None:
-        """The type that autocast chooses, None where weights have it already."""
-        return None if self.weights(sharding) is self.low else self.low
+    def computed(self, partition: Partition) -> torch.dtype:
+        """The type of weights when a layer runs: strategies that gather them do so in the low precision."""
+        return self.low if self.low is not None and partition.weights else self.stored(partition)
+
+    def autocast(self, partition: Partition) -> torch.dtype | None:
+        """The type that autocast chooses, None where it is not used."""
+        return None if self.true or partition.engine else self.low
 
 
 @dataclass(frozen=True)
@@ -59,18 +63,16 @@ class ModelSize:
     base: of the dense model, as many as the teacher has.
     total: of the trained model, with gates and adapters.
     trained: of these, those that learn.
-    layer: of the largest layer; `outside`: embeddings, head and norms.
+    layer: of the largest layer.
+    outside: of embeddings, head and whatever else lies in no layer.
     """
 
     base: int
     total: int
     trained: int
     layer: int
+    outside: int
     vocabulary: int
-
-    @property
-    def low_bytes(self) -> int:
-        return 2
 
 
 @dataclass(frozen=True)
@@ -88,14 +90,14 @@ class MemoryPlan:
 def memory_per_gpu(
     size: ModelSize,
     activations: Activations,
-    sharding: Sharding,
+    partition: Partition,
     *,
     gpus: int,
     tokens: int,
     precision: Precision,
     optimizer_bytes: float,
     checkpointing: bool,
-    teacher: float = 1.0,
+    teacher: bool = True,
 ) -> MemoryPlan:
     """The peak of a training step, which comes when the losses are computed: gradients of the last step are freed only
     before the backward pass.
@@ -103,23 +105,25 @@ def memory_per_gpu(
     Args:
         tokens: of a micro-batch on one GPU.
         optimizer_bytes: states of the optimizer for each trained weight.
-        teacher: copies of the base model beside the trained one, 0 or 1.
+        teacher: whether a copy of the base model lies beside the trained one, sharded as its weights are.
     """
-    weight_bytes = precision.weights(sharding).itemsize
+    weight_bytes = precision.stored(partition).itemsize
     compute_bytes = 4 if precision.low is None else precision.low.itemsize
     share = 1 / gpus
-    weights = weight_bytes * size.total * (share if sharding.weights else 1)
-    gradients = weight_bytes * size.trained * (share if sharding.gradients else 1)
-    states = (optimizer_bytes + 4 * sharding.engine) * size.trained * (share if sharding.optimizer else 1)
-    host = (weights if sharding.offload_weights else 0) + (states + gradients if sharding.offload_optimizer else 0)
+    weights = weight_bytes * size.total * (share if partition.weights else 1)
+    gradients = weight_bytes * size.trained * (share if partition.gradients else 1)
+    states = (optimizer_bytes + 4 * partition.engine) * size.trained * (share if partition.optimizer else 1)
+    host = (weights if partition.offload_weights else 0) + (states + gradients if partition.offload_optimizer else 0)
+    base = teacher * (4 if precision.low is None else 2) * size.base
     held = activations.held(checkpointing)
-    logits = _LOGITS * compute_bytes * tokens * size.vocabulary
+    count = tokens * size.vocabulary
+    logits = _LOGITS * compute_bytes * count + 5 * 4 * min(count, _LOSS_CHUNK)
     parts = {
-        "weights": 0 if sharding.offload_weights else weights,
-        "gradients": 0 if sharding.offload_optimizer else gradients,
-        "optimizer": 0 if sharding.offload_optimizer else states,
-        "buffers of the strategy": _buffers(size, sharding, gpus, weight_bytes, compute_bytes),
-        "base model (teacher)": teacher * compute_bytes * size.base,
+        "weights": 0 if partition.offload_weights else weights,
+        "gradients": 0 if partition.offload_optimizer else gradients,
+        "optimizer": 0 if partition.offload_optimizer else states,
+        "buffers of the strategy": _buffers(size, partition, gpus, weight_bytes, compute_bytes, teacher),
+        "base model (teacher)": base * (share if partition.weights else 1),
         "activations": held,
         "output logits": logits,
     }
@@ -128,13 +132,15 @@ def memory_per_gpu(
     return MemoryPlan(parts, host)
 
 
-def _buffers(size: ModelSize, sharding: Sharding, gpus: int, weight_bytes: int, compute_bytes: int) -> float:
+def _buffers(
+    size: ModelSize, partition: Partition, gpus: int, weight_bytes: int, compute_bytes: int, teacher: bool
+) -> float:
     """DDP's gradient buckets, DeepSpeed's reduce buckets, and weights gathered for use."""
     if gpus == 1:
         return 0.0
-    if sharding.engine:
+    if partition.engine:
         buckets = 2 * weight_bytes * min(_BUCKET, size.trained)
-        return buckets + (weight_bytes * min(_LIVE, size.total) if sharding.weights else 0)
-    if sharding.weights:  # FSDP2 gathers one layer while another is computed, and keeps what lies outside of layers
-        return compute_bytes * 2 * size.layer
+        return buckets + (weight_bytes * min(_LIVE, size.total) if partition.weights else 0)
+    if partition.weights:  # FSDP2: the layer that runs and the next one; what lies outside of layers stays gathered
+        return compute_bytes * (2 * size.layer + (1 + teacher) * size.outside)
     return weight_bytes * size.trained

@@ -9,7 +9,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Sharding:
+class Partition:
     """What is split over the GPUs.
 
     optimizer, gradients, weights: each GPU holds 1 / GPUs of it.
@@ -27,18 +27,18 @@ class Sharding:
 
 
 STRATEGIES = {
-    sharding.name: sharding
-    for sharding in (
-        Sharding("ddp"),
-        Sharding("zero1", True, engine=True),
-        Sharding("zero2", True, True, engine=True),
-        Sharding("zero2_offload", True, True, engine=True, offload_optimizer=True),
-        Sharding("zero3", True, True, True, engine=True),
-        Sharding("zero3_offload", True, True, True, True, True, True),
-        Sharding("fsdp2", True, True, True),
+    partition.name: partition
+    for partition in (
+        Partition("ddp"),
+        Partition("zero1", True, engine=True),
+        Partition("zero2", True, True, engine=True),
+        Partition("zero2_offload", True, True, engine=True, offload_optimizer=True),
+        Partition("zero3", True, True, True, engine=True),
+        Partition("zero3_offload", True, True, True, True, True, True),
+        Partition("fsdp2", True, True, True),
     )
 }
-"""By the name that `info --as_strategy` takes."""
+"""By the name that `info --strategy` takes."""
 
 _LIGHTNING = {
     "auto": "ddp",
@@ -53,11 +53,11 @@ _LIGHTNING = {
 }
 
 
-def sharding_of(strategy: str | Mapping[str, Any] | None) -> Sharding:
-    """The sharding of a config's `trainer.strategy`: a name, or a class path with its arguments.
+def partition_of(strategy: str | Mapping[str, Any] | None) -> Partition:
+    """The partition of a config's `trainer.strategy`: a name, or a class path with its arguments.
 
     Raises:
-        ValueError: a strategy whose sharding is not known here.
+        ValueError: a strategy whose partition is not known here.
     """
     if strategy is None or isinstance(strategy, str):
         name = strategy or "auto"
@@ -78,11 +78,11 @@ def sharding_of(strategy: str | Mapping[str, Any] | None) -> Sharding:
     raise ValueError(f"info does not know how the strategy {name!r} shards; known: {', '.join(STRATEGIES)}")
 
 
-def _zero(arguments: Mapping[str, Any]) -> Sharding:
+def _zero(arguments: Mapping[str, Any]) -> Partition:
     stage = int(arguments.get("stage", 2))
     if stage not in (1, 2, 3):
         raise ValueError(f"DeepSpeed's ZeRO stage is 1, 2 or 3, got {stage}")
     optimizer = bool(arguments.get("offload_optimizer", False))
     weights = stage == 3 and bool(arguments.get("offload_parameters", False))
     name = f"zero{stage}" + ("_offload" if optimizer or weights else "")
-    return Sharding(name, True, stage >= 2, stage >= 3, True, optimizer, weights)
+    return Partition(name, True, stage >= 2, stage >= 3, True, optimizer, weights)
