@@ -24,6 +24,9 @@ from lit_sparse.attention.probe import AttentionCall, probe_attention
 
 IMPLEMENTATION = "lit_sparse"
 
+# What `sparsify` puts on an attention module.
+_ATTRIBUTES = ("edge_gate", "edge_backend", "edge_separates_documents", "edge_dense_implementation", "edge_seeds")
+
 # Keywords that families pass down to the attention function and that change nothing here: the mask already holds
 # windows and padding, and caches were applied before.
 _IGNORED = frozenset(
@@ -152,7 +155,7 @@ def desparsify(model: PreTrainedModel) -> PreTrainedModel:
         raise ValueError("this model has no gates: it was not sparsified")
     implementation = modules[0].edge_dense_implementation
     for module in modules:
-        for name in [name for name in vars(module) if name.startswith("edge_")] + ["edge_gate"]:
+        for name in _ATTRIBUTES:
             delattr(module, name)
     set_implementation(model, implementation)
     return model
