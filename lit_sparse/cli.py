@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
@@ -191,7 +192,9 @@ def main(args: Sequence[str] | None = None) -> None:
     _quiet()
     try:
         _dispatch(args)
+        _leave_together()
     except Interrupted as stop:
+        _leave_together()
         print(stop, file=sys.stderr)
         sys.exit(128 + stop.number)
     except (ValueError, MisconfigurationException, NonFiniteLossError, CheckpointError) as error:
@@ -199,6 +202,17 @@ def main(args: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         print(f"error: {error}\n(set LIT_SPARSE_TRACEBACK=1 to see where it came from)", file=sys.stderr)
         sys.exit(2)
+
+
+def _leave_together() -> None:
+    """Ranks leave together, with no communication threads left that could abort the interpreter as it shuts down.
+
+    A rank that left while the first still writes the report would take it along: Lightning kills a run one of whose
+    processes failed, and gloo's threads sometimes make a process fail that exits with its process group in place.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
 
 
 def _dispatch(args: list[str]) -> None:
