@@ -86,4 +86,7 @@ class DenseModule(LightningModule):
                 "stop_at_exact_match"
             )
         self.model.save_pretrained(run_dir / "model")
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if hasattr(data, "load_tokenizer"):
+            data.load_tokenizer().save_pretrained(run_dir / "model")
         self.print(f"dense model: {rate:.2%} exact after {trainer.global_step} steps, in {run_dir / 'model'}")

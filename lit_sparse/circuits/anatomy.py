@@ -90,7 +90,8 @@ class Anatomy:
 def _layer(model: PreTrainedModel, layer: nn.Module, attention: nn.Module) -> LayerParts:
     family = model.config.model_type
     before = _first(layer, _ATTENTION_NORMS, _identity)
-    after = after_mlp = _identity
+    after: Any = _identity
+    after_mlp: Any = _identity
     if hasattr(layer, "post_feedforward_layernorm"):  # gemma: norms on both sides; olmo2: only after
         after, after_mlp = layer.post_attention_layernorm, layer.post_feedforward_layernorm
         before_mlp = _first(layer, _MLP_NORMS[:1], _identity)

@@ -13,9 +13,16 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from lit_sparse.attention import attention_modules, desparsify, sparsify
-from lit_sparse.attention.bridge import IMPLEMENTATION, gated_attention_forward, set_implementation
+from lit_sparse.attention import OpenEdges, attention_modules, desparsify, sparsify
+from lit_sparse.attention.bridge import (
+    IMPLEMENTATION,
+    attention_problem,
+    gated_attention_forward,
+    set_implementation,
+)
 from lit_sparse.attention.masks import mask_for_transformers
+from lit_sparse.attention.open_edges import layer_open_edges
+from lit_sparse.attention.operator import accumulation_dtype
 from lit_sparse.circuits.anatomy import Anatomy
 from lit_sparse.circuits.graph import ComponentGraph
 
@@ -53,6 +60,11 @@ AttentionInterface.register(_TAPPED, _tap)
 AttentionMaskInterface.register(_TAPPED, mask_for_transformers)
 
 
+def _set_training(modules: list[nn.Module]) -> None:
+    for module in modules:
+        module.training = True
+
+
 class Stack:
     """Use as a context: `with Stack(model) as stack`.
 
@@ -75,7 +87,7 @@ class Stack:
     def __enter__(self) -> "Stack":
         model = self.model
         in_training = [module for module in model.modules() if module.training]
-        self._exit.callback(lambda: [setattr(module, "training", True) for module in in_training])
+        self._exit.callback(_set_training, in_training)
         model.eval()
         try:
             if not attention_modules(model):
@@ -125,6 +137,11 @@ class Stack:
             f"put together from their parts, give logits that are off by {min(errors):.1e} of their spread"
         )
 
+    @property
+    def vocabulary(self) -> int:
+        """Width of the logits."""
+        return int(self.anatomy.head.weight.shape[0])  # type: ignore[union-attr,index]
+
     # --- the pieces, in the order in which they run -------------------------------------------------------------
 
     def embed(self, ids: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time model"]:
@@ -152,6 +169,16 @@ class Stack:
         attention = self.anatomy.layers[layer].attention
         return gated_attention_forward(attention, *projected, mask, **keywords)[0]
 
+    @torch.no_grad()
+    def open_edges(self, layer: int, projected: Projected) -> OpenEdges:
+        """The attention edges that a layer's gates leave open: all that the mask allows in a dense model."""
+        mask, keywords = self._attention_arguments[layer, projected.query.shape[2]]
+        attention = self.anatomy.layers[layer].attention
+        allowed, scaling = attention_problem(attention, projected.query, projected.key, mask, keywords)
+        softcap = keywords.get("softcap")
+        query, key = projected.query, projected.key
+        return layer_open_edges(query, key, allowed, attention.edge_gate, scaling=scaling, softcap=softcap)
+
     def write(
         self, layer: int, heads: Float[Tensor, "batch time head value_dim"]
     ) -> tuple[Float[Tensor, "head batch time model"], Float[Tensor, "batch time model"]]:
@@ -175,8 +202,9 @@ class Stack:
         return parts.after_mlp(output[0] if isinstance(output, tuple) else output)
 
     def logits(self, residual: Float[Tensor, "batch time model"]) -> Float[Tensor, "batch token"]:
-        """Logits of the token after the last one, float32."""
-        return self.anatomy.logits(residual[:, -1]).float()
+        """Logits of the token after the last one, in float32 or more."""
+        logits = self.anatomy.logits(residual[:, -1])
+        return logits.to(accumulation_dtype(logits.dtype))
 
     def layer(self, layer: int, residual: Float[Tensor, "batch time model"]) -> Float[Tensor, "batch time model"]:
         """The residual stream after a layer."""

@@ -6,7 +6,12 @@ padded with zeros, T = 3 n + 3 tokens. Only the digits of the sum are scored.
 
 import torch
 from jaxtyping import Bool, Int, Int64
+from tokenizers import Tokenizer
+from tokenizers.decoders import Fuse
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
 from torch import Tensor
+from transformers import PreTrainedTokenizerFast
 
 from lit_sparse.data.base import IGNORE_INDEX, Batch, BatchDataModule, BatchDataset, Splits, require_positive
 
@@ -38,6 +43,13 @@ class AdditionTokenizer:
     def decode(self, ids: Int[Tensor, " time"] | list[int]) -> str:
         """Text of token ids."""
         return "".join(self.tokens[int(index)] for index in ids)
+
+    def to_pretrained(self) -> PreTrainedTokenizerFast:
+        """The same as a tokenizer of transformers, to be saved beside a model."""
+        backend = Tokenizer(WordLevel({token: index for index, token in enumerate(self.tokens)}))
+        backend.pre_tokenizer = Split("", "isolated")
+        backend.decoder = Fuse()
+        return PreTrainedTokenizerFast(tokenizer_object=backend)
 
 
 class AdditionPairs(BatchDataset):
@@ -119,6 +131,10 @@ class AdditionData(BatchDataModule):
         self.max_pairs = max_pairs
         self.sequence_length = 3 * digits + 3
         self.tokenizer = AdditionTokenizer()
+
+    def load_tokenizer(self) -> PreTrainedTokenizerFast:
+        """What is saved beside models of this task."""
+        return self.tokenizer.to_pretrained()
 
     def build(self) -> Splits:
         generator = torch.Generator().manual_seed(self.seed)
