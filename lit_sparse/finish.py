@@ -47,7 +47,8 @@ def finish_run(trainer: Trainer, module: SparseAttentionModule, run_dir: Path) -
 
     export_folder = run_dir / "model"
     _remove(export_folder)
-    export_sparse(module.model, export_folder, measured=summary, tokenizer=_tokenizer(data))
+    tokenizer = data.load_tokenizer() if hasattr(data, "load_tokenizer") else None
+    export_sparse(module.model, export_folder, measured=summary, tokenizer=tokenizer)
     history_file = merge_history(run_dir)
     start = module.start.open_fraction if module.start is not None else end.open_fraction
     record = RunRecord(

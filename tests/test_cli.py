@@ -64,7 +64,7 @@ def test_every_config_parses(config, monkeypatch, capsys):
     check(written, resolved)
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["info"], ["export"], ["validate"], ["test"]])
+@pytest.mark.parametrize("command", [[], ["fit"], ["info"], ["export"], ["validate"], ["test"], ["evaluate"], ["circuits"], ["trace"]])
 def test_help(command, capsys):
     assert status_of([*command, "--help"]) == 0
     printed = capsys.readouterr().out

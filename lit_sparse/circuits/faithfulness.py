@@ -182,7 +182,9 @@ def sizes(ranking: Ranking) -> list[int]:
     """Circuit sizes to measure first."""
     most = len(ranking.order)
     steps = range(math.ceil(_PER_DECADE * math.log10(max(most, 1))))
-    grid = {int(10 ** (step / _PER_DECADE)) for step in steps} | {min(_size(ranking.total, fraction), most) for fraction in FRACTIONS}
+    grid = {int(10 ** (step / _PER_DECADE)) for step in steps} | {
+        min(_size(ranking.total, fraction), most) for fraction in FRACTIONS
+    }
     return sorted({0, most} | grid) if ranking.level == "head" else sorted({most} | (grid - {0}))
 
 

@@ -154,9 +154,8 @@ def measure(
 def _curve(curve: Curve) -> dict[str, Any]:
     data = asdict(curve)
     data["smallest"] = {str(share): count for share, count in curve.smallest.items()}
-    if curve.level == "edge":
-        data |= {"cpr": curve.cpr(), "cmd": curve.cmd()}
-    return data
+    of_edges = curve.level == "edge"
+    return data | {"cpr": curve.cpr() if of_edges else None, "cmd": curve.cmd() if of_edges else None}
 
 
 def _circuit(stack: Stack, scores: Tensor, kept: Tensor) -> dict[str, Any]:

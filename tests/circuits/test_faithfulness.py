@@ -5,7 +5,6 @@ import math
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_sparse import sparsify
 from lit_sparse.circuits.attribution import eap, exact
@@ -37,29 +36,16 @@ def stack(request, make_model, prompts):
         yield stack
 
 
-@pytest.fixture(scope="module")
-def copier():
-    """A tiny model trained to say the second token of eight, and prompts that differ in it."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=16, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=16,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(200):
-        ids = torch.randint(0, 16, (64, 8))
-        loss = torch.nn.functional.cross_entropy(model(ids).logits[:, -1], ids[:, 1])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.1
+@pytest.fixture
+def trained(copier):
+    """The copier, and prompts that differ in the letter that it says."""
+    torch.manual_seed(1)
     clean = torch.randint(0, 16, (12, 8))
     corrupted = clean.clone()
     corrupted[:, 1] = (clean[:, 1] + torch.randint(1, 16, (12,))) % 16
     answers = zip(clean.tolist(), corrupted.tolist(), strict=True)
     pairs = [Pair(tuple(a), tuple(b), (a[1],), (b[1],), "copy") for a, b in answers]
-    with Stack(model) as stack:
+    with Stack(copier) as stack:
         yield stack, group(pairs, 16)[0]
 
 
@@ -129,8 +115,8 @@ def test_a_later_fall_below_the_share_counts(stack):
     assert curve(ranking, None, shares=(0.9,)).smallest[0.9] == pytest.approx(400, rel=0.03)
 
 
-def test_scores_of_exact_patches_find_smaller_circuits_than_chance(copier):
-    stack, batch = copier
+def test_scores_of_exact_patches_find_smaller_circuits_than_chance(trained):
+    stack, batch = trained
     evaluator = Evaluator(stack, [batch])
     scores = exact(stack, batch.clean, batch.corrupted, batch.metric)
     random = torch.rand(scores.shape, generator=torch.Generator().manual_seed(0)) * stack.graph.edges
@@ -138,8 +124,8 @@ def test_scores_of_exact_patches_find_smaller_circuits_than_chance(copier):
     assert found.cmd() < chance.cmd() and found.smallest[0.9] < 0.7 * chance.smallest[0.9]
 
 
-def test_eap_ig_ranks_edges_like_exact_patching(copier):
-    stack, batch = copier
+def test_eap_ig_ranks_edges_like_exact_patching(trained):
+    stack, batch = trained
     edges = stack.graph.edges
     truth = exact(stack, batch.clean, batch.corrupted, batch.metric)[edges]
     by_gradient = eap(stack, batch.clean, batch.corrupted, batch.metric, interpolations=20)[edges]
@@ -147,8 +133,8 @@ def test_eap_ig_ranks_edges_like_exact_patching(copier):
     assert float(torch.corrcoef(ranks)[0, 1]) >= 0.9
 
 
-def test_pruning_leaves_only_edges_that_matter(copier):
-    stack, batch = copier
+def test_pruning_leaves_only_edges_that_matter(trained):
+    stack, batch = trained
     evaluator = Evaluator(stack, [batch])
     scores = exact(stack, batch.clean, batch.corrupted, batch.metric)
     kept = prune(evaluator, stack.graph.edges, scores, 0.02)
