@@ -81,20 +81,16 @@ def _add_scores(stack: Stack, embedding: Tensor, difference: Writers, metric: Me
 def _reader_gradients(
     stack: Stack, layer: int, residual: Tensor, gradients: Projected
 ) -> Float[Tensor, "reader batch time model"]:
-    """The metric's gradient in the residual stream as each query, key and value head reads it: one backward pass with
-    a copy of the stream for every reader."""
+    """The metric's gradient in the residual stream as each query, key and value head reads it: one forward pass, and a
+    backward pass for each reader, in which only its own gradient arrives."""
     counts = [part.shape[1] for part in gradients]
-    batch = len(residual)
+    readers = torch.eye(sum(counts), dtype=residual.dtype, device=residual.device).split(counts, dim=1)
+    arriving = [
+        torch.einsum("rh,bhtd->rbhtd", only, gradient) for only, gradient in zip(readers, gradients, strict=True)
+    ]
     with torch.enable_grad():
-        copies = residual.expand(sum(counts), *residual.shape).flatten(0, 1).detach().requires_grad_()
-        projected = stack.project(layer, copies)
-        outputs, first = [], 0
-        for part, gradient, count in zip(projected, gradients, counts, strict=True):
-            mine = part.unflatten(0, (-1, batch))[first : first + count]
-            outputs.append((torch.einsum("hbhtd->hbtd", mine) * gradient.transpose(0, 1)).sum())
-            first += count
-        (read,) = torch.autograd.grad(sum(outputs), copies)  # type: ignore[arg-type]
-    return read.unflatten(0, (-1, batch))
+        read = residual.detach().requires_grad_()
+        return torch.autograd.grad(tuple(stack.project(layer, read)), read, arriving, is_grads_batched=True)[0]
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""`python main.py circuits --model SPARSE --against BASE --task ioi,induction --out FOLDER`: task circuits of two models.
+"""`python main.py circuits --model SPARSE --task ioi,induction --out FOLDER`: task circuits of a model and its base.
 
 Writes comparison.json and circuits.json (documented in docs/circuits.md), PNGs and circuits.html into --out, and keeps
 what each model, task and seed gave in --out/parts, so that the same command goes on after an interruption.

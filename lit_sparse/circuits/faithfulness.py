@@ -25,7 +25,7 @@ Level = Literal["head", "edge"]
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Of all edges: where MIB measures CPR and CMD."""
 
-_PER_DECADE = 8
+_PER_DECADE = 5
 """Circuit sizes tried for each factor of ten; the last step is found by bisection."""
 
 
@@ -169,7 +169,7 @@ def curve(
             result.smallest[share] = None
         else:
             low, high = short[-1], grid[grid.index(short[-1]) + 1]
-            while high - low > max(1, high // 50):
+            while high - low > max(1, high // 20):
                 middle = (low + high) // 2
                 low, high = (low, middle) if measure(middle) >= share else (middle, high)
             result.smallest[share] = high

@@ -101,7 +101,7 @@ def test_the_smallest_circuit_is_found_by_bisection(stack):
     ranking = Ranking("edge", stack, torch.arange(500), 500)
     ranking.faithfulness = lambda evaluator, size: size / 400  # type: ignore[method-assign]
     found = curve(ranking, None, shares=(0.5, 0.9, 1.0))
-    assert found.smallest[0.5] == pytest.approx(200, rel=0.03) and found.smallest[0.9] == pytest.approx(360, rel=0.03)
+    assert found.smallest[0.5] == pytest.approx(200, rel=0.06) and found.smallest[0.9] == pytest.approx(360, rel=0.06)
     assert all(size / 400 == value for size, value in zip(found.sizes, found.values, strict=True))
     expected = sum((b - a) * (a + b) / 2 for a, b in itertools.pairwise(FRACTIONS)) * 500 / 400
     assert found.cpr() == pytest.approx(expected, rel=0.02)
@@ -112,7 +112,7 @@ def test_the_smallest_circuit_is_found_by_bisection(stack):
 def test_a_later_fall_below_the_share_counts(stack):
     ranking = Ranking("edge", stack, torch.arange(1000), 1000)
     ranking.faithfulness = lambda evaluator, size: 0.95 if 20 <= size < 100 or size > 400 else 0.1  # type: ignore
-    assert curve(ranking, None, shares=(0.9,)).smallest[0.9] == pytest.approx(400, rel=0.03)
+    assert curve(ranking, None, shares=(0.9,)).smallest[0.9] == pytest.approx(400, rel=0.06)
 
 
 def test_scores_of_exact_patches_find_smaller_circuits_than_chance(trained):
