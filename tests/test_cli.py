@@ -64,7 +64,10 @@ def test_every_config_parses(config, monkeypatch, capsys):
     check(written, resolved)
 
 
-@pytest.mark.parametrize("command", [[], ["fit"], ["info"], ["export"], ["validate"], ["test"], ["evaluate"], ["circuits"], ["trace"]])
+COMMANDS = ["fit", "validate", "test", "info", "export", "evaluate", "circuits", "trace"]
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
 def test_help(command, capsys):
     assert status_of([*command, "--help"]) == 0
     printed = capsys.readouterr().out

@@ -43,40 +43,42 @@ def run_edges(
 ) -> Float[Tensor, "batch token"]:
     """Logits with the edges outside `kept` ablated: along them, readers receive `replacement`.
 
-    Readers with the same edges kept share their work, so a small circuit is cheaper than a forward pass a reader.
+    Readers that keep the same edges share their work, and writers that nobody in the circuit reads are not run, so
+    that a small circuit costs less than a forward pass a reader.
     """
     graph = stack.graph
-    residual = stack.embed(ids)
     changed = torch.zeros_like(replacement)  # what each writer writes beyond its replacement
-    changed[0] = residual - replacement[0]
-    flat = changed.flatten(1)
-    alive = torch.zeros(len(replacement), dtype=torch.bool)
-    alive[0] = True
+    changed[0] = stack.embed(ids) - replacement[0]
+    ablated = replacement[0]  # the residual stream with every writer replaced
+    wanted = kept.any(1).tolist()
+    heard = torch.zeros(len(replacement), dtype=torch.bool)  # writers that have changed
+    heard[0] = True
 
-    def inputs(rows: Bool[Tensor, "row writer"], writers: int, base: Tensor) -> Float[Tensor, "row batch time model"]:
-        """The base and, for each row, the kept writers' changes."""
-        used = rows[:, :writers].any(0).nonzero()[:, 0]
-        sums = rows[:, used].to(flat) @ flat[used]
-        return base + sums.view(len(rows), *base.shape)
+    def inputs(rows: Bool[Tensor, "row writer"]) -> Float[Tensor, "row batch time model"]:
+        """The ablated stream and, for each row, the changes of the writers that it keeps."""
+        used = (rows.any(0) & heard).nonzero()[:, 0]
+        sums = rows[:, used].to(changed) @ changed[used].flatten(1)
+        return ablated + sums.view(len(rows), *ablated.shape)
 
     for layer in range(graph.layers):
-        heads, readers = graph.head_writers(layer), graph.attention_readers(layer)
-        ablated = residual - changed[: heads.start].sum(0)
-        rows, which = (kept[:, readers] & alive[:, None]).T.unique(dim=0, return_inverse=True)
-        projected = _project_rows(stack, layer, inputs(rows, heads.start, ablated), which)
-        each, attention = stack.write(layer, stack.attend(layer, projected))
-        changed[heads] = each - replacement[heads]
-        alive[heads] = changed[heads].flatten(1).any(1)
-        after = residual + attention
-        before_mlp = graph.writers_before_mlp(layer)
-        seen = residual if graph.parallel[layer] else after
-        row = (kept[:, graph.mlp_reader(layer)] & alive)[None]
-        mlp = stack.mlp(layer, inputs(row, before_mlp, seen - changed[:before_mlp].sum(0))[0])
-        changed[graph.mlp_writer(layer)] = mlp - replacement[graph.mlp_writer(layer)]
-        alive[graph.mlp_writer(layer)] = True
-        residual = after + mlp
-    row = (kept[:, -1] & alive)[None]
-    return stack.logits(inputs(row, len(alive), residual - changed.sum(0))[0])
+        heads, mlp, before = graph.head_writers(layer), graph.mlp_writer(layer), ablated
+        if any(wanted[heads]):
+            rows, which = (kept[:, graph.attention_readers(layer)] & heard[:, None]).T.unique(
+                dim=0, return_inverse=True
+            )
+            projected = _project_rows(stack, layer, inputs(rows), which)
+            each, attention = stack.write(layer, stack.attend(layer, projected))
+            changed[heads] = each - replacement[heads]
+            heard[heads] = changed[heads].flatten(1).any(1)
+            after = ablated + attention - changed[heads].sum(0)
+        else:
+            after = ablated + replacement[heads].sum(0) + stack.attention_bias(layer)
+        if wanted[mlp]:
+            ablated = before if graph.parallel[layer] else after
+            changed[mlp] = stack.mlp(layer, inputs(kept[None, :, graph.mlp_reader(layer)])[0]) - replacement[mlp]
+            heard[mlp] = True
+        ablated = after + replacement[mlp]
+    return stack.logits(inputs(kept[None, :, -1])[0])
 
 
 @torch.no_grad()

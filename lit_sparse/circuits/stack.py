@@ -195,6 +195,11 @@ class Stack:
         normed = parts.after_attention(total)
         return each * torch.where(total == 0, 0, normed / total), normed
 
+    def attention_bias(self, layer: int) -> Tensor | float:
+        """What the attention adds beside its heads (nothing in families that have a norm after it)."""
+        bias = self.anatomy.layers[layer].output.bias
+        return 0.0 if bias is None else bias  # type: ignore[return-value]
+
     def mlp(self, layer: int, residual: Float[Tensor, "batch time model"]) -> Float[Tensor, "batch time model"]:
         """What a layer's MLP adds, from the residual stream that it reads."""
         parts = self.anatomy.layers[layer]
