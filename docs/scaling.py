@@ -40,7 +40,7 @@ BATCH = 2**20  # tokens of an optimizer step over all GPUs
 LENGTH = 2048
 RANK = 16  # of adapters
 # Element-wise operations for each edge beyond those of dense flash attention, counted in attention/row_kernels.py.
-NOISE = 25  # Philox 4x32-10: about 100 integer operations give 4 numbers
+NOISE = 6  # Philox 4x32-7, four keys a counter, as compiled for attention/gpu (benchmarks/RESULTS.md: 5 to 6)
 GATE_FORWARD = 9 + NOISE  # z 2, sigmoid 3, comparison, product with the weight, two counts
 GATE_BACKWARD = 22 + NOISE  # z and sigmoid again 5, relaxation 6, its gradient 6, gate 2, row's shift 3
 LOSSES = 20  # for each logit of CE, base CE and KL, both directions: three exponentials, and sums

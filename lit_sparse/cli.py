@@ -1,4 +1,5 @@
-"""The command line: LightningCLI's `fit`, `validate` and `test`, plus `info` and `export`.
+"""The command line: LightningCLI's `fit`, `validate` and `test`, plus `info`, `export`,
+`evaluate`, `circuits` and `trace`.
 
 A config file has the keys of LightningCLI (`model`, `data`, `trainer`, `seed_everything`) and
 
@@ -17,7 +18,7 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
@@ -198,10 +199,19 @@ def main(args: Sequence[str] | None = None) -> None:
         print(stop, file=sys.stderr)
         sys.exit(128 + stop.number)
     except (ValueError, MisconfigurationException, NonFiniteLossError, CheckpointError) as error:
-        if os.environ.get("LIT_SPARSE_TRACEBACK"):
-            traceback.print_exc()
-        print(f"error: {error}\n(set LIT_SPARSE_TRACEBACK=1 to see where it came from)", file=sys.stderr)
-        sys.exit(2)
+        _end_with(error)
+    except RuntimeError as error:
+        # Lightning's teardown stumbles over loaders that refused the checkpoint, and would hide why they did.
+        if not isinstance(error.__context__, ValueError) or "combined_loader" not in str(error):
+            raise
+        _end_with(error.__context__)
+
+
+def _end_with(error: Exception) -> NoReturn:
+    if os.environ.get("LIT_SPARSE_TRACEBACK"):
+        traceback.print_exc()
+    print(f"error: {error}\n(set LIT_SPARSE_TRACEBACK=1 to see where it came from)", file=sys.stderr)
+    sys.exit(2)
 
 
 def _leave_together() -> None:
@@ -224,6 +234,18 @@ def _dispatch(args: list[str]) -> None:
         from lit_sparse.export_command import export_command
 
         export_command(args[1:])
+    elif args[:1] == ["evaluate"]:
+        from lit_sparse.evaluate.command import evaluate_command
+
+        evaluate_command(args[1:])
+    elif args[:1] == ["circuits"]:
+        from lit_sparse.circuits.command import circuits_command
+
+        circuits_command(args[1:])
+    elif args[:1] == ["trace"]:
+        from lit_sparse.circuits.trace.command import trace_command
+
+        trace_command(args[1:])
     else:
         SparseCLI(args)
 

@@ -325,3 +325,26 @@ def test_a_model_with_few_learned_positions(make_config, text_files, character_t
     changes = {"model.init_args.model": str(tmp_path / "gpt2"), "data": text_data(text_files)}
     main(["fit", "--config", str(make_config("run", changes)), "--trainer.max_steps", "3"])
     assert (tmp_path / "run" / "report.html").is_file()
+
+
+LEAVING = """
+import os, sys, time
+from pathlib import Path
+import torch
+from lit_sparse.cli import _leave_together
+
+rank, folder = int(sys.argv[1]), Path(sys.argv[2])
+store = torch.distributed.FileStore(str(folder / "store"), 2)
+torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+if rank == 0:
+    time.sleep(2)
+    (folder / "report").touch()
+_leave_together()
+assert (folder / "report").exists() and not torch.distributed.is_initialized()
+"""
+
+
+def test_no_rank_leaves_before_the_first_one_has_written_its_report(start_python, tmp_path):
+    for process in [start_python("-c", LEAVING, rank, tmp_path) for rank in (1, 0)]:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors

@@ -172,3 +172,12 @@ def test_a_second_interrupt_stops_at_once(tmp_path):
     callback._note(signal.SIGINT, None)
     with pytest.raises(KeyboardInterrupt):
         callback._note(signal.SIGINT, None)
+
+
+def test_resuming_on_other_data_says_so(make_config, capsys):
+    main(["fit", "--config", str(make_config())])
+    other = {"trainer.max_steps": 12, "data.init_args.held_out": 0.4}
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(make_config(changes=other)), "--on_existing", "resume"])
+    assert stop.value.code == 2
+    assert "resume with the first run's data settings" in capsys.readouterr().err

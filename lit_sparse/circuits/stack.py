@@ -179,6 +179,13 @@ class Stack:
         query, key = projected.query, projected.key
         return layer_open_edges(query, key, allowed, attention.edge_gate, scaling=scaling, softcap=softcap)
 
+    def allowed_edges(self, layer: int, projected: Projected) -> int:
+        """Edges that a layer's mask allows in one prompt, over all heads."""
+        mask, keywords = self._attention_arguments[layer, projected.query.shape[2]]
+        attention = self.anatomy.layers[layer].attention
+        edges, _ = attention_problem(attention, projected.query, projected.key, mask, keywords)
+        return int(edges.allowed()[0].sum()) * projected.query.shape[1]
+
     def write(
         self, layer: int, heads: Float[Tensor, "batch time head value_dim"]
     ) -> tuple[Float[Tensor, "head batch time model"], Float[Tensor, "batch time model"]]:
