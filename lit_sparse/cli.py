@@ -34,7 +34,7 @@ from lit_sparse.callbacks import (
     Throughput,
     checkpoint_callbacks,
 )
-from lit_sparse.callbacks.checkpoints import LAST
+from lit_sparse.callbacks.checkpoints import LAST, recover
 from lit_sparse.callbacks.sparsity import SparsityByHead
 from lit_sparse.errors import CheckpointError, Interrupted, NonFiniteLossError
 from lit_sparse.history import LOGS
@@ -120,7 +120,7 @@ class SparseCLI(LightningCLI):
         _make_prerequisite(config, dry=self.is_dry_run)
         if self.is_dry_run:
             return
-        last = self.run_dir / "checkpoints" / LAST
+        last = recover(self.run_dir / "checkpoints" / LAST)
         if self.run_dir.exists() and any(self.run_dir.iterdir()) and _rank() == 0:
             choice = config.on_existing
             if choice == "overwrite":

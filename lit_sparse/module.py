@@ -30,10 +30,9 @@ from transformers import PreTrainedModel
 
 from lit_sparse.adapters import LoraConfig, add_lora, as_base
 from lit_sparse.attention import Backend, EdgeCounts, GateConfig, edge_counts, gates_of, sparsify
-from lit_sparse.attention.bridge import attention_modules, separates_documents_only_when_gated
-from lit_sparse.attention.noise import draw_seeds
-from lit_sparse.calibration import Calibration, Sensitivity
-from lit_sparse.callbacks.checkpoints import BEST, LAST, AtomicCheckpointIO
+from lit_sparse.attention.bridge import separates_documents_only_when_gated
+from lit_sparse.calibration import Calibration
+from lit_sparse.callbacks.checkpoints import BEST, LAST, AtomicCheckpointIO, recover
 from lit_sparse.callbacks.progress import progress_bar
 from lit_sparse.errors import NonFiniteLossError
 from lit_sparse.evaluation import Evaluation, EvaluationMetric
@@ -48,9 +47,15 @@ from lit_sparse.objective import (
     TokenLosses,
     token_losses,
 )
+from lit_sparse.objective.ranks import over_ranks
+from lit_sparse.seeds import clear_seeds, seed_step
+from lit_sparse.start import calibrated_start
 from lit_sparse.strategies import Sharding, sharding_of
 
 Batch = dict[str, Tensor]
+
+_EQUAL_ON_RANKS: Any = {"sync_dist": True, "rank_zero_only": True}
+"""For metrics that `EvaluationMetric` has summed over ranks: the first says so, the second leaves them as they are."""
 
 
 class SparseAttentionModule(LightningModule):
@@ -163,7 +168,7 @@ class SparseAttentionModule(LightningModule):
         return self.constraint.per_token(losses)
 
     def edge_loss(self, edges: EdgeCounts) -> Tensor:
-        """The edge objective of one micro-batch, a scalar."""
+        """The edge objective of one micro-batch over all ranks, a scalar."""
         return self.edges(edges)
 
     # --- model -------------------------------------------------------------------------------------------------
@@ -172,6 +177,8 @@ class SparseAttentionModule(LightningModule):
         if self.model is not None:
             return
         sharding = self._sharding()
+        if self._trainer is not None and self._trainer.training and self._trainer.ckpt_path is not None:
+            sharding.check_resumable(Path(self._trainer.ckpt_path))
         with sharding.building():
             base = self.build_base()
             self._check_sequence_length(base)
@@ -271,27 +278,21 @@ class SparseAttentionModule(LightningModule):
         data = self._datamodule()
         few = slice(1) if getattr(self.trainer, "fast_dev_run", False) else slice(None)
         held_out = list(data.val_dataloader())[few]
-        with self.trainer.precision_plugin.forward_context():
-            target = self.calibration
-            if target is not None:
-                sensitivity = self._sensitivity(data.calibration_batches()[few])
-                self._calibrate(sensitivity, target, "calibrated start")
-            self.start = self.evaluate(held_out, "base and start")
-            if target is not None and target.train_from_kl is not None:
-                self._calibrate(sensitivity, Calibration(kl=target.train_from_kl), "training starts from")
-        if target is not None:
-            self._sharding().weights_written()
-        self.constraint.prepare(self.start.base_ce)
-
-    def _sensitivity(self, batches: Sequence[Batch]) -> Sensitivity:
         assert self.model is not None
-        with progress_bar("what each edge costs") as advance:
-            return Sensitivity(self.model, [self._to_device(batch) for batch in batches], advance)
-
-    def _calibrate(self, sensitivity: Sensitivity, target: Calibration, label: str) -> None:
-        with progress_bar("calibrating gates") as advance:
-            reached = sensitivity.apply(target, advance)
-        self.print(f"{label}: {reached.edge_fraction:.1%} of edges at KL {reached.kl:.4f} on training text")
+        with self.trainer.precision_plugin.forward_context():
+            if self.calibration is None:
+                self.start = self.evaluate(held_out, "base and start")
+            else:
+                batches = [self._to_device(batch) for batch in data.calibration_batches()[few]]
+                self.start = calibrated_start(
+                    self.model,
+                    batches,
+                    self.calibration,
+                    lambda: self.evaluate(held_out, "base and start"),
+                    self.print,
+                )
+                self._sharding().weights_written()
+        self.constraint.prepare(self.start.base_ce)
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], description: str = "evaluating") -> Evaluation:
@@ -337,35 +338,29 @@ class SparseAttentionModule(LightningModule):
         self._seconds_before, self._started = self.seconds, None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        # Noise is a function of (seed, step, micro-batch, place in the batch of all ranks): a resumed run sees the
-        # same gates, and so does one on another number of processes. Nothing else that draws can shift them.
         assert self.model is not None
-        torch.manual_seed(hash((self.seed, self.trainer.global_step, batch_idx, 0)) % 2**63)
         replicas = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
+        noise = self.seed, self.trainer.global_step, batch_idx
         ranks, rank = replicas["num_replicas"], replicas["rank"]
-        for module in attention_modules(self.model):
-            # The sampler deals sequences out in turn. A recomputed layer finds its seeds where they are.
-            seeds = draw_seeds(len(batch["input_ids"]) * ranks, "cpu")[rank::ranks]
-            module.edge_seeds = seeds.to(self.device)
-        # Dropout differs by rank.
-        torch.manual_seed(hash((self.seed, self.trainer.global_step, batch_idx, 1 + self.global_rank)) % 2**63)
+        seed_step(self.model, noise, len(batch["input_ids"]), ranks, rank, torch.device(self.device))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         base_logits = self.base_logits(batch)
         logits, edges = self(batch)
         losses = token_losses(logits, base_logits, batch["labels"])
         per_token = self.constraint_per_token(losses)
-        value = per_token.mean()
+        edges, tokens = over_ranks(edges, len(per_token), self.trainer.world_size, self._sum_over_ranks)
+        value = per_token.sum() / tokens
         weight = self.multiplier.value
         loss = (self.edge_loss(edges) + weight * value) / (1 + weight)
         if self.distillation:
-            loss = loss + self.distillation * losses.kl.mean() / (1 + weight)
+            loss = loss + self.distillation * losses.kl.sum() / tokens / (1 + weight)
         if not torch.isfinite(loss):
             raise NonFiniteLossError(self.trainer.global_step, float(loss), float(losses.ce.mean()))
-        tokens = per_token.new_tensor(float(len(per_token)))
-        self._window.append(torch.stack([per_token.detach().sum(), tokens]))
+        own_tokens = per_token.new_tensor(float(len(per_token)))
+        self._window.append(torch.stack([per_token.detach().sum(), own_tokens]))
         self.tokens_seen += batch["input_ids"].numel() * self.trainer.world_size
-        mean = value.detach()
+        mean = per_token.detach().mean()
         self.log_dict(
             {
                 "train/loss": loss.detach(),
@@ -382,8 +377,7 @@ class SparseAttentionModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         assert self.model is not None
-        for module in attention_modules(self.model):
-            module.edge_seeds = None
+        clear_seeds(self.model)
         self._update_multiplier()
 
     def _update_multiplier(self) -> None:
@@ -393,7 +387,7 @@ class SparseAttentionModule(LightningModule):
         self._last_step = self.trainer.global_step
         total = torch.stack(self._window).double().sum(dim=0)
         self._window.clear()
-        total = self.trainer.strategy.reduce(total, reduce_op="sum")
+        total = self._sum_over_ranks(total)
         self.multiplier.update(self.constraint.violation(float(total[0] / total[1])) + self.margin)
 
     # --- validation --------------------------------------------------------------------------------------------
@@ -408,7 +402,7 @@ class SparseAttentionModule(LightningModule):
         # What model selection minimises: the edges where the constraint holds, else more than any edge fraction.
         violation = self.constraint.violation(result.constraint)
         metrics["val/score"] = result.edge_fraction if violation <= 0 else 1.0 + violation
-        self.log_dict(metrics, rank_zero_only=True)
+        self.log_dict(metrics, **_EQUAL_ON_RANKS)
 
     def on_validation_start(self) -> None:
         self._place_teacher()  # the command may be `validate` or `test`
@@ -419,7 +413,8 @@ class SparseAttentionModule(LightningModule):
         self._accumulate(self.evaluation, batch)
 
     def on_test_epoch_end(self) -> None:
-        self.log_dict({f"test/{name}": value for name, value in self.evaluation.compute().metrics().items()})
+        metrics = {f"test/{name}": value for name, value in self.evaluation.compute().metrics().items()}
+        self.log_dict(metrics, **_EQUAL_ON_RANKS)
         self.evaluation.reset()
 
     def _accumulate(self, metric: EvaluationMetric, batch: Batch) -> None:
@@ -449,7 +444,7 @@ class SparseAttentionModule(LightningModule):
         Raises:
             ValueError: the run wrote no checkpoint.
         """
-        written = [checkpoints / name for name in (BEST, LAST) if (checkpoints / name).exists()]
+        written = [path for path in (checkpoints / BEST, recover(checkpoints / LAST)) if path.exists()]
         if not written:
             raise ValueError(f"the run wrote no checkpoint to {checkpoints}, so there is no model to report on")
         weights = AtomicCheckpointIO().load_checkpoint(written[0])["state_dict"]
@@ -489,6 +484,9 @@ class SparseAttentionModule(LightningModule):
 
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}
+
+    def _sum_over_ranks(self, tensor: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(tensor, reduce_op="sum")
 
     def _place_teacher(self) -> None:
         for teacher in self._teacher:  # no submodule, so Lightning does not move it

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from lit_sparse.calibration import Calibration
 from lit_sparse.callbacks import AtomicCheckpointIO
 from lit_sparse.cli import main
 from lit_sparse.data import AdditionData
-from lit_sparse.objective import KL, EdgeFraction
+from lit_sparse.objective import KL, EdgeFraction, LogEdgeFraction
 from lit_sparse.strategies import SparseDeepSpeedStrategy, SparseFSDPStrategy, sharding_of
 
 REPOSITORY = Path(__file__).parent.parent
@@ -78,6 +79,8 @@ STRATEGIES = {
     "zero2": lambda: CPUDeepSpeed(2),
     "zero3": lambda: CPUDeepSpeed(3),
     "fsdp2": lambda: SparseFSDPStrategy(process_group_backend="gloo"),
+    "zero2_offload": lambda: CPUDeepSpeed(2, offload_optimizer=True),
+    "zero3_offload": lambda: CPUDeepSpeed(3, offload_optimizer=True, offload_parameters=True),
 }
 
 
@@ -103,16 +106,47 @@ class Notes(Callback):
             trainer.save_checkpoint(f"{self.save_to}/end.ckpt", weights_only=True)
 
 
+class Built(SparseAttentionModule):
+    """Notes the largest growth of this process's anonymous memory while student and teacher are built, in bytes."""
+
+    growth = None
+
+    def configure_model(self):
+        if self.model is not None:
+            return
+        before, largest, done = _anonymous_memory(), 0, threading.Event()
+
+        def watch():
+            nonlocal largest
+            while not done.wait(0.002):
+                largest = max(largest, _anonymous_memory())
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        super().configure_model()
+        self._place_teacher()
+        done.set()
+        watcher.join()
+        self.growth = max(largest, _anonymous_memory()) - before
+
+
+def _anonymous_memory():
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+
+
 def make_module(case):
     optimizers = {
         "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
         "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
     }
-    return SparseAttentionModule(
+    return (Built if case.get("evaluate") else SparseAttentionModule)(
         case["model"],
         gate=GateConfig(threshold=0.1),
         constraint=KL(0.5),
-        edges=EdgeFraction(1.0),  # of a batch split in halves it is the mean of theirs; a logarithm is not
+        # A logarithm is not the mean of the halves' logarithms; but rounding to bfloat16 shows more in it.
+        edges=(EdgeFraction if case.get("precision") else LogEdgeFraction)(1.0),
         optimizer=optimizers[case.get("optimizer", "sgd")],
         gate_lr=case.get("gate_lr", 0.5),
         calibration=Calibration(edge_fraction=0.5) if case.get("calibrate") else None,
@@ -121,33 +155,55 @@ def make_module(case):
     )
 
 
-def run_case(case, world_size):
-    seed_everything(0, verbose=False)
-    module = make_module(case)
-    notes = Notes(case["folder"] if not case.get("resume") else None)
-    trainer = Trainer(
+def make_trainer(case, world_size, **settings):
+    return Trainer(
         accelerator="cpu",
         devices=world_size,
         strategy=STRATEGIES[case["strategy"]](),
         precision=case.get("precision"),
-        max_steps=STEPS,
-        accumulate_grad_batches=case["accumulate"],
-        gradient_clip_val=case.get("clip", 1.0),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        limit_val_batches=1 if case.get("calibrate") else 0,
         use_distributed_sampler=False,
         default_root_dir=case["folder"],
-        callbacks=[notes],
         plugins=[AtomicCheckpointIO()],
+        **settings,
     )
-    data = AdditionData(digits=1, batch_size=GLOBAL_BATCH // world_size, eval_batch_size=16, held_out=0.2)
+
+
+def make_data(world_size):
+    return AdditionData(digits=1, batch_size=GLOBAL_BATCH // world_size, eval_batch_size=16, held_out=0.2)
+
+
+def run_case(case, world_size):
+    seed_everything(0, verbose=False)
+    module = make_module(case)
+    notes = Notes(case["folder"] if not case.get("resume") else None)
+    trainer = make_trainer(
+        case,
+        world_size,
+        max_steps=STEPS,
+        accumulate_grad_batches=case["accumulate"],
+        gradient_clip_val=case.get("clip", 1.0),
+        limit_val_batches=1 if case.get("calibrate") else 0,
+        callbacks=[notes],
+    )
+    data = make_data(world_size)
     trainer.fit(module, datamodule=data, ckpt_path=f"{case['folder']}/full.ckpt" if case.get("resume") else None)
     start = None if module.start is None else module.start.metrics()
     return {"rows": notes.rows, "lambda": module.multiplier.value, "start": start}
+
+
+def evaluate_case(case, world_size):
+    """`validate` and `test`; what this rank thinks of it, and what building took."""
+    module, trainer = make_module(case), make_trainer(case, world_size)
+    checkpoint = {"ckpt_path": None if case["evaluate"] is True else case["evaluate"]}
+    trainer.validate(module, datamodule=make_data(world_size), verbose=False, **checkpoint)
+    own = module.last_evaluation.metrics()
+    [tested] = trainer.test(module, datamodule=make_data(world_size), verbose=False, **checkpoint)
+    return {"validated": own, "tested": tested, "growth": module.growth}
 
 
 def worker(plan_file):
@@ -155,13 +211,13 @@ def worker(plan_file):
     rank = int(os.environ.get("RANK", 0))
     for case in plan["cases"]:
         Path(case["folder"]).mkdir(parents=True, exist_ok=True)
-        result = run_case(case, plan["world_size"])
-        name = "resumed" if case.get("resume") else "whole"
+        name = "evaluated" if case.get("evaluate") else "resumed" if case.get("resume") else "whole"
+        result = (evaluate_case if case.get("evaluate") else run_case)(case, plan["world_size"])
         (Path(case["folder"]) / f"{name}{rank}.json").write_text(json.dumps(result))
         print("done", case["folder"], name, flush=True)
 
 
-def start_ranks(plan_file, world_size):
+def start_ranks(plan_file, world_size, **more):
     """The worker on all ranks; returns the first rank's output once all are done."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -177,7 +233,7 @@ def start_ranks(plan_file, world_size):
                 subprocess.Popen(
                     [sys.executable, __file__, str(plan_file)],
                     cwd=REPOSITORY,
-                    env={**os.environ, **common, **environment},
+                    env={**os.environ, **common, **environment, **more},
                     stdout=log,
                     stderr=subprocess.STDOUT,
                 )
@@ -367,9 +423,13 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_the_run_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["zero2", "zero3", "fsdp2"])
-def test_a_sharded_run_ends_in_a_report_and_exports(make_config, start_python, tmp_path, monkeypatch, strategy):
+@pytest.mark.parametrize(
+    ("strategy", "lora"), [("zero2", False), ("zero3", False), ("zero3", True), ("fsdp2", False), ("fsdp2", True)]
+)
+def test_a_sharded_run_ends_in_a_report_and_exports(make_config, start_python, tmp_path, monkeypatch, strategy, lora):
     settings = {"trainer.devices": 2, "trainer.strategy": CONFIGURED[strategy]}
+    if lora:
+        settings["model.init_args.lora"] = {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj"]}
     process = start_python("main.py", "fit", "--config", make_config("run", settings), **ENVIRONMENT)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
@@ -384,6 +444,15 @@ def test_a_sharded_run_ends_in_a_report_and_exports(make_config, start_python, t
     main(["export", "--ckpt", str(last), "--out", str(tmp_path / "out")])
     exported = load_sparse(tmp_path / "out").state_dict()
     expected = weights(last.parent, last.name)
+    if lora:  # merged: the weight of the base and the adapters' product
+        own = {name.removeprefix("model.base_model.model."): value for name, value in expected.items()}
+        layer = "model.layers.1.self_attn.q_proj"
+        a, b = (own[f"{layer}.lora_{side}.default.weight"] for side in "AB")
+        assert b.abs().max() > 0
+        torch.testing.assert_close(exported[f"{layer}.weight"], own[f"{layer}.base_layer.weight"] + 3.0 * b @ a)
+        gates = [name for name in exported if "edge_gate" in name]
+        assert gates and all(torch.equal(exported[name], own[name]) for name in gates)
+        return
     assert {f"model.{name}" for name in exported} == expected.keys()
     assert all(torch.equal(expected[f"model.{name}"], value) for name, value in exported.items())
 

@@ -4,7 +4,7 @@ import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             ValueError: nothing there, or a file that is not a checkpoint that loads without running code.
         """
-        if Path(path).is_dir():
+        if recover(Path(path)).is_dir():
             from lit_sparse.strategies.folders import consolidated
 
             return consolidated(Path(path))
@@ -83,11 +83,12 @@ def is_weights_only(checkpoint: dict[str, Any]) -> bool:
 def replacing_folder(target: Path, is_first_rank: bool, barrier: Callable[[], None]) -> Iterator[Path]:
     """A folder beside `target` for all ranks to write into; it takes the target's place once all have written.
 
-    Between the two renames there is no target, but never half of one.
+    Between the two renames there is no target, but never half of one; `recover` puts it in place.
     """
-    new, old = (target.with_name(f".{target.name}.{kind}") for kind in ("new", "old"))
+    new, old = _beside(target)
     if is_first_rank:
         target.parent.mkdir(parents=True, exist_ok=True)
+        recover(target)
         for rest in (new, old):
             shutil.rmtree(rest, ignore_errors=True)
     barrier()
@@ -99,6 +100,21 @@ def replacing_folder(target: Path, is_first_rank: bool, barrier: Callable[[], No
         new.rename(target)
         shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
     barrier()
+
+
+def recover(target: Path) -> Path:
+    """Ends a replacement of `target` that was cut off between its two renames; returns `target`. Any number of
+    processes may call it at once."""
+    new, old = _beside(target)
+    if not target.exists() and old.exists():
+        with suppress(OSError):  # another process was faster
+            (new if new.exists() else old).rename(target)  # the old one was moved away for a new one that is whole
+    return target
+
+
+def _beside(target: Path) -> tuple[Path, Path]:
+    """Where a new version is written, and where the old one waits until that is in place."""
+    return target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
 
 
 def checkpoint_callbacks(run_dir: Path) -> list[ModelCheckpoint]:

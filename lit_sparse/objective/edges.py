@@ -1,4 +1,7 @@
-"""The edge objective: a differentiable number that falls as gates close. Subclass `EdgeObjective` for your own."""
+"""The edge objective: a differentiable number that falls as gates close. Subclass `EdgeObjective` for your own.
+
+It sees the edges of a micro-batch over all ranks, so that it may be any function of them.
+"""
 
 import torch
 from jaxtyping import Float
@@ -8,7 +11,7 @@ from lit_sparse.attention.edges import EdgeCounts
 
 
 class EdgeObjective:
-    """Maps a step's edge counts to what is minimised.
+    """Maps a micro-batch's edge counts to what is minimised.
 
     Args:
         weight: its scale against the constraint's.

@@ -11,19 +11,31 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lit_sparse.attention import gates_of
 from lit_sparse.attention.gates import Gate, build_gate
+from lit_sparse.strategies.own_shards import give_shares, put_stand_ins, take_shares
 
 
-def shard_model(model: nn.Module, mesh: DeviceMesh, param_dtype: torch.dtype | None = None) -> None:
-    """Shards a model in place over a one-dimensional mesh.
+def shard_model(
+    model: nn.Module,
+    mesh: DeviceMesh,
+    param_dtype: torch.dtype | None = None,
+    kept_dtype: torch.dtype | None = None,
+) -> None:
+    """Shards a model in place over a one-dimensional mesh. What was read by shares (`own_shards`) is never whole.
 
     Args:
         param_dtype: what weights are gathered and layers computed in; None keeps theirs. Shards and reductions stay
             float32, and so do the gates in any case: cutoffs near -7 do not move in bfloat16.
+        kept_dtype: what the shards of a frozen model are kept in; None leaves them.
 
     Raises:
         ValueError: a family whose layers cannot be told.
     """
     layers = transformer_layers(model)
+    put_stand_ins(model)
+    held = take_shares(model)
+    if kept_dtype is not None:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(kept_dtype)
     policy = MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=torch.float32)
     if gates := gates_of(model):
         # Operators read a gate's form and never call its forward. It stays gathered until the backward is over.
@@ -34,6 +46,7 @@ def shard_model(model: nn.Module, mesh: DeviceMesh, param_dtype: torch.dtype | N
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+    give_shares(held, kept_dtype)
     root = model
     assert isinstance(root, FSDPModule)
     # Calibration embeds tokens without a forward pass of the model.

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
-from torch import nn
+from torch import Tensor, nn
+
+from lit_sparse.callbacks.checkpoints import AtomicCheckpointIO, is_weights_only, replacing_folder
 
 
 class Sharding:
@@ -16,7 +19,7 @@ class Sharding:
     """Whether no rank holds all weights."""
 
     born_sharded = False
-    """Whether models are sharded while they are built, so that they cannot be copied or cast."""
+    """Whether models are sharded while they are read, so that they cannot be copied or cast."""
 
     @contextmanager
     def building(self) -> Iterator[None]:
@@ -37,6 +40,39 @@ class Sharding:
 
     def weights_written(self) -> None:
         """Called after something other than the optimizer changed weights (calibration sets cutoffs)."""
+
+    def check_resumable(self, path: Path) -> None:
+        """Called before anything is built.
+
+        Raises:
+            ValueError: training cannot go on from this checkpoint under this strategy.
+        """
+        if path.is_dir():
+            raise ValueError(
+                f"{path} is a folder that a run under ZeRO or FSDP2 wrote; resume under the strategy that wrote it, or "
+                "start a new run from the exported model"
+            )
+
+    def whole_state_dict(self) -> dict[str, Tensor]:
+        """All weights on the CPU of the first rank; empty on the others. All ranks must call it."""
+        raise NotImplementedError
+
+    def save_folder(self, checkpoint: dict[str, Any], folder: Path) -> None:
+        """Writes what resuming needs, each rank its part. All ranks must call it."""
+        raise NotImplementedError
+
+    def save_sharded(self: Any, checkpoint: dict[str, Any], filepath: Any) -> None:
+        """A strategy's `save_checkpoint`: weights alone as one file, all that resuming needs as a folder that takes
+        the place of an earlier one in whole."""
+        path = Path(self.broadcast(filepath))
+        if is_weights_only(checkpoint):
+            weights = {**checkpoint, "state_dict": self.whole_state_dict()}
+            if self.is_global_zero:
+                AtomicCheckpointIO().save_checkpoint(weights, path)
+            self.barrier()
+            return
+        with replacing_folder(path, self.is_global_zero, self.barrier) as folder:
+            self.save_folder(checkpoint, folder)
 
 
 def sharding_of(strategy: Any) -> Sharding:
