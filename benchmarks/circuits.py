@@ -103,9 +103,10 @@ def main() -> None:
     rows = []
     for part in PARTS:
         command = [sys.executable, __file__, "--part", part, "--model", parsed.model, "--toy", parsed.toy]
-        rows += json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-        for row in rows[-3:]:
-            print(f"{row['name']}: {row['value']:.4g} {row['unit']}", flush=True)
+        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+        for row in found:
+            print(f"{row['name']}: {row['value']:,.5g} {row['unit']}", flush=True)
+        rows += found
     if parsed.json:
         parsed.json.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
 
