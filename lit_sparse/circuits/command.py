@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from lit_sparse.candidates import Candidate, find_candidates
 from lit_sparse.circuits.compare import comparison, summary
+from lit_sparse.circuits.faithfulness import NothingToExplain
 from lit_sparse.circuits.measure import SIGNIFICANT, Settings, measure
 from lit_sparse.circuits.stack import Stack
 from lit_sparse.circuits.tasks import TASKS, NotExpressible, get_task
@@ -106,7 +107,7 @@ def _measure(stack: Stack, candidate: Candidate, name: str, seed: int, settings:
 
     try:
         result = measure(stack, candidate.tokenizer, get_task(name), seed, settings, bars)
-    except (NotExpressible, ValueError) as error:
+    except (NotExpressible, NothingToExplain) as error:
         return {"skipped": str(error)}
     if result["p_value"] > SIGNIFICANT:
         reason = f"accuracy {result['accuracy']:.0%} is no better than chance (p = {result['p_value']:.2g})"

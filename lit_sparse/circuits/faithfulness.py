@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_sparse.circuits.forward import Writers, activations, run_edges, run_nodes
+from lit_sparse.circuits.forward import Writers, activations, run, run_edges, run_nodes
 from lit_sparse.circuits.prompts import Prompts
 from lit_sparse.circuits.stack import Stack
 
@@ -29,6 +29,10 @@ _PER_DECADE = 5
 """Circuit sizes tried for each factor of ten; the last step is found by bisection."""
 
 
+class NothingToExplain(ValueError):
+    """A model that answers no better on clean prompts than with everything ablated."""
+
+
 class Evaluator:
     """Runs circuits on some prompts.
 
@@ -37,8 +41,7 @@ class Evaluator:
             corrupted prompts of the same length.
 
     Raises:
-        ValueError: the metric on the clean prompts is not above the one with everything ablated, so that there is no
-            behaviour to explain.
+        NothingToExplain: the metric on the clean prompts is not above the one with everything ablated.
     """
 
     def __init__(self, stack: Stack, batches: Sequence[Prompts], ablation: Ablation = "patch"):
@@ -48,11 +51,11 @@ class Evaluator:
             written, _ = activations(stack, batch.corrupted)
             mean = written.mean(1, keepdim=True).expand_as(written)
             self._replacements.append(mean if ablation == "mean" else written)
-        self.clean = self._mean(lambda batch, _: activations(stack, batch.clean)[1])
+        self.clean = self._mean(lambda batch, _: run(stack, batch.clean))
         nothing = torch.zeros(len(stack.graph.writers), dtype=torch.bool)
         self.ablated = self._mean(lambda batch, instead: run_nodes(stack, batch.clean, instead, nothing))
         if not self.clean > self.ablated:
-            raise ValueError(
+            raise NothingToExplain(
                 f"the metric is {self.clean:.3f} on clean prompts and {self.ablated:.3f} with everything ablated: "
                 "there is no behaviour for a circuit to explain"
             )

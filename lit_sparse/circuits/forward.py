@@ -35,6 +35,15 @@ def activations(stack: Stack, ids: Int[Tensor, "batch time"]) -> tuple[Writers, 
 
 
 @torch.no_grad()
+def run(stack: Stack, ids: Int[Tensor, "batch time"]) -> Float[Tensor, "batch token"]:
+    """The model's logits, nothing replaced and nothing kept."""
+    residual = stack.embed(ids)
+    for layer in range(stack.graph.layers):
+        residual = stack.layer(layer, residual)
+    return stack.logits(residual)
+
+
+@torch.no_grad()
 def run_edges(
     stack: Stack,
     ids: Int[Tensor, "batch time"],

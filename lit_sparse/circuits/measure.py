@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from lit_sparse.circuits.attribution import eap, exact
 from lit_sparse.circuits.faithfulness import Ablation, Curve, Evaluator, Ranking, curve
-from lit_sparse.circuits.forward import activations
+from lit_sparse.circuits.forward import run
 from lit_sparse.circuits.nodes import patch_nodes
 from lit_sparse.circuits.prompts import Prompts, group
 from lit_sparse.circuits.stack import Stack
@@ -94,7 +94,7 @@ def behaviour(stack: Stack, pairs: Sequence[Pair], settings: Settings) -> dict[s
     for name in dict.fromkeys(pair.template for pair in pairs):
         mine = [pair for pair in pairs if pair.template == name]
         for batch in group(mine, vocabulary, size=settings.batch_size, device=stack.model.device):
-            values += batch.metric(activations(stack, batch.clean)[1]).tolist()
+            values += batch.metric(run(stack, batch.clean)).tolist()
         order += mine
     by_template: dict[str, list[float]] = {}
     for pair, value in zip(order, values, strict=True):
@@ -122,7 +122,7 @@ def measure(
 
     Raises:
         NotExpressible: the tokenizer cannot express the task.
-        ValueError: nothing to explain, see `Evaluator`.
+        NothingToExplain: see `Evaluator`.
     """
     pairs = task.pairs(tokenizer, 2 * settings.prompts, seed)
     vocabulary, device = stack.vocabulary, stack.model.device
