@@ -190,6 +190,8 @@ class _LayerSensitivity:
         g = torch.matmul(gradient.transpose(1, 2), value.repeat_interleave(groups, dim=1).transpose(-1, -2))
         effect = torch.exp(logits - normaliser) * g * mask  # (B, H, T, S)
         score = logits - normaliser if self.gate.form().normalised else logits
+        if (offset := self.gate.key_offset(value)) is not None:
+            score = score + offset.repeat_interleave(groups, dim=1)[:, :, None]
         heads = score.shape[1]
         mask = mask.expand_as(score)
         if self.cutoffs is None:

@@ -36,6 +36,7 @@ class Problem(NamedTuple):
 
     mask: EdgeMask
     cutoff: Float[Tensor, " head"]
+    offset: Float[Tensor, "batch kv_head key"] | None
     seeds: Int[Tensor, " batch"] | None
     formula: Formula
     batch: int
@@ -62,8 +63,10 @@ class RowKernels(Protocol):
         delta: Tensor,
         d_expected: Tensor,
         gate_gradient: Tensor,
+        key_gradient: Tensor | None,
     ) -> None:
-        """Scores become gated weights, `gradients` do . v become those of q . k; fills row sums of c."""
+        """Scores become gated weights, `gradients` do . v become those of q . k; fills row sums of c, and with an
+        offset the block's c (heads, rows, keys)."""
 
 
 def forward(
@@ -72,11 +75,12 @@ def forward(
     value: Float[Tensor, "batch kv_head key value_dim"],
     mask: EdgeMask,
     cutoff: Float[Tensor, " head"],
+    offset: Float[Tensor, "batch kv_head key"] | None,
     seeds: Int[Tensor, " batch"] | None,
     formula: Formula,
 ) -> Forward:
     batch, heads, rows, _ = query.shape
-    problem = _problem(query, key, mask, cutoff, seeds, formula)
+    problem = _problem(query, key, mask, cutoff, offset, seeds, formula)
     group, kv_heads, value_dim = problem.group, problem.kv_heads, value.shape[-1]
     q = _fold(query, kv_heads, problem.lse.dtype)
     output = q.new_zeros(*q.shape[:2], value_dim)
@@ -110,10 +114,11 @@ def gated_weights(
     key: Float[Tensor, "batch kv_head key dim"],
     mask: EdgeMask,
     cutoff: Float[Tensor, " head"],
+    offset: Float[Tensor, "batch kv_head key"] | None,
     formula: Formula,
 ) -> Iterator[tuple[Tile, Float[Tensor, "heads rows columns"]]]:
     """The weights of deterministic gates, block by block, zero where an edge is closed; overwritten by the next."""
-    problem = _problem(query, key, mask, cutoff, None, formula)
+    problem = _problem(query, key, mask, cutoff, offset, None, formula)
     for tile, _, scores in _weighed(problem, _fold(query, problem.kv_heads, problem.lse.dtype), key):
         yield tile, scores
 
@@ -124,6 +129,7 @@ def backward(
     value: Float[Tensor, "batch kv_head key value_dim"],
     mask: EdgeMask,
     cutoff: Float[Tensor, " head"],
+    offset: Float[Tensor, "batch kv_head key"] | None,
     seeds: Int[Tensor, " batch"] | None,
     formula: Formula,
     output: Float[Tensor, "batch query head value_dim"],
@@ -133,7 +139,7 @@ def backward(
     d_expected: Float[Tensor, "batch head"],
 ) -> Gradients:
     batch, _, rows, dim = query.shape
-    problem = _problem(query, key, mask, cutoff, seeds, formula)
+    problem = _problem(query, key, mask, cutoff, offset, seeds, formula)
     group, kv_heads, exact = problem.group, problem.kv_heads, problem.lse.dtype
     problem = problem._replace(lse=_fold_rows(lse, kv_heads), mass=_fold_rows(mass, kv_heads))
     q, k, v = _fold(query, kv_heads, exact), _flat(key, exact), _flat(value, exact)
@@ -142,6 +148,7 @@ def backward(
     d_query, d_key, d_value = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     gate_gradient = torch.zeros_like(delta)
     kernels = _row_kernels(problem)
+    d_offset = None if problem.offset is None else torch.zeros_like(problem.offset)
     space: Tensor | None = None
     more: Tensor | None = None
     for tile in _tiles(problem, rows):
@@ -154,7 +161,11 @@ def backward(
         )
         scores, space = _scores(q_, k_, space)
         gradients, more = _scores(do_, v_, more)
-        kernels.backward(problem, tile, scores, gradients, delta, d_expected, gate_gradient)
+        # Summed over the block's rows in a fixed order, so that a run repeats bit for bit.
+        key_gradient = None if d_offset is None else torch.empty_like(scores)
+        kernels.backward(problem, tile, scores, gradients, delta, d_expected, gate_gradient, key_gradient)
+        if d_offset is not None and key_gradient is not None:
+            d_offset.flatten(0, 1)[tile.heads, tile.keys] += key_gradient.sum(1)
         d_value[tile.heads, tile.keys].baddbmm_(scores.transpose(1, 2), do_)
         d_query[tile.heads, folded] = torch.bmm(gradients, k_)
         d_key[tile.heads, tile.keys].baddbmm_(gradients.transpose(1, 2), q_)
@@ -165,11 +176,18 @@ def backward(
         d_key.view(key.shape).to(key.dtype),
         d_value.view(value.shape).to(value.dtype),
         d_cutoff.to(cutoff.dtype),
+        None if d_offset is None or offset is None else d_offset.to(offset.dtype),
     )
 
 
 def _problem(
-    query: Tensor, key: Tensor, mask: EdgeMask, cutoff: Tensor, seeds: Tensor | None, formula: Formula
+    query: Tensor,
+    key: Tensor,
+    mask: EdgeMask,
+    cutoff: Tensor,
+    offset: Tensor | None,
+    seeds: Tensor | None,
+    formula: Formula,
 ) -> Problem:
     batch, heads, rows, _ = query.shape
     kv_heads, group = key.shape[1], heads // key.shape[1]
@@ -178,8 +196,9 @@ def _problem(
     lse = query.new_full((batch * kv_heads, rows * group), torch.inf, dtype=exact)
     mass = torch.ones_like(lse if formula.renormalise else lse[:, :0])
     cutoff, seeds = cutoff.detach().to(exact).contiguous(), None if seeds is None else seeds.contiguous()
+    offset = None if offset is None else offset.detach().to(exact).contiguous()
     counts = torch.zeros_like(lse), torch.zeros_like(lse)
-    return Problem(mask, cutoff, seeds, formula, batch, kv_heads, group, lse, mass, *counts)
+    return Problem(mask, cutoff, offset, seeds, formula, batch, kv_heads, group, lse, mass, *counts)
 
 
 def _row_kernels(problem: Problem) -> RowKernels:

@@ -7,12 +7,14 @@ Every family here is of one form,
 
     gate_logits  z_ij = sharpness * (score_ij - cutoff_h)
 
-with a score that is either the attention logit itself (`logit`) or the log attention probability
-(`probability`), so an edge is open at evaluation exactly when its score exceeds the head's cutoff. A new family
-is one subclass with the decorator `@register_gate("name")`; it touches nothing else.
+with a score that is the attention logit itself (`logit`), the log attention probability (`probability`), or the log
+of what the edge moves, probability times the value's norm (`contribution`), so an edge is open at evaluation exactly
+when its score exceeds the head's cutoff. A new family is one subclass with the decorator `@register_gate("name")`; it
+touches nothing else.
 
 Sources: the straight-through Bernoulli gate on the logits is SPARTAN's (arXiv 2411.06890) as used by Sparse
-Post-Training (arXiv 2512.05865, section 3); the probability gate is this project's.
+Post-Training (arXiv 2512.05865, section 3); p |v| as the measure of an edge is norm-based analysis (arXiv
+2004.10102); gates on it and on the probability are this project's.
 """
 
 import math
@@ -30,9 +32,9 @@ class GateConfig:
     """What the gates of a model are like.
 
     Args:
-        family: a registered family: "probability" or "logit" (the paper's), or one of your own.
-        threshold: `probability`: the attention probability above which an edge is open.
-        sharpness: `probability`: kappa, the slope of the gate's logit in the log probability.
+        family: a registered family: "probability", "contribution" or "logit" (the paper's), or one of your own.
+        threshold: `probability` and `contribution`: the score, not in logs, above which an edge is open.
+        sharpness: `probability` and `contribution`: kappa, the slope of the gate's logit in the log score.
         bias: `logit`: added to the attention logit; > 0 so that gates start open.
         learnable: whether cutoffs are trained; fixed cutoffs are still saved and calibrated.
         normalisation: "all" divides by the softmax over all allowed keys (the paper: a head may attend to
@@ -77,8 +79,11 @@ ALWAYS_OPEN = -1e9
 """A cutoff below every score. Finite, so that masked (-inf) logits stay closed instead of becoming NaN."""
 
 
+KeyOffset = Float[Tensor, "batch kv_head key"]
+
+
 class GateForm(NamedTuple):
-    """All that a fused operator needs: z = sharpness * (logits - normalised * log_normaliser - cutoff)."""
+    """What a fused operator needs: z = sharpness * (logits - normalised * log_normaliser + key offset - cutoff)."""
 
     sharpness: float
     cutoff: Float[Tensor, " head"]
@@ -103,6 +108,10 @@ class Gate(nn.Module):
         """The gate's coefficients, differentiable in its parameters."""
         raise TypeError(f"{type(self).__name__} must implement form()")
 
+    def key_offset(self, value: Float[Tensor, "batch kv_head key value_dim"]) -> KeyOffset | None:
+        """What a key adds to the score of all its edges, at least float32 and differentiable; None for nothing."""
+        return None
+
     def set_cutoff(self, cutoff: Float[Tensor, " head"]) -> None:
         """Opens at evaluation exactly the edges whose score exceeds `cutoff` (calibration sets this)."""
         raise TypeError(f"{type(self).__name__} must implement set_cutoff()")
@@ -117,11 +126,14 @@ class Gate(nn.Module):
         self,
         logits: Float[Tensor, "batch head query key"],
         log_normaliser: Float[Tensor, "batch head query 1"],
+        key_offset: KeyOffset | None = None,
     ) -> Float[Tensor, "batch head query key"]:
         """Gate logits z, from the scaled attention logits and their log-sum-exp over the allowed keys."""
         form = self.form()
-        cutoff = form.cutoff.to(logits.dtype).view(-1, 1, 1)
-        return form.sharpness * (logits - (log_normaliser + cutoff if form.normalised else cutoff))
+        score = logits - log_normaliser if form.normalised else logits
+        if key_offset is not None:
+            score = score + key_offset.repeat_interleave(score.shape[1] // key_offset.shape[1], dim=1)[:, :, None]
+        return form.sharpness * (score - form.cutoff.to(logits.dtype).view(-1, 1, 1))
 
     def _parameter(self, value: float) -> nn.Parameter:
         return nn.Parameter(torch.full((self.num_heads,), value), requires_grad=self.config.learnable)
@@ -196,3 +208,18 @@ class ProbabilityGate(Gate):
     @torch.no_grad()
     def set_cutoff(self, cutoff: Float[Tensor, " head"]) -> None:
         self.log_threshold.copy_(cutoff)
+
+
+_TINY = 1e-12  # under a norm's square root: a value of zeros is a closed edge, not a NaN
+
+
+@register_gate("contribution")
+class ContributionGate(ProbabilityGate):
+    """z = kappa (log(p |v|) - log theta), theta per head: what an edge adds to the head's output decides.
+
+    A first token that takes a row's probability because nothing else is wanted has a value near zero: such rows close.
+    """
+
+    def key_offset(self, value: Float[Tensor, "batch kv_head key value_dim"]) -> KeyOffset:
+        wide = value.to(torch.promote_types(value.dtype, torch.float32))
+        return 0.5 * torch.log(wide.square().sum(-1) + _TINY)

@@ -33,6 +33,7 @@ class OpenEdges(NamedTuple):
 def layer_open_edges(
     query: Float[Tensor, "batch head query dim"],
     key: Float[Tensor, "batch kv_head key dim"],
+    value: Float[Tensor, "batch kv_head key value_dim"],
     mask: EdgeMask,
     gate: Gate,
     *,
@@ -51,7 +52,7 @@ def layer_open_edges(
     formula = formula_of(gate, scaling, softcap)
     indices, weights = [torch.empty(4, 0, dtype=torch.int64, device=query.device)], [query.new_empty(0).float()]
     group, kv_heads = query.shape[1] // key.shape[1], key.shape[1]
-    for tile, scores in blockwise.gated_weights(query, key, mask, gate.form().cutoff, formula):
+    for tile, scores in blockwise.gated_weights(query, key, mask, gate.form().cutoff, gate.key_offset(value), formula):
         head, row, column = scores.nonzero(as_tuple=True)
         weights.append(scores[head, row, column].float())
         key_head = head + tile.heads.start
@@ -79,7 +80,7 @@ def open_edges(model: nn.Module, input_ids: Int[Tensor, "batch query"], **inputs
     def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **keys: Any):
         mask, scaling = attention_problem(module, query, key, attention_mask, keys)
         gate, softcap = module.edge_gate, keys.get("softcap")
-        layers.append(layer_open_edges(query, key.to(query.dtype), mask, gate, scaling=scaling, softcap=softcap))
+        layers.append(layer_open_edges(query, key.to(query.dtype), value, mask, gate, scaling=scaling, softcap=softcap))
         return gated_attention_forward(module, query, key, value, attention_mask, **keys)
 
     AttentionInterface.register(_RECORDING, attend)

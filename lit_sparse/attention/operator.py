@@ -14,7 +14,7 @@ With g_ij = do_i . v_j, dE the gradient of the expected edges, u the noise, e = 
     t_ij  = sigmoid(z_ij - logit u_ij)                         (the binary concrete relaxation of the gate)
     c_ij  = sharpness * (p_ij G_ij t_ij (1 - t_ij) + dE e_ij (1 - e_ij))
     ds_ij = p_ij (A_ij G_ij - r_i) + c_ij - [normalised gate] p_ij sum_k c_ik
-    d cutoff = - sum_ij c_ij,   dq = scaling ds k,   dk = scaling ds^T q,   dv = w^T do
+    d cutoff = - sum_ij c_ij,   d offset_j = sum_i c_ij,   dq = scaling ds k,   dk = scaling ds^T q,   dv = w^T do
 
 (arXiv 2512.05865, section 3, and SPARTAN, arXiv 2411.06890, for the straight-through gate). A soft cap multiplies ds by
 its slope 1 - (s/cap)^2.
@@ -33,7 +33,7 @@ from lit_sparse.attention.masks import EdgeMask
 
 
 class Formula(NamedTuple):
-    """What is computed, beside the tensors: z = sharpness * (s - normalised * lse - cutoff), s = scaling q . k.
+    """What is computed, beside the tensors: z = sharpness * (s - normalised * lse + offset - cutoff), s = scaling q . k.
 
     renormalise: divide by the open edges' mass instead of all keys'.
     scaling: positive.
@@ -69,6 +69,7 @@ class Gradients(NamedTuple):
     key: Float[Tensor, "batch kv_head key dim"]
     value: Float[Tensor, "batch kv_head key value_dim"]
     cutoff: Float[Tensor, " head"]
+    offset: Float[Tensor, "batch kv_head key"] | None
 
 
 def formula_of(gate: Gate, scaling: float, softcap: float | None) -> Formula:
@@ -94,14 +95,14 @@ def gated_attention(
     backend: str,
 ) -> GatedAttention:
     """Same contract as `reference.gated_attention`, for affine gates without dropout."""
-    formula, cutoff = formula_of(gate, scaling, softcap), gate.form().cutoff
+    formula, cutoff, offset = formula_of(gate, scaling, softcap), gate.form().cutoff, gate.key_offset(value)
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value, cutoff))
     if differentiated or torch.compiler.is_compiling():
         output, edges, _, _ = torch.ops.lit_sparse.gated_attention(
-            query, key, value, mask.start, mask.stop, mask.holes, cutoff, seeds, *formula, backend
+            query, key, value, mask.start, mask.stop, mask.holes, cutoff, offset, seeds, *formula, backend
         )
     else:  # the dispatcher takes longer than decoding a token does
-        output, edges, _, _ = _backend(backend).forward(query, key, value, mask, cutoff, seeds, formula)
+        output, edges, _, _ = _backend(backend).forward(query, key, value, mask, cutoff, offset, seeds, formula)
     return GatedAttention(output, edges)
 
 
@@ -124,6 +125,7 @@ def _forward(
     stop: Tensor,
     holes: Tensor | None,
     cutoff: Tensor,
+    offset: Tensor | None,
     seeds: Tensor | None,
     sharpness: float,
     normalised: bool,
@@ -134,12 +136,26 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     formula = Formula(sharpness, normalised, renormalise, scaling, softcap)
     mask = EdgeMask(start, stop, key.shape[2], holes)
-    return tuple(_backend(backend).forward(query, key, value, mask, cutoff, seeds, formula))
+    return tuple(_backend(backend).forward(query, key, value, mask, cutoff, offset, seeds, formula))
 
 
 @_forward.register_fake
 def _(
-    query, key, value, start, stop, holes, cutoff, seeds, sharpness, normalised, renormalise, scaling, softcap, backend
+    query,
+    key,
+    value,
+    start,
+    stop,
+    holes,
+    cutoff,
+    offset,
+    seeds,
+    sharpness,
+    normalised,
+    renormalise,
+    scaling,
+    softcap,
+    backend,
 ):
     batch, heads, rows, _ = query.shape
     exact = accumulation_dtype(query.dtype)
@@ -160,6 +176,7 @@ def _backward(
     stop: Tensor,
     holes: Tensor | None,
     cutoff: Tensor,
+    offset: Tensor | None,
     seeds: Tensor | None,
     sharpness: float,
     normalised: bool,
@@ -172,22 +189,24 @@ def _backward(
     mass: Tensor,
     d_output: Tensor,
     d_expected: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     formula = Formula(sharpness, normalised, renormalise, scaling, softcap)
     mask = EdgeMask(start, stop, key.shape[2], holes)
     gradients = _backend(backend).backward(
-        query, key, value, mask, cutoff, seeds, formula, output, lse, mass, d_output, d_expected
+        query, key, value, mask, cutoff, offset, seeds, formula, output, lse, mass, d_output, d_expected
     )
-    return tuple(gradients)
+    # An operator returns tensors only: an empty one stands for no offset.
+    return *gradients[:4], cutoff.new_empty(0) if gradients.offset is None else gradients.offset
 
 
 @_backward.register_fake
-def _(query, key, value, start, stop, holes, cutoff, *rest):
-    return tuple(x.new_empty(x.shape) for x in (query, key, value, cutoff))
+def _(query, key, value, start, stop, holes, cutoff, offset, *rest):
+    offset = cutoff.new_empty(0) if offset is None else offset
+    return tuple(x.new_empty(x.shape) for x in (query, key, value, cutoff, offset))
 
 
 def _setup_context(ctx, inputs, output):
-    tensors, ctx.rest = inputs[:8], inputs[8:]
+    tensors, ctx.rest = inputs[:9], inputs[9:]
     ctx.save_for_backward(*tensors, output[0], output[2], output[3])
 
 
@@ -197,8 +216,9 @@ def _differentiate(ctx, d_output, d_edges, d_lse, d_mass):
     gradients = torch.ops.lit_sparse.gated_attention_backward(
         *tensors, *ctx.rest, output, lse, mass, d_output.to(output.dtype).contiguous(), d_expected
     )
-    d_query, d_key, d_value, d_cutoff = gradients
-    return d_query, d_key, d_value, None, None, None, d_cutoff, *[None] * (1 + len(ctx.rest))
+    d_query, d_key, d_value, d_cutoff, d_offset = gradients
+    d_offset = None if tensors[7] is None else d_offset
+    return d_query, d_key, d_value, None, None, None, d_cutoff, d_offset, *[None] * (1 + len(ctx.rest))
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

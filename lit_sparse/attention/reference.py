@@ -53,7 +53,7 @@ def gated_attention(
     log_normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
     weights = torch.exp(logits - log_normaliser) * allowed
 
-    gate_logits = gate(logits, log_normaliser)
+    gate_logits = gate(logits, log_normaliser, gate.key_offset(value))
     noisy = gate_logits
     if seeds is not None:
         uniform = noise.uniform(seeds, query.shape[1], (0, query.shape[2]), (0, key.shape[2]))

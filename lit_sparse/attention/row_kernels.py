@@ -50,6 +50,7 @@ def backward(
     delta: Tensor,
     d_expected: Tensor,
     gate_gradient: Tensor,
+    key_gradient: Tensor | None,
 ) -> None:
     formula = problem.formula
     rows = _rows(problem, tile, scores)
@@ -71,6 +72,8 @@ def backward(
         x, y = (1 - rows.uniform) * e, rows.uniform * closed
         c += pg * x * y / (x + y).square()
     c *= formula.sharpness
+    if key_gradient is not None:
+        key_gradient.copy_(c.flatten(1, 2))
     total = c.sum(-1)
     d_logits = pg * gates - p * row + c
     if formula.normalised:
@@ -85,6 +88,8 @@ def _rows(problem: "Problem", tile: "Tile", scores: Tensor) -> _Rows:
     shift = _per_head(problem, tile, problem.cutoff.expand(problem.batch, -1))
     if problem.formula.normalised:
         shift = shift + _rows_of(problem, tile, problem.lse)[..., None]
+    if problem.offset is not None:
+        shift = shift - problem.offset.flatten(0, 1)[tile.heads, tile.keys][:, None, None]
     uniform = None
     if problem.seeds is not None:
         keys, queries = (tile.keys.start, tile.keys.stop), (tile.queries.start, tile.queries.stop)

@@ -177,7 +177,8 @@ class Stack:
         allowed, scaling = attention_problem(attention, projected.query, projected.key, mask, keywords)
         softcap = keywords.get("softcap")
         query, key = projected.query, projected.key
-        return layer_open_edges(query, key, allowed, attention.edge_gate, scaling=scaling, softcap=softcap)
+        gate, value = attention.edge_gate, projected.value
+        return layer_open_edges(query, key, value, allowed, gate, scaling=scaling, softcap=softcap)
 
     def allowed_edges(self, layer: int, projected: Projected) -> int:
         """Edges that a layer's mask allows in one prompt, over all heads."""

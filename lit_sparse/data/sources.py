@@ -1,6 +1,7 @@
 """Where documents come from: each source gives texts in a fixed order and a fingerprint of what it will give.
 
 python-docs             Python's own documentation (`data.prose`)
+docs:torch              the docstrings of an installed package
 notes/**/*.md           a path or glob of .txt, .md and .jsonl files (key "text"), each also as .gz
 hf:org/name[:config]    the training split of a Hugging Face dataset, streamed
 """
@@ -15,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from lit_sparse.data.prose import prose_fingerprint, python_prose
+from lit_sparse.data import prose
 
 SUFFIXES = (".txt", ".md", ".jsonl")
 MAX_CHARS = 20_000
 """Text files are cut into documents of at most this many characters, so that one book fills all splits."""
 
-_KINDS = "'python-docs', a path or glob of .txt, .md or .jsonl files (.gz too), or 'hf:dataset[:config]'"
+_KINDS = "'python-docs', 'docs:PACKAGE', a path or glob of .txt, .md or .jsonl files (.gz too), or 'hf:dataset[:config]'"
 
 
 @runtime_checkable
@@ -46,10 +47,24 @@ class PythonDocs:
     streamed: bool = False
 
     def documents(self) -> Iterator[str]:
-        return python_prose()
+        return prose.python_prose()
 
     def fingerprint(self) -> str:
-        return prose_fingerprint()
+        return prose.fingerprint(prose.stdlib_sources())
+
+
+@dataclass(frozen=True)
+class PackageDocs:
+    """The docstrings of an installed package."""
+
+    package: str
+    streamed: bool = False
+
+    def documents(self) -> Iterator[str]:
+        return prose.package_prose(self.package)
+
+    def fingerprint(self) -> str:
+        return prose.fingerprint(prose.package_sources(self.package))
 
 
 @dataclass(frozen=True)
@@ -112,6 +127,8 @@ def parse_source(source: str) -> Source:
     if source == "python-docs":
         return PythonDocs()
     scheme, _, rest = source.partition(":")
+    if scheme == "docs" and rest:
+        return PackageDocs(rest)
     if scheme == "hf" and rest:
         name, _, config = rest.partition(":")
         return HubStream(name, config or None)

@@ -126,7 +126,7 @@ def tiles(request, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", [FRESH])
-@pytest.mark.parametrize("family", ["logit", "probability"])
+@pytest.mark.parametrize("family", ["logit", "probability", "contribution"])
 @pytest.mark.parametrize("normalisation", ["all", "open"])
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("sample", [False, True], ids=["deterministic", "drawn"])
@@ -139,7 +139,7 @@ def test_it_is_the_reference(fast_operator, tiles, seed, family, normalisation, 
 
 
 @pytest.mark.parametrize("seed", [FRESH])
-@pytest.mark.parametrize("family", ["logit", "probability"])
+@pytest.mark.parametrize("family", ["logit", "probability", "contribution"])
 @pytest.mark.parametrize("sample", [False, True], ids=["deterministic", "drawn"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("softcap", "kv_heads"), [(0.8, 6), (None, 1), (5.0, 2)])
@@ -264,8 +264,10 @@ def test_the_registered_operator_keeps_its_promises():
     inputs = [x.float().detach().requires_grad_() for x in (problem.query, problem.key, problem.value)]
     cutoff = torch.full((6,), -4.0, requires_grad=True)
     formula = (2.0, True, True, 0.3, 0.0)
-    arguments = (*inputs, mask.start, mask.stop, mask.holes, cutoff, problem.seeds, *formula, "blockwise")
-    torch.library.opcheck(torch.ops.lit_sparse.gated_attention.default, arguments)
+    mask_, rest = (mask.start, mask.stop, mask.holes), (problem.seeds, *formula, "blockwise")
+    for offset in (None, torch.randn(2, 3, 70, requires_grad=True)):
+        arguments = (*inputs, *mask_, cutoff, offset, *rest)
+        torch.library.opcheck(torch.ops.lit_sparse.gated_attention.default, arguments)
 
 
 def test_torch_compile_sees_one_call():

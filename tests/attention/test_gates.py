@@ -12,7 +12,7 @@ from lit_sparse.attention.masks import EdgeMask
 from lit_sparse.attention.noise import draw_seeds
 
 PLAIN = {"scaling": 1.0, "softcap": None, "dropout": 0.0, "seeds": None}
-FAMILIES = ["logit", "probability"]
+FAMILIES = ["logit", "probability", "contribution"]
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def draw_once(operator, family, seed, *, sample=True, batch=400, **config):
     keys = {"scaling": 1.0, "softcap": None, "dropout": 0.0, "seeds": draw_seeds(batch, "cpu") if sample else None}
     _, edges = operator(q, k, v, EdgeMask.causal(5, 5), gate, **keys)
     logits = reference.attention_logits(q[:1], k[:1], scaling=1.0, softcap=None).masked_fill(~mask, -torch.inf)
-    probability = gate(logits, logits.logsumexp(-1, keepdim=True)).sigmoid().detach()
+    probability = gate(logits, logits.logsumexp(-1, keepdim=True), gate.key_offset(v[:1])).sigmoid().detach()
     return edges.detach(), probability
 
 
@@ -153,6 +153,8 @@ def test_the_evaluated_edges_are_those_above_the_cutoff(operator, family):
     gate = build_gate(GateConfig(family=family), 2).double()
     logits = reference.attention_logits(q, k, scaling=1.0, softcap=None).masked_fill(~mask, -torch.inf)
     score = logits if family == "logit" else logits.log_softmax(-1)
+    if family == "contribution":
+        score = score + v.norm(dim=-1).log()[:, :, None]
     for cutoff in (-3.0, -1.0, 0.5):
         gate.set_cutoff(torch.tensor([cutoff, cutoff - 0.5], dtype=torch.float64))
         _, edges = operator(q, k, v, EdgeMask.causal(6, 6), gate, **PLAIN)
@@ -183,7 +185,7 @@ def test_a_kept_open_layer_stays_open_and_untrained(make_model, tokens):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_only_the_probability_family_ignores_a_rows_shift(operator, family):
+def test_only_gates_on_probabilities_ignore_a_rows_shift(operator, family):
     """A component c that all keys share adds q_i . c to the whole row of query i."""
     generator = torch.Generator().manual_seed(7)
     q, k, v = (torch.randn(2, 2, 9, 4, generator=generator, dtype=torch.float64) for _ in range(3))
@@ -194,7 +196,21 @@ def test_only_the_probability_family_ignores_a_rows_shift(operator, family):
         return operator(q, keys, v, EdgeMask.causal(9, 9), gate, **PLAIN | {"seeds": torch.tensor([1, 2])})
 
     plain, shifted = run(k), run(k + shift)
-    if family == "probability":
+    if family != "logit":
         torch.testing.assert_close(shifted, plain, rtol=0, atol=1e-12)  # float64
     else:
         assert (shifted.edges[..., 0] - plain.edges[..., 0]).abs().min() > 0.01
+
+
+def test_an_edge_to_a_value_of_nothing_is_closed_whatever_its_probability(operator):
+    """The attention sink: the first key takes nearly all probability and hands on nothing."""
+    q, k, v = (torch.randn(1, 2, 7, 4, dtype=torch.float64) for _ in range(3))
+    k[:, :, 0], q[..., 0] = torch.tensor([40.0, 0, 0, 0]), 1.0
+    v[:, :, 0] = 0.0
+    v.requires_grad_()
+    for family, opened in (("probability", 7.0), ("contribution", 0.0)):
+        gate = build_gate(GateConfig(family=family, threshold=0.5), 2).double()
+        _, edges = operator(q, k, v, EdgeMask.causal(7, 7), gate, **PLAIN)
+        assert edges[0, :, 1].tolist() == [opened, opened]
+        (gradient,) = torch.autograd.grad(edges[..., 0].sum(), v, allow_unused=True)
+        assert gradient is None or torch.isfinite(gradient).all()

@@ -1,6 +1,9 @@
 from itertools import islice
 
+import pytest
+
 from lit_sparse.data import prose
+from lit_sparse.data.sources import parse_source
 
 
 def test_topics_come_first_and_nothing_twice():
@@ -26,6 +29,26 @@ def test_docstrings(tmp_path, monkeypatch):
 
 def test_fingerprint_follows_the_sources(tmp_path, monkeypatch):
     monkeypatch.setattr(prose.sysconfig, "get_path", lambda name: str(tmp_path))
-    before = prose.prose_fingerprint()
+    before = prose.fingerprint(prose.stdlib_sources())
     (tmp_path / "a.py").write_text("pass")
-    assert prose.prose_fingerprint() != before
+    assert prose.fingerprint(prose.stdlib_sources()) != before
+
+
+def test_the_docstrings_of_an_installed_package(tmp_path, monkeypatch):
+    (tmp_path / "some_package" / "part").mkdir(parents=True)
+    (tmp_path / "some_package" / "__init__.py").write_text(f'"""{"Package. " * 10}"""\nraise RuntimeError("imported")\n')
+    (tmp_path / "some_package" / "part" / "a.py").write_text(f'"""{"Part. " * 20}"""\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    source = parse_source("docs:some_package")
+    documents = list(prose.package_prose("some_package", min_chars=60))
+    assert documents == [("Package. " * 10).strip(), ("Part. " * 20).strip()]
+    before = source.fingerprint()
+    (tmp_path / "some_package" / "part" / "b.py").write_text("pass")
+    assert source.fingerprint() != before
+    assert list(source.documents()) == []  # all shorter than a block
+
+
+@pytest.mark.parametrize("name", ["no_such_package", "a.b", "../x"])
+def test_a_package_that_is_not_there(name):
+    with pytest.raises(ValueError, match=f"docs:{name}.*no Python package"):
+        parse_source(f"docs:{name}").fingerprint()

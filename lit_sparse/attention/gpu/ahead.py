@@ -13,7 +13,7 @@ from triton.compiler import ASTSource, CompiledKernel
 from lit_sparse.attention.gpu.launch import KERNELS, Blocks, padded
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-_SINGLE = {"cutoff", "lse", "mass", "expected", "opened", "d_expected", "row_delta", "row_sum"}
+_SINGLE = {"cutoff", "offset", "lse", "mass", "expected", "opened", "d_expected", "row_delta", "row_sum", "d_offset"}
 _SCALARS = {"sharpness", "scaling", "softcap"}
 _COUNTS = {"heads", "group"}
 _OTHER = {"start": "*i32", "stop": "*i32", "seeds": "*i64"}
@@ -30,10 +30,12 @@ def compile_ahead(
     renormalise: bool = False,
     capped: bool = False,
     sampled: bool = True,
+    weighed: bool = False,
 ) -> CompiledKernel:
     """A kernel ("forward", "query" or "key") for compute capability 80, 90, ..., as a launch on aligned inputs would.
 
     dtype: "fp32", "bf16" or "fp16".
+    weighed: keys have offsets.
     """
     constants: dict[str, Any] = {
         "DIM": dim,
@@ -44,11 +46,14 @@ def compile_ahead(
         "RENORMALISE": renormalise,
         "CAPPED": capped,
         "SAMPLED": sampled,
+        "WEIGHED": weighed,
         "BLOCK_ROWS": blocks.rows,
         "BLOCK_KEYS": blocks.keys,
     }
     if not sampled:
         constants["seeds"] = None
+    if not weighed:
+        constants |= {"offset": None, "d_offset": None}
     signature, values, attributes = {}, {}, {}
     for index, name in enumerate(KERNELS[kernel].arg_names):
         if name in constants:

@@ -2,7 +2,7 @@
 
     forward_kernel    a block of queries against its keys: output, log-sum-exp, edge counts of a row
     query_kernel      a block of queries against its keys: dq, and the row sums that the next one needs
-    key_kernel        a block of keys against the queries that see it: dk and dv
+    key_kernel        a block of keys against the queries that see it: dk, dv and the offset's gradient
 
 Formulas and names are those of `lit_sparse.attention.operator`. Nothing is summed with atomics: results are the same
 from run to run. Products take the inputs' dtype, everything else is float32. Logits and log-sum-exps are in base 2 in
@@ -79,6 +79,12 @@ def _seen(s, key, first, last):
 
 
 @triton.jit
+def _raised(offset, index, keys, sharpness):
+    """What keys' offsets add to base-2 gate logits."""
+    return tl.load(offset + index, mask=index < keys, other=0.0).to(tl.float32) * (sharpness * _LOG2_E)
+
+
+@triton.jit
 def _gates(z, u, SAMPLED: tl.constexpr):
     """From negative base-2 gate logits and the noise: probability e, (1 - e) / e, and whether open.
 
@@ -103,12 +109,12 @@ def _accumulated(s, unit, top, total):
 
 @triton.jit
 def forward_kernel(
-    query, key, value, start, stop, cutoff, seeds, output, lse, mass, expected, opened,
+    query, key, value, start, stop, cutoff, offset, seeds, output, lse, mass, expected, opened,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row, mask_batch,
     heads, group, rows, keys, sharpness, scaling, softcap,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_VALUE: tl.constexpr,
     NORMALISED: tl.constexpr, RENORMALISE: tl.constexpr, CAPPED: tl.constexpr, SAMPLED: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+    WEIGHED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
 ):  # fmt: skip
     """Program (row block, batch and head). Normalised gates take a sweep over the keys for the log-sum-exp first."""
     block = tl.num_programs(0) - 1 - tl.program_id(0)  # under a causal mask the last rows take longest
@@ -117,6 +123,8 @@ def forward_kernel(
     query += batch * query_batch + head.to(tl.int64) * query_head
     key += batch * key_batch + (head // group).to(tl.int64) * key_head
     value += batch * value_batch + (head // group).to(tl.int64) * value_head
+    if WEIGHED:
+        offset += (batch * (heads // group) + head // group) * keys
     row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     first, last = _interval(start + batch * mask_batch, stop + batch * mask_batch, row, rows, keys)
     low, high = tl.min(first) // BLOCK_KEYS * BLOCK_KEYS, tl.max(last)
@@ -156,7 +164,10 @@ def forward_kernel(
             top, total, factor, p = _accumulated(s, unit, top, total)
             sums *= factor[:, None]
             open_mass *= factor
-        z = shift[:, None] - s * slope
+        z = shift[:, None]
+        if WEIGHED:
+            z -= _raised(offset, at + column, keys, sharpness)[None, :]
+        z -= s * slope
         u = 0.0
         if SAMPLED:
             u = noise.uniform(seed, head, row, at, BLOCK_ROWS, BLOCK_KEYS)
@@ -217,13 +228,13 @@ def _gradients(
 
 @triton.jit
 def query_kernel(
-    query, key, value, start, stop, cutoff, seeds, output, lse, mass, d_output, d_expected,
+    query, key, value, start, stop, cutoff, offset, seeds, output, lse, mass, d_output, d_expected,
     d_query, row_delta, row_sum,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row, mask_batch,
     heads, group, rows, keys, sharpness, scaling, softcap,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_VALUE: tl.constexpr,
     NORMALISED: tl.constexpr, RENORMALISE: tl.constexpr, CAPPED: tl.constexpr, SAMPLED: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+    WEIGHED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
 ):  # fmt: skip
     """Program (row block, batch and head). Stores delta_i and sum_k c_ik.
 
@@ -236,6 +247,8 @@ def query_kernel(
     query += batch * query_batch + head.to(tl.int64) * query_head
     key += batch * key_batch + (head // group).to(tl.int64) * key_head
     value += batch * value_batch + (head // group).to(tl.int64) * value_head
+    if WEIGHED:
+        offset += (batch * (heads // group) + head // group) * keys
     output += (batch * rows * heads + head) * VALUE_DIM
     d_output += (batch * rows * heads + head) * VALUE_DIM
     row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -272,8 +285,11 @@ def query_kernel(
         u = 0.0
         if SAMPLED:
             u = noise.uniform(seed, head, row, at, BLOCK_ROWS, BLOCK_KEYS)
+        shifts = shift[:, None]
+        if WEIGHED:
+            shifts -= _raised(offset, at + column, keys, sharpness)[None, :]
         p, _, ds, c = _gradients(
-            s, g, u, unit, normaliser[:, None], shift[:, None], delta[:, None], inverse_mass[:, None], d_edges,
+            s, g, u, unit, normaliser[:, None], shifts, delta[:, None], inverse_mass[:, None], d_edges,
             sharpness, RENORMALISE, SAMPLED,
         )  # fmt: skip
         sums += tl.sum(c, 1)
@@ -306,13 +322,13 @@ def _rows_that_see(start, stop, low, high, rows, keys):
 
 @triton.jit
 def key_kernel(
-    query, key, value, start, stop, cutoff, seeds, lse, mass, d_output, d_expected, row_delta, row_sum,
-    d_key, d_value,
+    query, key, value, start, stop, cutoff, offset, seeds, lse, mass, d_output, d_expected, row_delta, row_sum,
+    d_key, d_value, d_offset,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row, mask_batch,
     heads, group, rows, keys, sharpness, scaling, softcap,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_VALUE: tl.constexpr,
     NORMALISED: tl.constexpr, RENORMALISE: tl.constexpr, CAPPED: tl.constexpr, SAMPLED: tl.constexpr,
-    BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
+    WEIGHED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
 ):  # fmt: skip
     """Program (key block, batch and key head); the queries of all heads of the group, in order."""
     low = tl.program_id(0) * BLOCK_KEYS
@@ -333,6 +349,9 @@ def key_kernel(
     seed = tl.load(seeds + batch) if SAMPLED else 0
     dk = tl.zeros((BLOCK_KEYS, BLOCK_DIM), tl.float32)
     dv = tl.zeros((BLOCK_KEYS, BLOCK_VALUE), tl.float32)
+    if WEIGHED:
+        raised = _raised(offset + tl.program_id(1).to(tl.int64) * keys, key_index, keys, sharpness)
+        key_sums = tl.zeros((BLOCK_KEYS,), tl.float32)
     for member in range(0, group):
         head = kv_head * group + member
         both = batch * heads + head
@@ -364,10 +383,15 @@ def key_kernel(
             u = 0.0
             if SAMPLED:
                 u = noise.uniform_transposed(seed, head, row, low, BLOCK_ROWS, BLOCK_KEYS)
-            p, w, ds, _ = _gradients(
-                s, g, u, unit, normaliser[None, :], shift[None, :], delta[None, :], inverse_mass[None, :], d_edges,
+            shifts = shift[None, :]
+            if WEIGHED:
+                shifts -= raised[:, None]
+            p, w, ds, c = _gradients(
+                s, g, u, unit, normaliser[None, :], shifts, delta[None, :], inverse_mass[None, :], d_edges,
                 sharpness, RENORMALISE, SAMPLED,
             )  # fmt: skip
+            if WEIGHED:
+                key_sums += tl.sum(c, 1)
             if NORMALISED:
                 ds -= p * tl.load(row_sum + here, mask=row < rows, other=0.0)[None, :]
             dv = tl.dot(w.to(do.dtype), do, dv, input_precision="ieee")
@@ -376,3 +400,6 @@ def key_kernel(
     _store(d_key + tl.program_id(1).to(tl.int64) * keys * DIM, key_index, keys, DIM, dk * scaling, DIM, BLOCK_DIM)
     d_value += tl.program_id(1).to(tl.int64) * keys * VALUE_DIM
     _store(d_value, key_index, keys, VALUE_DIM, dv, VALUE_DIM, BLOCK_VALUE)
+    if WEIGHED:
+        d_offset += tl.program_id(1).to(tl.int64) * keys
+        tl.store(d_offset + key_index, key_sums.to(d_offset.dtype.element_ty), mask=key_index < keys)

@@ -58,7 +58,9 @@ def padded(dim: int) -> int:
     return max(16, triton.next_power_of_2(dim))
 
 
-def constants(query: Tensor, value: Tensor, seeds: Tensor | None, formula: Formula) -> dict[str, Any]:
+def constants(
+    query: Tensor, value: Tensor, offset: Tensor | None, seeds: Tensor | None, formula: Formula
+) -> dict[str, Any]:
     """The kernels' compile-time arguments but for the block sizes."""
     dim, value_dim = query.shape[-1], value.shape[-1]
     return {
@@ -70,6 +72,7 @@ def constants(query: Tensor, value: Tensor, seeds: Tensor | None, formula: Formu
         "RENORMALISE": formula.renormalise,
         "CAPPED": formula.softcap > 0,
         "SAMPLED": seeds is not None,
+        "WEIGHED": offset is not None,
     }
 
 
@@ -79,6 +82,7 @@ def forward(
     value: Tensor,
     mask: EdgeMask,
     cutoff: Tensor,
+    offset: Tensor | None,
     seeds: Tensor | None,
     formula: Formula,
 ) -> Forward:
@@ -93,8 +97,8 @@ def forward(
     output = value.new_empty(batch, rows, heads, value.shape[-1])
     lse, expected, opened = (query.new_empty(batch, heads, rows, dtype=torch.float32) for _ in range(3))
     mass = query.new_empty(batch, heads, rows if formula.renormalise else 0, dtype=torch.float32)
-    tensors = [*_inputs(query, key, value, mask, cutoff, seeds), output, lse, mass, expected, opened]
-    _launch("forward", tensors, query, key, value, mask, seeds, formula)
+    tensors = [*_inputs(query, key, value, mask, cutoff, offset, seeds), output, lse, mass, expected, opened]
+    _launch("forward", tensors, query, key, value, mask, offset, seeds, formula)
     allowed = mask.allowed().sum(-1)[:, None].expand(batch, heads)
     sums = [counts.sum(-1, dtype=torch.float64) for counts in (expected, opened)]
     return Forward(output, torch.stack([*sums, allowed.double()], dim=-1).float(), lse, mass)
@@ -106,6 +110,7 @@ def backward(
     value: Tensor,
     mask: EdgeMask,
     cutoff: Tensor,
+    offset: Tensor | None,
     seeds: Tensor | None,
     formula: Formula,
     output: Tensor,
@@ -119,12 +124,14 @@ def backward(
     query, key, value = _rows(query), _rows(key), _rows(value)
     d_query, d_key, d_value = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
     row_delta, row_sum = torch.empty_like(lse), torch.empty_like(lse)
-    inputs = _inputs(query, key, value, mask, cutoff, seeds)
+    d_offset = None if offset is None else torch.empty_like(offset, memory_format=torch.contiguous_format)
+    inputs = _inputs(query, key, value, mask, cutoff, offset, seeds)
     tensors = [*inputs, output, lse, mass, d_output, d_expected, d_query, row_delta, row_sum]
-    _launch("query", tensors, query, key, value, mask, seeds, formula)
-    tensors = [*inputs, lse, mass, d_output, d_expected, row_delta, row_sum, d_key, d_value]
-    _launch("key", tensors, query, key, value, mask, seeds, formula)
-    return Gradients(d_query, d_key, d_value, -row_sum.sum(dim=(0, 2), dtype=torch.float64).to(cutoff.dtype))
+    _launch("query", tensors, query, key, value, mask, offset, seeds, formula)
+    tensors = [*inputs, lse, mass, d_output, d_expected, row_delta, row_sum, d_key, d_value, d_offset]
+    _launch("key", tensors, query, key, value, mask, offset, seeds, formula)
+    d_cutoff = -row_sum.sum(dim=(0, 2), dtype=torch.float64).to(cutoff.dtype)
+    return Gradients(d_query, d_key, d_value, d_cutoff, d_offset)
 
 
 def _check(query: Tensor, key: Tensor, value: Tensor, mask: EdgeMask, formula: Formula) -> None:
@@ -144,10 +151,17 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _inputs(
-    query: Tensor, key: Tensor, value: Tensor, mask: EdgeMask, cutoff: Tensor, seeds: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: EdgeMask,
+    cutoff: Tensor,
+    offset: Tensor | None,
+    seeds: Tensor | None,
 ) -> list[Tensor | None]:
     interval = [x.to(torch.int32).contiguous() for x in (mask.start, mask.stop)]
-    return [query, key, value, *interval, cutoff.contiguous(), None if seeds is None else seeds.contiguous()]
+    optional = [None if x is None else x.contiguous() for x in (offset, seeds)]
+    return [query, key, value, *interval, cutoff.contiguous(), *optional]
 
 
 def _launch(
@@ -157,6 +171,7 @@ def _launch(
     key: Tensor,
     value: Tensor,
     mask: EdgeMask,
+    offset: Tensor | None,
     seeds: Tensor | None,
     formula: Formula,
 ) -> None:
@@ -180,7 +195,7 @@ def _launch(
             mask_batch,
             *sizes,
             *scalars,
-            **constants(query, value, seeds, formula),
+            **constants(query, value, offset, seeds, formula),
             enable_fp_fusion=True,
         )
 
@@ -204,7 +219,7 @@ def _tuned(name: str) -> Any:
     every = {choice for key, lists in BLOCKS.items() if key[0] == name for choices in lists for choice in choices}
     return triton.autotune(
         [config(choice) for choice in sorted(every)],
-        key=["DIM", "VALUE_DIM", "NORMALISED", "RENORMALISE", "CAPPED", "SAMPLED"],
+        key=["DIM", "VALUE_DIM", "NORMALISED", "RENORMALISE", "CAPPED", "SAMPLED", "WEIGHED"],
         prune_configs_by={"early_config_prune": suited},
     )(KERNELS[name])
 

@@ -44,10 +44,13 @@ class Block(ctypes.Structure):
         *((name, _LONG) for name in ("first_query", "rows", "first_key", "columns")),
         *((name, _POINTER) for name in ("start", "stop")),
         ("mask_stride", _LONG),
-        *((name, _POINTER) for name in ("cutoff", "seeds")),
+        *((name, _POINTER) for name in ("cutoff", "offset")),
+        ("keys", _LONG),
+        ("seeds", _POINTER),
         *((name, _FLOAT) for name in ("sharpness", "scaling", "softcap")),
         *((name, _INT) for name in ("normalised", "renormalise")),
-        *((name, _POINTER) for name in ("lse", "mass", "expected", "opened", "delta", "d_expected", "gate_gradient")),
+        *((name, _POINTER) for name in ("lse", "mass", "expected", "opened")),
+        *((name, _POINTER) for name in ("delta", "d_expected", "gate_gradient", "key_gradient")),
     ]
 
 

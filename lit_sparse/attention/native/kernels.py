@@ -24,10 +24,12 @@ def backward(
     delta: Tensor,
     d_expected: Tensor,
     gate_gradient: Tensor,
+    key_gradient: Tensor | None,
 ) -> None:
     block = _block(problem, tile, scores)
     block.gradients, block.delta = pointer(gradients), pointer(delta)
     block.d_expected, block.gate_gradient = pointer(d_expected), pointer(gate_gradient)
+    block.key_gradient = pointer(key_gradient)
     _library().gated_rows_backward(ctypes.byref(block))
 
 
@@ -85,6 +87,8 @@ def _block(problem: "Problem", tile: "Tile", scores: Tensor) -> Block:
         stop=pointer(mask.stop),
         mask_stride=mask.start.shape[1] if mask.start.shape[0] > 1 else 0,
         cutoff=pointer(problem.cutoff),
+        offset=pointer(problem.offset),
+        keys=mask.keys,
         seeds=pointer(problem.seeds),
         sharpness=formula.sharpness,
         scaling=formula.scaling,

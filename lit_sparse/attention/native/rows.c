@@ -20,6 +20,8 @@ typedef struct {
   const int32_t *start, *stop; /* (batch or 1, queries) */
   int64_t mask_stride;         /* queries, or 0 where one mask serves the batch */
   const float *cutoff;         /* (kv_heads * group) */
+  const float *offset;         /* (batch * kv_heads, keys), or NULL */
+  int64_t keys;
   const int64_t *seeds;        /* (batch), or NULL for deterministic gates */
   float sharpness, scaling, softcap;
   int32_t normalised, renormalise;
@@ -27,6 +29,7 @@ typedef struct {
   const float *delta;                    /* the same; do . o */
   const float *d_expected;               /* (batch, kv_heads * group) */
   float *gate_gradient;                  /* like lse: row sums of c */
+  float *key_gradient;                   /* like scores: c; where there is an offset */
 } Block;
 
 /* Relative error 2e-7 (Cephes' polynomial). Clamped where sums and quotients of results stay normal; NaN stays NaN. */
@@ -78,6 +81,7 @@ INLINE void uniforms(float *restrict u, int64_t first, int64_t last, uint32_t qu
 
 /* Where a row's data lie. */
 typedef struct {
+  const float *offset;                   /* by column, or NULL */
   int64_t statistics, head, sample_head; /* index into lse; the query head; (sample, head) */
   int64_t first, last;                   /* visible columns */
   int64_t sample;
@@ -90,6 +94,7 @@ INLINE Row locate(const Block *b, int64_t index) {
   row.sample = key_head / b->kv_heads;
   row.query = (uint32_t)(b->first_query + within / b->group);
   row.head = (key_head % b->kv_heads) * b->group + within % b->group;
+  row.offset = b->offset ? b->offset + key_head * b->keys + b->first_key : NULL;
   row.sample_head = row.sample * b->kv_heads * b->group + row.head;
   row.statistics = key_head * b->queries * b->group + b->first_query * b->group + within;
   int64_t mask = row.sample * b->mask_stride + row.query;
@@ -106,7 +111,8 @@ INLINE const float *row_noise(const Block *b, const Row *row, float *scratch) {
   return scratch + (first & 3) - row->first;
 }
 
-INLINE void forward_row(const Block *b, int64_t index, float *noise, const int sampled, const int capped) {
+INLINE void forward_row(const Block *b, int64_t index, float *noise, const int sampled, const int capped,
+                        const int weighed) {
   Row row = locate(b, index);
   int64_t first = row.first, last = row.last;
   float *restrict s = b->scores + index * b->columns;
@@ -126,7 +132,7 @@ INLINE void forward_row(const Block *b, int64_t index, float *noise, const int s
   const float *u = sampled ? row_noise(b, &row, noise) : NULL;
 #pragma omp simd reduction(+ : expected, opened, mass)
   for (int64_t j = first; j < last; j++) {
-    float z = sharpness * (s[j] - shift), e = 1.0f / (1.0f + exponential(-z));
+    float z = sharpness * (s[j] - shift + (weighed ? row.offset[j] : 0.0f)), e = 1.0f / (1.0f + exponential(-z));
     float gate = (sampled ? u[j] < e : z > 0.0f) ? 1.0f : 0.0f;
     float weight = gate * exponential(s[j] - lse);
     expected += e;
@@ -149,11 +155,12 @@ INLINE void forward_row(const Block *b, int64_t index, float *noise, const int s
 }
 
 INLINE void backward_row(const Block *b, int64_t index, float *noise, float *weights, float *slopes, const int sampled,
-                         const int capped) {
+                         const int capped, const int weighed) {
   Row row = locate(b, index);
   int64_t first = row.first, last = row.last;
   float *restrict s = b->scores + index * b->columns, *restrict g = b->gradients + index * b->columns;
   float *restrict p_ = weights, *restrict slope = slopes;
+  float *restrict key_gradient = weighed ? b->key_gradient + index * b->columns : NULL;
   const float scaling = capped ? b->scaling / b->softcap : b->scaling, cap = b->softcap, sharpness = b->sharpness;
   const float lse = b->lse[row.statistics], shift = b->cutoff[row.head] + (b->normalised ? lse : 0.0f);
   const float delta = b->delta[row.statistics], d_expected = b->d_expected[row.sample_head];
@@ -169,7 +176,7 @@ INLINE void backward_row(const Block *b, int64_t index, float *noise, float *wei
       slope[j] = 1.0f - t * t;
       x = cap * t;
     }
-    float p = exponential(x - lse), z = sharpness * (x - shift), w = exponential(-z), e = 1.0f / (1.0f + w), f = w * e;
+    float p = exponential(x - lse), z = sharpness * (x - shift + (weighed ? row.offset[j] : 0.0f)), w = exponential(-z), e = 1.0f / (1.0f + w), f = w * e;
     float gate = (sampled ? u[j] < e : z > 0.0f) ? 1.0f : 0.0f;
     float pg = p * (g[j] - centre) * inverse, c = d_expected * e * f;
     if (sampled) {
@@ -177,6 +184,7 @@ INLINE void backward_row(const Block *b, int64_t index, float *noise, float *wei
       c += pg * (a * n) / (sum * sum);
     }
     c *= sharpness;
+    if (weighed) key_gradient[j] = c;
     total += c;
     p_[j] = p;
     s[j] = gate * p * inverse;
@@ -193,21 +201,40 @@ INLINE void backward_row(const Block *b, int64_t index, float *noise, float *wei
   memset(s + last, 0, after);
   memset(g, 0, before);
   memset(g + last, 0, after);
+  if (weighed) {
+    memset(key_gradient, 0, before);
+    memset(key_gradient + last, 0, after);
+  }
   b->gate_gradient[row.statistics] = total;
+}
+
+/* One copy of a row's loops for each case, so that none asks inside. */
+INLINE void forward_case(const Block *b, int64_t i, float *noise, const int sampled, const int weighed) {
+  if (b->softcap > 0.0f) forward_row(b, i, noise, sampled, 1, weighed);
+  else forward_row(b, i, noise, sampled, 0, weighed);
+}
+
+INLINE void forward_any(const Block *b, int64_t i, float *noise) {
+  if (b->seeds && b->offset) forward_case(b, i, noise, 1, 1);
+  else if (b->seeds) forward_case(b, i, noise, 1, 0);
+  else if (b->offset) forward_case(b, i, noise, 0, 1);
+  else forward_case(b, i, noise, 0, 0);
+}
+
+INLINE void backward_case(const Block *b, int64_t i, float *noise, float *weights, float *slopes, const int sampled,
+                          const int weighed) {
+  if (b->softcap > 0.0f) backward_row(b, i, noise, weights, slopes, sampled, 1, weighed);
+  else backward_row(b, i, noise, weights, slopes, sampled, 0, weighed);
 }
 
 void gated_rows_forward(const Block *block) {
   const int64_t count = block->count * block->rows * block->group;
-  const int sampled = block->seeds != NULL, capped = block->softcap > 0.0f;
 #pragma omp parallel
   {
     float *noise = malloc(((size_t)block->columns + 8) * sizeof(float));
 #pragma omp for schedule(dynamic, 8)
     for (int64_t i = 0; i < count; i++) {
-      if (sampled && capped) forward_row(block, i, noise, 1, 1);
-      else if (sampled) forward_row(block, i, noise, 1, 0);
-      else if (capped) forward_row(block, i, noise, 0, 1);
-      else forward_row(block, i, noise, 0, 0);
+      forward_any(block, i, noise);
     }
     free(noise);
   }
@@ -215,17 +242,16 @@ void gated_rows_forward(const Block *block) {
 
 void gated_rows_backward(const Block *block) {
   const int64_t count = block->count * block->rows * block->group;
-  const int sampled = block->seeds != NULL, capped = block->softcap > 0.0f;
 #pragma omp parallel
   {
     const size_t room = (size_t)block->columns + 8;
     float *noise = malloc(3 * room * sizeof(float)), *weights = noise + room, *slopes = weights + room;
 #pragma omp for schedule(dynamic, 8)
     for (int64_t i = 0; i < count; i++) {
-      if (sampled && capped) backward_row(block, i, noise, weights, slopes, 1, 1);
-      else if (sampled) backward_row(block, i, noise, weights, slopes, 1, 0);
-      else if (capped) backward_row(block, i, noise, weights, slopes, 0, 1);
-      else backward_row(block, i, noise, weights, slopes, 0, 0);
+      if (block->seeds && block->offset) backward_case(block, i, noise, weights, slopes, 1, 1);
+      else if (block->seeds) backward_case(block, i, noise, weights, slopes, 1, 0);
+      else if (block->offset) backward_case(block, i, noise, weights, slopes, 0, 1);
+      else backward_case(block, i, noise, weights, slopes, 0, 0);
     }
     free(noise);
   }
@@ -305,8 +331,7 @@ void gated_decode(const Block *block, const float *query, const Rows *key, const
     }
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = 0; i < block->count * group; i++) {
-      if (block->softcap > 0.0f) forward_row(block, i, NULL, 0, 1);
-      else forward_row(block, i, NULL, 0, 0);
+      forward_any(block, i, NULL);
       value_row(block->scores + i * block->columns, block->columns, value, i / group, output + i * value->dim);
     }
   }
