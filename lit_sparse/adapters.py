@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import ModuleType
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -33,15 +35,37 @@ def add_lora(model: PreTrainedModel, config: LoraConfig):
     Raises:
         ValueError: peft is not installed, or no module matches.
     """
-    try:
-        import peft
-    except ImportError:
-        raise ValueError("LoRA needs peft: pip install 'lit-sparse[lora]'") from None
+    peft = _peft()
     learnable = [gate.config.learnable and gate.closable for gate in gates_of(model)]
     wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **asdict(config)))
     for gate, learns in zip(gates_of(wrapped), learnable, strict=True):
         gate.requires_grad_(learns)
     return wrapped
+
+
+def has_adapters(model: nn.Module) -> bool:
+    return hasattr(model, "merge_and_unload")
+
+
+def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
+    """A model with the adapters of a folder added to its weights.
+
+    Raises:
+        ValueError: peft is not installed, or the adapters do not fit.
+    """
+    peft = _peft()
+    try:
+        return peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"the adapters in {folder} do not fit {model.config.model_type}: {error}") from error
+
+
+def _peft() -> ModuleType:
+    try:
+        import peft
+    except ImportError:
+        raise ValueError("LoRA needs peft: pip install 'lit-sparse[lora]'") from None
+    return peft
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_sparse.export import SPARSE_FILE, load_sparse
+from lit_sparse.export import SPARSE_FILE, base_of_adapters, load_sparse
 from lit_sparse.models import load_config, load_model, load_tokenizer
 
 
@@ -84,13 +84,18 @@ def _description(folder: str) -> dict[str, Any]:
     return json.loads((Path(folder).expanduser() / SPARSE_FILE).read_text(encoding="utf-8"))
 
 
+def _files(name: str) -> str:
+    """Where a model's configuration and tokenizer lie: with adapters, at their base."""
+    return base_of_adapters(Path(name).expanduser()) or name
+
+
 def _positions(name: str) -> float:
-    return getattr(load_config(name).get_text_config(), "max_position_embeddings", None) or math.inf
+    return getattr(load_config(_files(name)).get_text_config(), "max_position_embeddings", None) or math.inf
 
 
 def _tokenizer(name: str) -> tuple[PreTrainedTokenizerBase | None, ValueError]:
     """The tokenizer, or None and why."""
     try:
-        return load_tokenizer(name), ValueError()
+        return load_tokenizer(_files(name)), ValueError()
     except ValueError as error:
         return None, error

@@ -4,10 +4,14 @@ config.json, model.safetensors, tokenizer files    as transformers writes them; 
 gates.safetensors                                   every gate's parameters, float32
 sparse.json                                         the gate configuration, and what was measured
 README.md                                           model card
+
+Of a run with adapters there is a small form as well, which holds only what was trained: instead of the first line
+
+adapter_config.json, adapter_model.safetensors      as peft writes them, float16; the base is the one that they name
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,11 +22,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_sparse.attention import Backend, GateConfig, gates_of, sparsify
+from lit_sparse.adapters import has_adapters, merge_adapters
+from lit_sparse.attention import Backend, Gate, GateConfig, gates_of, sparsify
 from lit_sparse.attention.bridge import dense
 from lit_sparse.models import load_model
 
-GATES_FILE, SPARSE_FILE = "gates.safetensors", "sparse.json"
+GATES_FILE, SPARSE_FILE, ADAPTER_FILE = "gates.safetensors", "sparse.json", "adapter_config.json"
 _FORMAT = 1
 
 
@@ -41,11 +46,7 @@ def export_sparse(
     Raises:
         ValueError: the folder exists and is not empty, or the model has no gates.
     """
-    if not gates_of(model):
-        raise ValueError("this model has no gates; sparsify it first")
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"{folder} exists and is not empty; choose another folder or remove it")
-    folder.mkdir(parents=True, exist_ok=True)
+    _check(model, folder)
     merged = _without_adapters(model)
     gates = gates_of(merged)
     with dense(merged):  # so that config.json names an implementation that every machine has
@@ -53,6 +54,38 @@ def export_sparse(
         merged.save_pretrained(folder, state_dict=state)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
+    _write_gates(gates, folder, measured)
+
+
+def export_adapters(model: Any, folder: Path, *, measured: Mapping[str, Any]) -> None:
+    """Writes what was trained, adapters and gates, without the base model: a few MB.
+
+    Args:
+        model: a sparsified model with adapters.
+        measured: as in `export_sparse`; its `model` is the base that `load_sparse` puts the adapters on.
+
+    Raises:
+        ValueError: as `export_sparse`, or the model has no adapters.
+    """
+    if not has_adapters(model):
+        raise ValueError("this model has no adapters; export the whole model")
+    _check(model, folder)
+    for config in model.peft_config.values():
+        config.base_model_name_or_path = measured["model"]
+    half = {name: tensor.half() for name, tensor in model.state_dict().items() if "lora_" in name}
+    model.save_pretrained(folder, state_dict=half)
+    _write_gates(gates_of(model), folder, measured)
+
+
+def _check(model: nn.Module, folder: Path) -> None:
+    if not gates_of(model):
+        raise ValueError("this model has no gates; sparsify it first")
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} exists and is not empty; choose another folder or remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _write_gates(gates: Sequence[Gate], folder: Path, measured: Mapping[str, Any]) -> None:
     tensors = {
         f"{layer}.{name}": tensor.detach().float().contiguous().cpu()
         for layer, gate in enumerate(gates)
@@ -87,7 +120,7 @@ def load_sparse(
     description = json.loads((folder / SPARSE_FILE).read_text(encoding="utf-8"))
     if description.get("format") != _FORMAT:
         raise ValueError(f"{folder / SPARSE_FILE} has format {description.get('format')}, this code reads {_FORMAT}")
-    model = load_model(str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
+    model = _load_dense(folder, dtype, trust_remote_code)
     kept_dense = set(description["dense_layers"])
     model = sparsify(
         model, GateConfig.of(description["gate"]), backend=backend, layers=lambda layer: layer not in kept_dense
@@ -101,6 +134,19 @@ def load_sparse(
     if tensors:
         raise ValueError(f"the gates in {folder} do not fit its model: {len(tensors)} tensors are left over")
     return model.eval()
+
+
+def base_of_adapters(folder: Path) -> str | None:
+    """The base model that a folder's adapters belong to; None where there are none."""
+    file = folder / ADAPTER_FILE
+    return json.loads(file.read_text(encoding="utf-8"))["base_model_name_or_path"] if file.is_file() else None
+
+
+def _load_dense(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    base = base_of_adapters(folder)
+    if base is None:
+        return load_model(str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
+    return merge_adapters(load_model(base, dtype=dtype, trust_remote_code=trust_remote_code), folder)
 
 
 def model_card(measured: Mapping[str, Any], gate: Mapping[str, Any]) -> str:
@@ -134,7 +180,7 @@ satisfied: {measured.get("satisfied", "?")} |
 
 
 def _without_adapters(model: nn.Module) -> PreTrainedModel:
-    if not hasattr(model, "merge_and_unload"):
+    if not has_adapters(model):
         return model  # type: ignore[return-value]
     import copy
 

@@ -9,10 +9,11 @@ import torch
 from lightning.pytorch import Trainer
 from transformers import PreTrainedTokenizerBase
 
+from lit_sparse.adapters import has_adapters
 from lit_sparse.attention import attention_pattern, desparsify, sparsify
 from lit_sparse.callbacks.checkpoints import BEST
 from lit_sparse.evaluation import Evaluation
-from lit_sparse.export import export_sparse
+from lit_sparse.export import export_adapters, export_sparse
 from lit_sparse.history import merge_history
 from lit_sparse.module import SparseAttentionModule
 from lit_sparse.report import AttentionExample, RunRecord, read_history, render_plots, write_page
@@ -46,6 +47,9 @@ def finish_run(trainer: Trainer, module: SparseAttentionModule, run_dir: Path) -
     summary = summarise(trainer, module, end, chosen_at)
 
     export_folder = run_dir / "model"
+    if has_adapters(module.model):
+        _remove(run_dir / "adapters")
+        export_adapters(module.model, run_dir / "adapters", measured=summary)
     _remove(export_folder)
     tokenizer = data.load_tokenizer() if hasattr(data, "load_tokenizer") else None
     export_sparse(module.model, export_folder, measured=summary, tokenizer=tokenizer)

@@ -73,6 +73,8 @@ class SparseAttentionModule(LightningModule):
         optimizer: for weights and gates alike.
         scheduler: stepped once per optimizer step; None keeps the learning rates.
         gate_lr: learning rate of the gates' cutoffs, which get no weight decay.
+        sharpness_end: the gates' sharpness rises geometrically from `gate.sharpness` to this over `trainer.max_steps`:
+            soft gates learn faster, sharp ones are what is evaluated. None keeps it.
         train: which weights learn besides the gates: "all", "attention" (the attention layers' own) or "none".
         lora: train low-rank adapters instead of the weights.
         distillation: weight of an additional KL(base || sparse) term; 0 is none.
@@ -98,6 +100,7 @@ class SparseAttentionModule(LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
         gate_lr: float = 0.05,
+        sharpness_end: float | None = None,
         train: str = "all",
         lora: LoraConfig | None = None,
         distillation: float = 0.0,
@@ -114,6 +117,8 @@ class SparseAttentionModule(LightningModule):
             raise ValueError(f"margin is a share in [0, 1), got {margin}")
         if gate_lr < 0 or distillation < 0:
             raise ValueError("gate_lr and distillation must not be negative")
+        if sharpness_end is not None and not 0 < sharpness_end < math.inf:
+            raise ValueError(f"sharpness_end must be positive and finite, got {sharpness_end}")
         self.base_name = model
         self.gate_config = GateConfig.of(gate)
         self.calibration = calibration
@@ -124,6 +129,7 @@ class SparseAttentionModule(LightningModule):
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
         self.gate_lr = gate_lr
+        self.sharpness_end = sharpness_end
         self.train_weights = train
         self.lora = lora
         self.distillation = distillation
@@ -270,6 +276,8 @@ class SparseAttentionModule(LightningModule):
     def on_fit_start(self) -> None:
         """Moves the teacher, and on a fresh start calibrates the gates and measures where the run begins."""
         assert self.model is not None
+        if self.sharpness_end is not None and self.trainer.max_steps < 1:
+            raise ValueError("sharpness_end is reached at the run's last step: set trainer.max_steps")
         self.train()  # models are loaded in evaluation mode, in which gates are not sampled
         self._place_teacher()
         # Strategies that shard load the checkpoint after this hook.
@@ -343,6 +351,10 @@ class SparseAttentionModule(LightningModule):
         noise = self.seed, self.trainer.global_step, batch_idx
         ranks, rank = replicas["num_replicas"], replicas["rank"]
         seed_step(self.model, noise, len(batch["input_ids"]), ranks, rank, torch.device(self.device))
+        if self.sharpness_end is not None:
+            first, done = self.gate_config.sharpness, self.trainer.global_step / self.trainer.max_steps
+            for gate in gates_of(self.model):
+                gate.sharpness = first * (self.sharpness_end / first) ** done
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         base_logits = self.base_logits(batch)

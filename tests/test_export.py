@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_sparse import GateConfig, sparsify
+from lit_sparse.adapters import LoraConfig, add_lora
 from lit_sparse.attention import dense, gates_of
-from lit_sparse.export import export_sparse, load_sparse
+from lit_sparse.candidates import find_candidates
+from lit_sparse.export import export_adapters, export_sparse, load_sparse
 from lit_sparse.models import load_model
 
 MEASURED = {
@@ -207,3 +209,40 @@ def test_weights_that_are_gone(exported, tmp_path):
     (copy_ / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="cannot load the base model"):
         load_sparse(copy_)
+
+
+def test_what_was_trained_is_enough(llama_folder, character_tokenizer, ids, tmp_path):
+    """Adapters and gates, without the base: the same model, from a small folder that every command finds its way in."""
+    character_tokenizer.save_pretrained(llama_folder)
+    gated = sparsify(load_model(str(llama_folder)), {"family": "contribution", "threshold": 0.1})
+    model = add_lora(gated, LoraConfig(r=2))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "edge_gate" in name:
+                parameter += 0.1 * torch.randn_like(parameter)
+    measured = MEASURED | {"model": str(llama_folder)}
+    export_adapters(model, tmp_path / "small", measured=measured)
+    export_sparse(model, tmp_path / "whole", measured=measured)
+    assert not (tmp_path / "small" / "config.json").exists()
+    assert load_file(tmp_path / "small" / "adapter_model.safetensors").keys()
+    small, whole = load_sparse(tmp_path / "small"), load_sparse(tmp_path / "whole")
+    base = load_model(str(llama_folder)).state_dict()
+    for name, weight in whole.state_dict().items():
+        change = (weight - base[name]).abs().max() if name in base else 0.0  # float16 keeps 11 bits of each factor
+        torch.testing.assert_close(small.state_dict()[name], weight, rtol=0, atol=2e-3 * float(change))
+    assert not torch.equal(whole.model.layers[1].mlp.up_proj.weight, base["model.layers.1.mlp.up_proj.weight"])
+    assert torch.isfinite(small(ids).logits).all()
+    candidate, base = find_candidates(str(tmp_path / "small"), None)
+    assert candidate.is_sparse and base is not None and base.name == str(llama_folder)
+    assert candidate.positions == base.positions
+
+
+def test_adapters_that_do_not_fit(llama_folder, make_model, tmp_path):
+    model = add_lora(sparsify(load_model(str(llama_folder)), {}), LoraConfig(r=2))
+    export_adapters(model, tmp_path / "small", measured=MEASURED | {"model": str(llama_folder)})
+    file = tmp_path / "small" / "adapter_model.safetensors"
+    save_file({name: torch.zeros(3, 3) for name in load_file(file)}, file)
+    with pytest.raises(ValueError, match="adapters in .* do not fit llama"):
+        load_sparse(tmp_path / "small")
+    with pytest.raises(ValueError, match="no adapters"):
+        export_adapters(sparsify(make_model("llama"), {}), tmp_path / "other", measured=MEASURED)

@@ -103,6 +103,7 @@ class Gate(nn.Module):
         self.config = config
         self.num_heads = num_heads
         self.closable = True
+        self.sharpness = config.sharpness  # training may raise it
 
     def form(self) -> GateForm:
         """The gate's coefficients, differentiable in its parameters."""
@@ -203,7 +204,7 @@ class ProbabilityGate(Gate):
         self.log_threshold = self._parameter(math.log(config.threshold))
 
     def form(self) -> GateForm:
-        return GateForm(sharpness=self.config.sharpness, cutoff=self.log_threshold, normalised=True)
+        return GateForm(sharpness=self.sharpness, cutoff=self.log_threshold, normalised=True)
 
     @torch.no_grad()
     def set_cutoff(self, cutoff: Float[Tensor, " head"]) -> None:
