@@ -29,6 +29,11 @@ from lit_sparse.attention.gpu.launch import KERNELS, blocks
 
 SHARED = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block may have, CUDA C Programming Guide
 BYTES = {"bf16": 2, "fp32": 4}
+GATES = {  # what the kernels are compiled with: the families logit, probability and contribution
+    "plain": {"normalised": False},
+    "normalised": {"normalised": True},
+    "weighed": {"normalised": True, "weighed": True},
+}
 TENSOR, SPECIAL, ISSUE = 4096, 16, 128  # a clock of a multiprocessor
 
 
@@ -38,23 +43,22 @@ def main() -> None:
     options = parser.parse_args()
 
     cases = [
-        {"kernel": kernel, "capability": capability, "dim": dim, "dtype": dtype, "normalised": normalised}
+        {"kernel": kernel, "capability": capability, "dim": dim, "dtype": dtype, "gate": gate}
         for dtype in BYTES
         for dim in (64, 128, 256)
         for kernel in KERNELS
         for capability in SHARED
-        for normalised in (False, True)
+        for gate in GATES
     ]
     uses = [use(case) for case in tqdm(cases, desc="compiling", unit="kernel")]
     print("| kernel | inputs | D | gate | sm | rows, keys, warps, stages | registers | spilled bytes | shared KB |")
     print("|---|---|---|---|---|---|---|---|---|")
     for row in uses:
-        gate = "normalised" if row["normalised"] else "plain"
         print(
-            f"| {row['kernel']} | {row['dtype']} | {row['dim']} | {gate} | {row['capability']} "
+            f"| {row['kernel']} | {row['dtype']} | {row['dim']} | {row['gate']} | {row['capability']} "
             f"| {row['blocks']} | {row['registers']} | {row['spills']} | {row['shared'] / 1024:.0f} |"
         )
-    estimates = [estimate(uses, dim, normalised) for dim in (64, 128) for normalised in (False, True)]
+    estimates = [estimate(uses, dim, gate) for dim in (64, 128) for gate in GATES]
     estimates = [plain(64), plain(128), *(row for pair in estimates for row in pair)]
     print("\nArithmetic for an H100, bfloat16, sampled gates, an edge of one head; no measurement.\n")
     print("| D | pass | gate | products | special | instructions | clocks: matrix, special, issue | share of peak |")
@@ -73,9 +77,9 @@ def main() -> None:
 
 def use(case: dict[str, Any]) -> dict[str, Any]:
     """Resources of a default configuration with sampled gates, and instructions per edge in each of its loops."""
-    choice = blocks(case["kernel"], BYTES[case["dtype"]], case["dim"], case["capability"])[0]
-    arguments = {name: case[name] for name in ("dim", "dtype", "normalised")}
-    kernel = ahead.compile_ahead(case["kernel"], case["capability"], choice, **arguments)
+    dim, dtype, gate = case["dim"], case["dtype"], GATES[case["gate"]]
+    choice = blocks(case["kernel"], BYTES[dtype], dim, case["capability"], weighed=gate.get("weighed", False))[0]
+    kernel = ahead.compile_ahead(case["kernel"], case["capability"], choice, dim=dim, dtype=dtype, **gate)
     edges = choice.rows * choice.keys / (32 * choice.warps)  # of a thread, in one turn of a loop
     loops = ahead.instructions(kernel)
     special = sum(name.startswith("MUFU") for loop in loops for name in loop) / edges
@@ -84,15 +88,15 @@ def use(case: dict[str, Any]) -> dict[str, Any]:
     return {**case, "blocks": ", ".join(map(str, choice)), **resources, "special": special, "instructions": total}
 
 
-def estimate(uses: list[dict[str, Any]], dim: int, normalised: bool) -> list[dict[str, Any]]:
+def estimate(uses: list[dict[str, Any]], dim: int, gate: str) -> list[dict[str, Any]]:
     """The forward, and the backward of two kernels."""
     found = {
         row["kernel"]: row
         for row in uses
-        if (row["capability"], row["dtype"], row["dim"], row["normalised"]) == (90, "bf16", dim, normalised)
+        if (row["capability"], row["dtype"], row["dim"], row["gate"]) == (90, "bf16", dim, gate)
     }
-    gate = "normalised" if normalised else "plain"
     both = [found["query"], found["key"]]
+    normalised = GATES[gate]["normalised"]
     return [
         shares(dim, "forward", gate, 3 if normalised else 2, [found["forward"]]),
         shares(dim, "backward", gate, 8 if normalised else 7, both),
@@ -124,8 +128,7 @@ def plain(dim: int) -> dict[str, Any]:
 def measured(uses: list[dict[str, Any]]) -> list[dict[str, Any]]:
     rows = []
     for row in uses:
-        gate = "normalised" if row["normalised"] else "plain"
-        case = f"{row['kernel']} {row['dtype']} D={row['dim']} {gate} sm_{row['capability']} ({row['blocks']})"
+        case = f"{row['kernel']} {row['dtype']} D={row['dim']} {row['gate']} sm_{row['capability']} ({row['blocks']})"
         limits = {"registers": 255, "spills": 0, "shared": SHARED[row["capability"]]}
         units = {"registers": "registers a thread", "spills": "bytes a thread", "shared": "bytes a block"}
         rows += [

@@ -242,7 +242,7 @@ def test_adapters_that_do_not_fit(llama_folder, make_model, tmp_path):
     export_adapters(model, tmp_path / "small", measured=MEASURED | {"model": str(llama_folder)})
     file = tmp_path / "small" / "adapter_model.safetensors"
     save_file({name: torch.zeros(3, 3) for name in load_file(file)}, file)
-    with pytest.raises(ValueError, match="adapters in .* do not fit llama"):
+    with pytest.raises(ValueError, match=r"adapters in .* do not fit llama"):
         load_sparse(tmp_path / "small")
     with pytest.raises(ValueError, match="no adapters"):
         export_adapters(sparsify(make_model("llama"), {}), tmp_path / "other", measured=MEASURED)

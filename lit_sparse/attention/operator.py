@@ -33,7 +33,7 @@ from lit_sparse.attention.masks import EdgeMask
 
 
 class Formula(NamedTuple):
-    """What is computed, beside the tensors: z = sharpness * (s - normalised * lse + offset - cutoff), s = scaling q . k.
+    """What is computed, beside the tensors: z = sharpness * (s - normalised * lse + offset - cutoff), s = scaling q.k.
 
     renormalise: divide by the open edges' mass instead of all keys'.
     scaling: positive.

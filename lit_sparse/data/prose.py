@@ -7,8 +7,8 @@ import os
 import sys
 import sysconfig
 import warnings
-from importlib.util import find_spec
 from collections.abc import Iterable, Iterator
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 

@@ -22,7 +22,9 @@ SUFFIXES = (".txt", ".md", ".jsonl")
 MAX_CHARS = 20_000
 """Text files are cut into documents of at most this many characters, so that one book fills all splits."""
 
-_KINDS = "'python-docs', 'docs:PACKAGE', a path or glob of .txt, .md or .jsonl files (.gz too), or 'hf:dataset[:config]'"
+_KINDS = (
+    "'python-docs', 'docs:PACKAGE', a path or glob of .txt, .md or .jsonl files (.gz too), or 'hf:dataset[:config]'"
+)
 
 
 @runtime_checkable

@@ -106,10 +106,11 @@ class Case:
     dtype: str = "fp32"
     rows: int = 37
     keys: int = 53
+    weighed: bool = False
 
     def __str__(self) -> str:
         words = [self.dtype, str(self.dim), str(self.value_dim), self.mask]
-        words += [name for name in ("normalised", "renormalise", "sampled") if getattr(self, name)]
+        words += [name for name in ("normalised", "renormalise", "sampled", "weighed") if getattr(self, name)]
         return "-".join([*words, f"cap{self.softcap}"] if self.softcap else words)
 
 
@@ -140,6 +141,13 @@ CASES = [
     Case(128, 64, "causal", True, False, False, dtype="bf16"),
     Case(64, 64, "window", True, False, True, dtype="fp16"),
     Case(48, 64, "causal", False, True, True, dtype="fp16"),
+    # keys with offsets
+    Case(32, 48, "packed", False, False, False, weighed=True),
+    Case(48, 32, "padded", True, False, True, weighed=True),
+    Case(32, 32, "window", True, True, False, softcap=2.0, weighed=True),
+    Case(32, 32, "window", False, True, True, rows=98, keys=98, weighed=True),
+    Case(128, 128, "causal", True, True, True, dtype="bf16", rows=21, keys=70, weighed=True),
+    Case(64, 64, "causal", True, False, True, dtype="fp16", weighed=True),
 ]
 
 
@@ -150,25 +158,28 @@ class Problem:
     value: Tensor
     mask: EdgeMask
     cutoff: Tensor
+    offset: Tensor | None
     seeds: Tensor | None
     formula: Formula
     d_output: Tensor
     d_expected: Tensor
 
     def arguments(self) -> tuple:
-        return self.query, self.key, self.value, self.mask, self.cutoff, self.seeds, self.formula
+        return self.query, self.key, self.value, self.mask, self.cutoff, self.offset, self.seeds, self.formula
 
     def run(self) -> dict[str, Tensor]:
         forward = gpu.forward(*self.arguments())
         saved = forward.output, forward.lse, forward.mass
         gradients = gpu.backward(*self.arguments(), *saved, self.d_output, self.d_expected)
-        return {**forward._asdict(), **{f"d {name}": x for name, x in gradients._asdict().items()}}
+        assert (gradients.offset is None) == (self.offset is None)
+        gradients = {f"d {name}": x for name, x in gradients._asdict().items() if x is not None}
+        return {**forward._asdict(), **gradients}
 
     def exact(self) -> dict[str, Tensor]:
         """The same in float64, by autograd; `gap`: how near an allowed edge comes to its threshold."""
-        q, k, v, cutoff = (
-            x.detach().double().requires_grad_() for x in (self.query, self.key, self.value, self.cutoff)
-        )
+        offset = torch.zeros(self.key.shape[:3]) if self.offset is None else self.offset
+        inputs = [self.query, self.key, self.value, self.cutoff, offset]
+        q, k, v, cutoff, offset = inputs = [x.detach().double().requires_grad_() for x in inputs]
         f, allowed = self.formula, self.mask.dense()
         group = q.shape[1] // k.shape[1]
         s = f.scaling * q @ k.repeat_interleave(group, dim=1).mT
@@ -177,6 +188,7 @@ class Problem:
         lse = torch.logsumexp(s, dim=-1, keepdim=True)
         p = torch.exp(s - lse) * allowed
         z = f.sharpness * (s - lse * f.normalised - cutoff[:, None, None])
+        z = z + f.sharpness * offset.repeat_interleave(group, dim=1)[:, :, None]
         z = z.masked_fill(~allowed, -1e9)
         e = torch.sigmoid(z)
         if self.seeds is None:
@@ -195,12 +207,14 @@ class Problem:
         output = (w @ v.repeat_interleave(group, dim=1)).transpose(1, 2)
         expected = (e * allowed).sum(dim=(-2, -1))
         loss = (output * self.d_output.double()).sum() + (expected * self.d_expected.double()).sum()
-        names = ("d query", "d key", "d value", "d cutoff")
-        gradients = dict(zip(names, torch.autograd.grad(loss, (q, k, v, cutoff)), strict=True))
+        names = ("d query", "d key", "d value", "d cutoff", "d offset")
+        gradients = dict(zip(names, torch.autograd.grad(loss, inputs), strict=True))
         counts = [expected, gates.sum(dim=(-2, -1)), allowed.expand(p.shape).sum(dim=(-2, -1)).double()]
         lse = lse[..., 0].masked_fill(~allowed.any(-1).expand(lse.shape[:-1]), torch.inf)
         found = {"output": output, "edges": torch.stack(counts, dim=-1), "lse": lse, "gap": gap[allowed.expand_as(gap)]}
         found |= {"mass": mass[..., 0]} if f.renormalise else {}
+        if self.offset is None:
+            del gradients["d offset"]
         return {name: x.detach() for name, x in (found | gradients).items()}
 
 
@@ -215,17 +229,21 @@ def draw(case: Case, seed: int) -> Problem:
 
     mask = EdgeMask.from_dense(globals()[case.mask](2, case.rows, case.keys)[:, None])
     assert mask.holes is None
-    return Problem(
+    problem = Problem(
         query=projected(4, case.rows, case.dim),
         key=projected(2, case.keys, case.dim),
         value=projected(2, case.keys, case.value_dim),
         mask=mask,
         cutoff=0.5 * normal(4) - (3.0 if case.normalised else 0.0),  # closes roughly half of the edges
+        offset=None,
         seeds=torch.randint(2**63 - 1, (2,), generator=generator) if case.sampled else None,
         formula=Formula(1.7, case.normalised, case.renormalise, 1.5 / math.sqrt(case.dim), case.softcap),
         d_output=normal(2, case.rows, 4, case.value_dim).to(FLOATS[case.dtype]),
         d_expected=normal(2, 4),
     )
+    if case.weighed:
+        problem.offset = normal(2, 2, case.keys)
+    return problem
 
 
 def decided(case: Case) -> tuple[Problem, dict[str, Tensor]]:
@@ -295,10 +313,10 @@ def test_gates_far_from_their_threshold(normalised, renormalise, sampled):
 def test_block_sizes_change_nothing(monkeypatch):
     from lit_sparse.attention.gpu import launch
 
-    problem = draw(Case(32, 32, "window", True, False, True, rows=36, keys=50), 2)
+    problem = draw(Case(32, 32, "window", True, False, True, rows=36, keys=50, weighed=True), 2)
     found = []
     for rows, keys in ((16, 16), (32, 64), (64, 32)):
-        monkeypatch.setattr(launch, "blocks", lambda *_, sizes=(rows, keys): [launch.Blocks(*sizes, 4, 1)])
+        monkeypatch.setattr(launch, "blocks", lambda *_, sizes=(rows, keys), **__: [launch.Blocks(*sizes, 4, 1)])
         for kernel in launch._TUNED.values():
             monkeypatch.setattr(kernel, "cache", {})
         found.append(problem.run())
@@ -312,14 +330,15 @@ def test_block_sizes_change_nothing(monkeypatch):
 @interpreted
 def test_views():
     """Any strides, values whose last dimension is not contiguous, a mask that is a view: as from contiguous ones."""
-    problem = draw(Case(32, 32, "causal", True, False, True), 3)
+    problem = draw(Case(32, 32, "causal", True, False, True, weighed=True), 3)
     bounds = torch.stack([problem.mask.start, problem.mask.stop], dim=-1)
     views = Problem(**vars(problem))
     views.mask = EdgeMask(bounds[..., 0], bounds[..., 1], 53)
     views.value = problem.value.mT.contiguous().mT
+    views.offset = problem.offset.mT.contiguous().mT
     views.key = torch.cat([problem.key, problem.key], dim=-1)[..., :32]
     problem.query, problem.key = problem.query.contiguous(), problem.key.contiguous()
-    assert views.value.stride(-1) != 1 and not views.mask.start.is_contiguous()
+    assert views.value.stride(-1) != 1 and not (views.mask.start.is_contiguous() or views.offset.is_contiguous())
     for (name, x), y in zip(problem.run().items(), views.run().values(), strict=True):
         assert torch.equal(x, y), name
 
@@ -353,18 +372,32 @@ def test_noise_bit_by_bit(first_row, first_key, keys):
 
 
 @interpreted
-def test_operator():
+@pytest.mark.parametrize("weighed", [False, True])
+def test_operator(weighed):
     """Through torch.library: the kernels' own numbers, autograd, and what torch.compile asks of an operator."""
-    problem = draw(Case(32, 32, "padded", True, False, True, rows=19, keys=39), 4)
-    inputs = [x.detach().requires_grad_() for x in (problem.query, problem.key, problem.value, problem.cutoff)]
-    q, k, v, cutoff = inputs
+    problem = draw(Case(32, 32, "padded", True, False, True, rows=19, keys=39, weighed=weighed), 4)
+    names = ["query", "key", "value", "cutoff", *(["offset"] if weighed else [])]
+    inputs = [getattr(problem, name).detach().requires_grad_() for name in names]
+    q, k, v, cutoff, *offset = inputs
     mask = problem.mask
-    arguments = (q, k, v, mask.start, mask.stop, None, cutoff, problem.seeds, *problem.formula, "triton")
+    arguments = (
+        q,
+        k,
+        v,
+        mask.start,
+        mask.stop,
+        None,
+        cutoff,
+        *(offset or [None]),
+        problem.seeds,
+        *problem.formula,
+        "triton",
+    )
     output, edges, _, _ = torch.ops.lit_sparse.gated_attention(*arguments)
     gradients = torch.autograd.grad((output, edges[..., 0]), inputs, (problem.d_output, problem.d_expected))
     found = problem.run()
     assert torch.equal(output, found["output"]) and torch.equal(edges, found["edges"])
-    for name, x in zip(("query", "key", "value", "cutoff"), gradients, strict=True):
+    for name, x in zip(names, gradients, strict=True):
         assert torch.equal(x, found[f"d {name}"]), name
     utilities = ["test_schema", "test_autograd_registration", "test_faketensor"]
     torch.library.opcheck(torch.ops.lit_sparse.gated_attention.default, arguments, test_utils=utilities)
@@ -400,12 +433,14 @@ def test_without_triton(monkeypatch):
 
 
 @compiled
+@pytest.mark.parametrize("weighed", [False, True])
 @pytest.mark.parametrize("kernel", ["forward", "query", "key"])
-def test_compiles_without_spills(kernel):
+def test_compiles_without_spills(kernel, weighed):
     """For compute capability 8.0 with no GPU at hand; benchmarks/gpu_kernels.py does so for every configuration."""
     from lit_sparse.attention.gpu import ahead, launch
 
-    result = ahead.compile_ahead(kernel, 80, launch.blocks(kernel, 2, 64, 80)[0], dim=64)
+    blocks = launch.blocks(kernel, 2, 64, 80, weighed=weighed)[0]
+    result = ahead.compile_ahead(kernel, 80, blocks, dim=64, weighed=weighed)
     use = ahead.resources(result)
     assert use.spills == 0
     assert use.registers <= 255 and use.shared <= 163 * 1024  # CUDA C Programming Guide, compute capability 8.0

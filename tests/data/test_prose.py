@@ -36,7 +36,9 @@ def test_fingerprint_follows_the_sources(tmp_path, monkeypatch):
 
 def test_the_docstrings_of_an_installed_package(tmp_path, monkeypatch):
     (tmp_path / "some_package" / "part").mkdir(parents=True)
-    (tmp_path / "some_package" / "__init__.py").write_text(f'"""{"Package. " * 10}"""\nraise RuntimeError("imported")\n')
+    (tmp_path / "some_package" / "__init__.py").write_text(
+        f'"""{"Package. " * 10}"""\nraise RuntimeError("imported")\n'
+    )
     (tmp_path / "some_package" / "part" / "a.py").write_text(f'"""{"Part. " * 20}"""\n')
     monkeypatch.syspath_prepend(tmp_path)
     source = parse_source("docs:some_package")

