@@ -41,8 +41,8 @@ def attention_pattern(model: nn.Module, input_ids: Int[Tensor, "1 query"]) -> At
     modules = attention_modules(model)
     seen: list[tuple[Tensor, Tensor]] = []
 
-    def read(gate: nn.Module, inputs: tuple[Tensor, Tensor, Tensor | None], gate_logits: Tensor) -> None:
-        logits, log_normaliser, _ = inputs
+    def read(gate: nn.Module, inputs: tuple[Tensor, ...], gate_logits: Tensor) -> None:
+        logits, log_normaliser = inputs[:2]
         allowed = logits > torch.finfo(logits.dtype).min
         weights = torch.exp(logits - log_normaliser) * allowed
         seen.append((weights[0].float().cpu(), ((gate_logits > 0) & allowed)[0].cpu()))

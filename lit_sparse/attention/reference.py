@@ -53,7 +53,8 @@ def gated_attention(
     log_normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
     weights = torch.exp(logits - log_normaliser) * allowed
 
-    gate_logits = gate(logits, log_normaliser, gate.key_offset(value))
+    offset = gate.key_offset(value)
+    gate_logits = gate(logits, log_normaliser) if offset is None else gate(logits, log_normaliser, offset)
     noisy = gate_logits
     if seeds is not None:
         uniform = noise.uniform(seeds, query.shape[1], (0, query.shape[2]), (0, key.shape[2]))
