@@ -35,7 +35,7 @@ CONFIG = "configs/smollm2.yaml"
 FILE = RESULTS / "frontier.json"
 DOCS = "python-docs"
 TEST_SEQUENCES = 64
-THRESHOLD_KL = (0.01, 0.03, 0.1, 0.3)
+THRESHOLD_EDGES = (0.2, 0.1, 0.05)
 
 _ARGS = "--model.init_args."
 _NO_CALIBRATION = f"{_ARGS}calibration=null"
@@ -147,13 +147,13 @@ def thresholds(_: argparse.Namespace) -> None:
         for normalisation in ("all", "open"):
             model = sparsify(load_model(MODEL), {"family": family, "normalisation": normalisation})
             sensitivity = Sensitivity(model, data.calibration_batches())
-            for kl in THRESHOLD_KL:
-                sensitivity.apply(Calibration(kl=kl))
+            for fraction in THRESHOLD_EDGES:
+                sensitivity.apply(Calibration(edge_fraction=fraction))
                 score = score_text(model, base, test, batch_size=4)
                 add(
                     [
                         {
-                            "method": f"threshold, {family}, {normalisation}, KL {kl} asked", "model": MODEL,
+                            "method": f"threshold, {family}, {normalisation}, {fraction:.0%} asked", "model": MODEL,
                             "budget_minutes": 0, "seed": 0, "tokens": 0, "seq_len": 256,
                             "edge_fraction": score.edge_fraction, "edges_per_query": score.edges_per_query,
                             "ce": score.ce, "base_ce": score.base_ce, "kl": score.kl, "heldout": DOCS,
@@ -195,7 +195,12 @@ def draw() -> None:
     rows = [row for row in rows if row["heldout"] == DOCS and row["seq_len"] == 256]
     groups: dict[str, list[dict]] = {}
     for row in rows:
-        groups.setdefault(row["method"].split(", KL")[0], []).append(row)
+        groups.setdefault(
+            row["method"].removesuffix(" asked").rsplit(", ", 1)[0]
+            if row["method"].endswith("asked")
+            else row["method"],
+            [],
+        ).append(row)
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     axes = figure.subplots(1, 2)
     for index, (name, group) in enumerate(groups.items()):

@@ -49,7 +49,7 @@ def fit(module, data=None, steps=4, **settings):
         enable_model_summary=False,
         num_sanity_val_steps=0,
         limit_val_batches=0,
-        callbacks=[watch],
+        callbacks=[watch, *settings.pop("callbacks", [])],
         **settings,
     )
     trainer.fit(module, datamodule=data or AdditionData(**DATA))
@@ -295,3 +295,22 @@ def test_validation_is_deterministic_and_leaves_no_trace(llama_folder):
     first, second = (module.evaluate(data.val_dataloader()) for _ in range(2))
     assert first.metrics() == second.metrics()
     assert first.tokens == 20  # 10 pairs, 2 digits each
+
+
+def test_gates_sharpen_geometrically_over_the_run(llama_folder):
+    seen = []
+
+    class Look(Watch):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append([gate.form().sharpness for gate in gates_of(pl_module.model)])
+
+    module = make(llama_folder, gate=GateConfig(sharpness=2.0), sharpness_end=32.0)
+    fit(module, callbacks=[Look()])
+    assert seen == [pytest.approx([value] * 2) for value in (2.0, 4.0, 8.0, 16.0)]
+
+
+def test_what_sharpens_needs_an_end(llama_folder):
+    with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
+        fit(make(llama_folder, sharpness_end=8.0), steps=-1, max_epochs=1)
+    with pytest.raises(ValueError, match="sharpness_end must be positive"):
+        make(llama_folder, sharpness_end=0.0)

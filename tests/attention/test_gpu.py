@@ -172,8 +172,8 @@ class Problem:
         saved = forward.output, forward.lse, forward.mass
         gradients = gpu.backward(*self.arguments(), *saved, self.d_output, self.d_expected)
         assert (gradients.offset is None) == (self.offset is None)
-        gradients = {f"d {name}": x for name, x in gradients._asdict().items() if x is not None}
-        return {**forward._asdict(), **gradients}
+        found = {f"d {name}": x for name, x in gradients._asdict().items() if x is not None}
+        return {**forward._asdict(), **found}
 
     def exact(self) -> dict[str, Tensor]:
         """The same in float64, by autograd; `gap`: how near an allowed edge comes to its threshold."""
