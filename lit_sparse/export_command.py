@@ -46,12 +46,11 @@ def export_command(args: Sequence[str]) -> None:
 
 
 def _measured(run_dir: Path, checkpoint: dict[str, object], module: SparseAttentionModule) -> dict[str, object]:
-    """The run's summary if it describes this very checkpoint, else what the checkpoint itself knows. (After `tighten`
-    the summary is about cutoffs that only the run's model folder has.)"""
+    """The run's summary if it describes this very checkpoint, else what the checkpoint itself knows."""
     summary = run_dir / "summary.json"
     if summary.is_file():
         measured = json.loads(summary.read_text(encoding="utf-8"))
-        if measured.get("chosen_step") == checkpoint["global_step"] and not measured.get("cutoffs_raised"):
+        if measured.get("chosen_step") == checkpoint["global_step"]:
             return measured
     return {
         "model": module.base_name,

@@ -18,7 +18,6 @@ from lit_sparse.history import merge_history
 from lit_sparse.module import SparseAttentionModule
 from lit_sparse.report import AttentionExample, RunRecord, read_history, render_plots, write_page
 from lit_sparse.report.record import write_atomically
-from lit_sparse.tighten import tighten
 
 EXAMPLE = "When Mary and John went to the store, John gave a drink to Mary because she was thirsty."
 
@@ -41,12 +40,11 @@ def finish_run(trainer: Trainer, module: SparseAttentionModule, run_dir: Path) -
         chosen_at = trainer.global_step
     module.to(trainer.strategy.root_device)  # Lightning moves it to the CPU when training ends
     with trainer.precision_plugin.forward_context():
-        raised = tighten(module, data.val_dataloader()) if module.tighten else 0.0
         end = module.evaluate(data.test_dataloader(), "held-out evaluation")
         if not trainer.is_global_zero:
             return None
         example = attention_example(module, data)
-    summary = summarise(trainer, module, end, chosen_at) | {"cutoffs_raised": raised}
+    summary = summarise(trainer, module, end, chosen_at)
 
     export_folder = run_dir / "model"
     if has_adapters(module.model):

@@ -73,8 +73,6 @@ class SparseAttentionModule(LightningModule):
         optimizer: for weights and gates alike.
         scheduler: stepped once per optimizer step; None keeps the learning rates.
         gate_lr: learning rate of the gates' cutoffs, which get no weight decay.
-        tighten: at the end of the run raise all cutoffs together, as far as the constraint holds on validation text
-            (`lit_sparse.tighten`).
         sharpness_end: the gates' sharpness rises geometrically from `gate.sharpness` to this over `trainer.max_steps`:
             soft gates learn faster, sharp ones are what is evaluated. None keeps it.
         train: which weights learn besides the gates: "all", "attention" (the attention layers' own) or "none".
@@ -103,7 +101,6 @@ class SparseAttentionModule(LightningModule):
         scheduler: LRSchedulerCallable | None = None,
         gate_lr: float = 0.05,
         sharpness_end: float | None = None,
-        tighten: bool = False,
         train: str = "all",
         lora: LoraConfig | None = None,
         distillation: float = 0.0,
@@ -133,7 +130,6 @@ class SparseAttentionModule(LightningModule):
         self.make_scheduler = scheduler
         self.gate_lr = gate_lr
         self.sharpness_end = sharpness_end
-        self.tighten = tighten
         self.train_weights = train
         self.lora = lora
         self.distillation = distillation
