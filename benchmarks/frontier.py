@@ -1,6 +1,6 @@
 """Edges against divergence on SmolLM2-135M: which method keeps fewest edges for a given KL and a given time?
 
-    python benchmarks/frontier.py fit METHOD [--steps N] [--seed S] [--threads 2]   one run, then measured
+    python benchmarks/frontier.py fit METHOD [--steps N] [--seed S] [--threads 2] [options of main.py fit]   one run
     python benchmarks/frontier.py measure NAME FOLDER [--text NAME=GLOB ...]        any sparse model folder, other text
     python benchmarks/frontier.py threshold                                         without training
     python benchmarks/frontier.py draw                                              plot and table of what is there
@@ -71,7 +71,6 @@ def main() -> None:
     fit.add_argument("--steps", type=int, default=3000)
     fit.add_argument("--seed", type=int, default=0)
     fit.add_argument("--threads", type=int, default=2)
-    fit.add_argument("--options", nargs="*", default=[], help="more options of main.py fit")
     fit.set_defaults(run=run_method)
     measured = commands.add_parser("measure")
     measured.add_argument("name")
@@ -81,7 +80,10 @@ def main() -> None:
     measured.set_defaults(run=lambda options: add(measure(options)))
     commands.add_parser("threshold").set_defaults(run=thresholds)
     commands.add_parser("draw").set_defaults(run=lambda _: draw())
-    options = parser.parse_args()
+    options, rest = parser.parse_known_args()
+    if rest and options.command != "fit":
+        parser.error(f"unknown: {' '.join(rest)}")
+    options.options = rest
     options.run(options)
 
 
