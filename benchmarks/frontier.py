@@ -127,8 +127,9 @@ def measure(options: argparse.Namespace) -> list[dict]:
             {
                 "method": options.name, "model": MODEL, "budget_minutes": round(trained["seconds"] / 60, 1), "seed": 0,
                 "tokens": trained["tokens"], "seq_len": length, "edge_fraction": score.edge_fraction,
-                "edges_per_query": score.edges_per_query, "ce": score.ce, "base_ce": score.base_ce, "kl": score.kl,
-                "heldout": name, "heldout_tokens": score.tokens, "machine": machine(),
+                "edges_per_query": score.edges_per_query, "ce": score.ce.value, "base_ce": score.base_ce.value,
+                "kl": score.kl.value, "kl_stderr": score.kl.stderr, "heldout": name,
+                "heldout_tokens": score.tokens, "machine": machine(),
             }
         )  # fmt: skip
     return rows
@@ -158,7 +159,8 @@ def thresholds(_: argparse.Namespace) -> None:
                             "method": f"threshold, {family}, {normalisation}, {fraction:.0%} asked", "model": MODEL,
                             "budget_minutes": 0, "seed": 0, "tokens": 0, "seq_len": 256,
                             "edge_fraction": score.edge_fraction, "edges_per_query": score.edges_per_query,
-                            "ce": score.ce, "base_ce": score.base_ce, "kl": score.kl, "heldout": DOCS,
+                            "ce": score.ce.value, "base_ce": score.base_ce.value, "kl": score.kl.value,
+                            "kl_stderr": score.kl.stderr, "heldout": DOCS,
                             "heldout_tokens": score.tokens, "machine": machine(),
                         }
                     ]
