@@ -1,5 +1,5 @@
 """The command line: LightningCLI's `fit`, `validate` and `test`, plus `info`, `export`,
-`evaluate`, `circuits` and `trace`.
+`evaluate`, `circuits`, `trace`, `graph` and `report`.
 
 A config file has the keys of LightningCLI (`model`, `data`, `trainer`, `seed_everything`) and
 
@@ -36,9 +36,11 @@ from lit_sparse.callbacks import (
 )
 from lit_sparse.callbacks.checkpoints import LAST, recover
 from lit_sparse.callbacks.sparsity import SparsityByHead
+from lit_sparse.candidates import files_of
 from lit_sparse.errors import CheckpointError, Interrupted, NonFiniteLossError
 from lit_sparse.history import LOGS
 from lit_sparse.module import SparseAttentionModule
+from lit_sparse.precision import suited_precision
 from lit_sparse.strategies import sharding_of
 
 ANYWHERE = [
@@ -115,6 +117,7 @@ class SparseCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand] if self.subcommand else self.config
         _fill_tokenizer(config)
+        _suit_precision(config)
         if self.subcommand != "fit":
             return
         _make_prerequisite(config, dry=self.is_dry_run)
@@ -246,17 +249,41 @@ def _dispatch(args: list[str]) -> None:
         from lit_sparse.circuits.trace.command import trace_command
 
         trace_command(args[1:])
+    elif args[:1] == ["graph"]:
+        from lit_sparse.graph_command import graph_command
+
+        graph_command(args[1:])
+    elif args[:1] == ["report"]:
+        from lit_sparse.report_command import report_command
+
+        report_command(args[1:])
     else:
         SparseCLI(args)
 
 
 def _fill_tokenizer(config: Any) -> None:
-    """Text is tokenised for the model that is trained, unless the config says otherwise."""
+    """Text is tokenised for the model that is trained, and activations are that model's, unless the config says
+    otherwise; also where a data module holds another one."""
     data, model = config.get("data"), config.get("model")
-    if data is None or model is None or "tokenizer" not in data.get("init_args", {}):
-        return
-    if data.init_args.tokenizer is None:
-        data.init_args.tokenizer = model.init_args.get("model")
+    name = None if model is None else model.init_args.get("model")
+    while data is not None and name is not None:
+        settings = data.get("init_args", {})
+        if settings.get("tokenizer", "") is None:
+            settings.tokenizer = files_of(name)
+        if settings.get("model", "") is None:
+            settings.model = name
+        data = settings.get("data")
+
+
+def _suit_precision(config: Any) -> None:
+    precision = suited_precision(config.trainer.precision, str(config.trainer.accelerator))
+    if precision != config.trainer.precision:
+        if _rank() == 0:
+            print(
+                f"this CPU has no instructions for bfloat16, which would be slower than float32: trainer.precision is "
+                f"{precision} instead of {config.trainer.precision}"
+            )
+        config.trainer.precision = precision
 
 
 def _make_prerequisite(config: Any, dry: bool) -> None:
