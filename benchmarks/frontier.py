@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from machine import RESULTS, machine
 
-from lit_sparse.attention import sparsify
+from lit_sparse.attention import gates_of, sparsify
 from lit_sparse.calibration import Calibration, Sensitivity
 from lit_sparse.candidates import find_candidates
 from lit_sparse.cli import main as command_line
@@ -79,6 +79,7 @@ def main() -> None:
     measured.add_argument("folder", type=Path)
     measured.add_argument("--sequence_length", type=int, default=256)
     measured.add_argument("--text", nargs="*", default=[], help="NAME=GLOB of text beside Python's documentation")
+    measured.add_argument("--sampled", type=float, help="sharpness of sampled gates to evaluate with as well")
     measured.set_defaults(run=lambda options: add(measure(options)))
     commands.add_parser("threshold").set_defaults(run=thresholds)
     commands.add_parser("draw").set_defaults(run=lambda _: draw())
@@ -104,6 +105,7 @@ def run_method(options: argparse.Namespace) -> None:
         ]
     )  # fmt: skip
     options.name, options.folder, options.sequence_length, options.text = options.method, folder / "model", 256, []
+    options.sampled = None
     rows = measure(options)
     summary = json.loads((folder / "summary.json").read_text())
     minutes, threads = round(summary["seconds"] / 60, 1), options.threads
@@ -125,13 +127,24 @@ def measure(options: argparse.Namespace) -> list[dict]:
     rows = []
     for name, blocks in texts.items():
         score = score_text(model, dense, blocks, batch_size=4)
+        sampled = {}
+        if options.sampled is not None:
+            for gate in gates_of(model):
+                gate.train().sharpness = options.sampled
+            torch.manual_seed(0)
+            found = score_text(model, dense, blocks, batch_size=4)
+            model.eval()
+            sampled = {"ce_sampled": found.ce.value, "kl_sampled": found.kl.value, "sharpness": options.sampled}
+            print(
+                f"sampled gates: CE {found.ce.value - score.ce.value:+.4f}, KL {found.kl.value - score.kl.value:+.4f}"
+            )
         rows.append(
             {
                 "method": options.name, "model": MODEL, "budget_minutes": round(trained["seconds"] / 60, 1), "seed": 0,
                 "tokens": trained["tokens"], "seq_len": length, "edge_fraction": score.edge_fraction,
                 "edges_per_query": score.edges_per_query, "ce": score.ce.value, "base_ce": score.base_ce.value,
                 "kl": score.kl.value, "kl_stderr": score.kl.stderr, "heldout": name,
-                "heldout_tokens": score.tokens, "machine": machine(),
+                "heldout_tokens": score.tokens, "machine": machine(), **sampled,
             }
         )  # fmt: skip
     return rows

@@ -60,6 +60,23 @@ def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         raise ValueError(f"the adapters in {folder} do not fit {model.config.model_type}: {error}") from error
 
 
+def load_adapters(model: PreTrainedModel, folder: Path) -> None:
+    """Sets the adapters of a model that has some to those of a folder, still to be trained.
+
+    Raises:
+        ValueError: they are of another shape or on other layers.
+    """
+    peft = _peft()
+    try:
+        weights = peft.load_peft_weights(str(folder), device="cpu")
+        own = peft.get_peft_model_state_dict(model)
+        if problem := next((name for name in sorted(own.keys() ^ weights.keys())), None):
+            raise ValueError(f"{problem} is only in one of them")
+        peft.set_peft_model_state_dict(model, weights)
+    except (RuntimeError, ValueError, OSError) as error:
+        raise ValueError(f"the adapters in {folder} do not fit the ones to train: {error}") from error
+
+
 def _peft() -> ModuleType:
     try:
         import peft

@@ -23,8 +23,7 @@ class Candidate(NamedTuple):
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
         """The model in evaluation mode, on the GPU if there is one."""
-        folder = Path(self.name).expanduser()
-        model = load_sparse(folder, dtype=dtype) if self.is_sparse else load_model(self.name, dtype=dtype)
+        model = load_any(self.name, dtype=dtype)
         return model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
 
     @property
@@ -38,6 +37,22 @@ class Candidate(NamedTuple):
         files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
         state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         return hashlib.sha256(repr((self.name, state)).encode()).hexdigest()[:16]
+
+
+def load_any(name: str, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """A model in evaluation mode: sparse from a sparse model folder or adapters and gates, else dense.
+
+    Raises:
+        ValueError: it cannot be found or read.
+    """
+    if _is_sparse(name):
+        return load_sparse(Path(name).expanduser(), dtype=dtype, trust_remote_code=trust_remote_code)
+    return load_model(name, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+def files_of(name: str) -> str:
+    """Where a model's configuration and tokenizer lie: with adapters, at their base."""
+    return base_of_adapters(Path(name).expanduser()) or name
 
 
 def find_candidates(name: str, against: str | None) -> tuple[Candidate, Candidate | None]:
@@ -84,18 +99,13 @@ def _description(folder: str) -> dict[str, Any]:
     return json.loads((Path(folder).expanduser() / SPARSE_FILE).read_text(encoding="utf-8"))
 
 
-def _files(name: str) -> str:
-    """Where a model's configuration and tokenizer lie: with adapters, at their base."""
-    return base_of_adapters(Path(name).expanduser()) or name
-
-
 def _positions(name: str) -> float:
-    return getattr(load_config(_files(name)).get_text_config(), "max_position_embeddings", None) or math.inf
+    return getattr(load_config(files_of(name)).get_text_config(), "max_position_embeddings", None) or math.inf
 
 
 def _tokenizer(name: str) -> tuple[PreTrainedTokenizerBase | None, ValueError]:
     """The tokenizer, or None and why."""
     try:
-        return load_tokenizer(_files(name)), ValueError()
+        return load_tokenizer(files_of(name)), ValueError()
     except ValueError as error:
         return None, error

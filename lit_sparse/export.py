@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_sparse.adapters import has_adapters, merge_adapters
+from lit_sparse.adapters import has_adapters, load_adapters, merge_adapters
 from lit_sparse.attention import Backend, Gate, GateConfig, gates_of, sparsify
 from lit_sparse.attention.bridge import dense
 from lit_sparse.models import load_model
@@ -115,16 +115,50 @@ def load_sparse(
         ValueError: not such a folder, or gates that do not fit the model.
     """
     folder = Path(folder)
-    if not (folder / SPARSE_FILE).is_file() or not (folder / GATES_FILE).is_file():
-        raise ValueError(f"{folder} is no sparse model folder: it lacks {SPARSE_FILE} or {GATES_FILE}")
-    description = json.loads((folder / SPARSE_FILE).read_text(encoding="utf-8"))
-    if description.get("format") != _FORMAT:
-        raise ValueError(f"{folder / SPARSE_FILE} has format {description.get('format')}, this code reads {_FORMAT}")
+    description = _describe(folder)
     model = _load_dense(folder, dtype, trust_remote_code)
     kept_dense = set(description["dense_layers"])
     model = sparsify(
         model, GateConfig.of(description["gate"]), backend=backend, layers=lambda layer: layer not in kept_dense
     )
+    _load_gates(model, folder)
+    return model.eval()
+
+
+def continue_from(folder: str | Path, model: Any, base: str) -> None:
+    """Sets adapters and gates of a model that is to be trained to those that `export_adapters` wrote.
+
+    Args:
+        model: of the same base, sparsified with the same family of gates, with adapters of the same rank and place.
+        base: the base model's name, which the folder must name too.
+
+    Raises:
+        ValueError: not such a folder, or it does not fit the model.
+    """
+    folder = Path(folder)
+    description = _describe(folder)
+    if not has_adapters(model):
+        raise ValueError(f"start_from={folder} continues adapters: set lora to what they were trained with")
+    if (written := base_of_adapters(folder)) != base:
+        raise ValueError(f"the adapters in {folder} belong to {written!r}, not to {base!r}")
+    gates, own = description["gate"], gates_of(model)[0].config
+    for key in ("family", "normalisation"):
+        if gates[key] != getattr(own, key):
+            raise ValueError(f"the gates in {folder} have {key} {gates[key]!r}, the config says {getattr(own, key)!r}")
+    load_adapters(model, folder)
+    _load_gates(model, folder)
+
+
+def _describe(folder: Path) -> dict[str, Any]:
+    if not (folder / SPARSE_FILE).is_file() or not (folder / GATES_FILE).is_file():
+        raise ValueError(f"{folder} is no sparse model folder: it lacks {SPARSE_FILE} or {GATES_FILE}")
+    description = json.loads((folder / SPARSE_FILE).read_text(encoding="utf-8"))
+    if description.get("format") != _FORMAT:
+        raise ValueError(f"{folder / SPARSE_FILE} has format {description.get('format')}, this code reads {_FORMAT}")
+    return description
+
+
+def _load_gates(model: nn.Module, folder: Path) -> None:
     try:
         tensors = load_file(folder / GATES_FILE)
         for layer, gate in enumerate(gates_of(model)):
@@ -133,7 +167,6 @@ def load_sparse(
         raise ValueError(f"the gates in {folder} do not fit its model: {error}") from error
     if tensors:
         raise ValueError(f"the gates in {folder} do not fit its model: {len(tensors)} tensors are left over")
-    return model.eval()
 
 
 def base_of_adapters(folder: Path) -> str | None:

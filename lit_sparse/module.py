@@ -36,6 +36,7 @@ from lit_sparse.callbacks.checkpoints import BEST, LAST, AtomicCheckpointIO, rec
 from lit_sparse.callbacks.progress import progress_bar
 from lit_sparse.errors import NonFiniteLossError
 from lit_sparse.evaluation import Evaluation, EvaluationMetric
+from lit_sparse.export import continue_from
 from lit_sparse.models import load_model
 from lit_sparse.objective import (
     KL,
@@ -77,6 +78,8 @@ class SparseAttentionModule(LightningModule):
             soft gates learn faster, sharp ones are what is evaluated. None keeps it.
         train: which weights learn besides the gates: "all", "attention" (the attention layers' own) or "none".
         lora: train low-rank adapters instead of the weights.
+        start_from: a folder of adapters and gates (a run's `adapters/`, `release/smollm2`) that training goes on from,
+            with this run's own constraint, text and schedule; needs `lora` as they were trained and no calibration.
         distillation: weight of an additional KL(base || sparse) term; 0 is none.
         backend: the attention operator.
         activation_checkpointing: recompute each layer in the backward pass to save memory.
@@ -103,6 +106,7 @@ class SparseAttentionModule(LightningModule):
         sharpness_end: float | None = None,
         train: str = "all",
         lora: LoraConfig | None = None,
+        start_from: str | None = None,
         distillation: float = 0.0,
         backend: Backend = Backend.AUTO,
         activation_checkpointing: bool = False,
@@ -119,6 +123,8 @@ class SparseAttentionModule(LightningModule):
             raise ValueError("gate_lr and distillation must not be negative")
         if sharpness_end is not None and not 0 < sharpness_end < math.inf:
             raise ValueError(f"sharpness_end must be positive and finite, got {sharpness_end}")
+        if start_from is not None and calibration is not None:
+            raise ValueError("start_from brings its own cutoffs: set calibration to null")
         self.base_name = model
         self.gate_config = GateConfig.of(gate)
         self.calibration = calibration
@@ -132,6 +138,7 @@ class SparseAttentionModule(LightningModule):
         self.sharpness_end = sharpness_end
         self.train_weights = train
         self.lora = lora
+        self.start_from = start_from
         self.distillation = distillation
         self.backend = backend
         self.activation_checkpointing = activation_checkpointing
@@ -200,6 +207,8 @@ class SparseAttentionModule(LightningModule):
         self._choose_trained(model)
         if self.lora is not None:
             model = add_lora(model, self.lora)
+        if self.start_from is not None:
+            continue_from(self.start_from, model, self.base_name)
         if self.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()

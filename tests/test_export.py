@@ -12,9 +12,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lit_sparse import GateConfig, sparsify
 from lit_sparse.adapters import LoraConfig, add_lora
 from lit_sparse.attention import dense, gates_of
+from lit_sparse.calibration import Calibration
 from lit_sparse.candidates import find_candidates
-from lit_sparse.export import export_adapters, export_sparse, load_sparse
+from lit_sparse.export import continue_from, export_adapters, export_sparse, load_sparse
 from lit_sparse.models import load_model
+from lit_sparse.module import SparseAttentionModule
 
 MEASURED = {
     "model": "somebody/base", "edge_fraction": 0.0371, "edge_fraction_start": 0.341, "edges_per_query": 4.77,
@@ -246,3 +248,41 @@ def test_adapters_that_do_not_fit(llama_folder, make_model, tmp_path):
         load_sparse(tmp_path / "small")
     with pytest.raises(ValueError, match="no adapters"):
         export_adapters(sparsify(make_model("llama"), {}), tmp_path / "other", measured=MEASURED)
+
+
+def test_training_goes_on_from_adapters(llama_folder, ids, tmp_path):
+    """What `start_from` does: the same outputs as the written model, adapters and gates still to be trained."""
+    name = str(llama_folder)
+    model = add_lora(sparsify(load_model(name), {"threshold": 0.1}), LoraConfig(r=2))
+    with torch.no_grad():
+        for key, parameter in model.named_parameters():
+            if "lora_B" in key or "edge_gate" in key:
+                parameter += 0.1 * torch.randn_like(parameter)
+    export_adapters(model, tmp_path / "first", measured=MEASURED | {"model": name})
+    later = add_lora(sparsify(load_model(name), {"threshold": 0.5}), LoraConfig(r=2))
+    continue_from(tmp_path / "first", later, name)
+    expected = load_sparse(tmp_path / "first")
+    torch.testing.assert_close(logits(later.eval(), ids), logits(expected, ids), rtol=1e-4, atol=1e-4)  # merged or not
+    trained = {key for key, parameter in later.named_parameters() if parameter.requires_grad}
+    assert trained == {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def test_adapters_that_training_cannot_go_on_from(llama_folder, tmp_path):
+    name = str(llama_folder)
+
+    def build(gate=None, rank=2):
+        return add_lora(sparsify(load_model(name), gate or {"threshold": 0.1}), LoraConfig(r=rank))
+
+    export_adapters(build(), tmp_path / "first", measured=MEASURED | {"model": name})
+    for model, base, message in (
+        (build(rank=4), name, "do not fit the ones to train"),
+        (build({"family": "logit"}), name, "family 'probability', the config says 'logit'"),
+        (build(), "somebody/else", "belong to"),
+        (sparsify(load_model(name), {"threshold": 0.1}), name, "set lora"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            continue_from(tmp_path / "first", model, base)
+    with pytest.raises(ValueError, match="no sparse model folder"):
+        continue_from(tmp_path, build(), name)
+    with pytest.raises(ValueError, match="set calibration to null"):
+        SparseAttentionModule(name, calibration=Calibration(kl=0.1), start_from=str(tmp_path / "first"))

@@ -25,7 +25,8 @@ def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
 
 
 class SparsityProgressBar(TQDMProgressBar):
-    """CE, the constraint's slack, lambda, edge fraction and tokens per second, and nothing else."""
+    """CE, the constraint's slack, lambda, edge fraction and tokens per second, and nothing else; for transcoders what
+    is left unexplained, active features, dead ones, and the cross-entropy with the transcoder in place of the MLPs."""
 
     def print(self, *args: Any, sep: str = " ", **kwargs: Any) -> None:
         tqdm.write(sep.join(map(str, args)), **kwargs)  # Lightning's drops what comes before the first bar
@@ -38,6 +39,11 @@ class SparsityProgressBar(TQDMProgressBar):
             "lambda": ("train/lambda", "{:.3g}"),
             "edges": ("train/edge_fraction", "{:.2%}"),
             "held-out": ("val/edge_fraction", "{:.2%}"),
+            "unexplained": ("train/normalised_error", "{:.3f}"),
+            "L0": ("train/l0", "{:.1f}"),
+            "dead": ("train/dead_fraction", "{:.1%}"),
+            "explained": ("val/explained_variance", "{:.1%}"),
+            "replaced CE": ("val/replacement_ce", "{:.3f}"),
             "tok/s": ("train/tokens_per_second", "{:.0f}"),
         }
         return {label: form.format(float(metrics[name])) for label, (name, form) in shown.items() if name in metrics}
