@@ -1,0 +1,63 @@
+"""The end of a transcoder's run: measured on text it was not trained on, saved for raw activations, and shown."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from lit_sparse.callbacks.progress import progress_bar
+from lit_sparse.report.record import write_atomically
+from lit_sparse.transcoders.examples import TopExamples
+from lit_sparse.transcoders.folder import save_transcoder
+from lit_sparse.transcoders.metric import TranscoderMetric
+
+if TYPE_CHECKING:
+    from lit_sparse.transcoders.module import TranscoderModule
+
+FOLDER = "transcoder"
+
+
+@torch.no_grad()
+def finish_run(module: "TranscoderModule", trainer: Trainer, run_dir: Path) -> dict[str, Any]:
+    """Writes `run_dir/transcoder`: the weights for raw activations, summary.json, and examples.json with the strongest
+    contexts of each feature, all from the test split; returns the summary. The first rank calls it alone.
+    """
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    module.to(trainer.strategy.root_device)  # Lightning moves it to the CPU when training ends
+    raw = module.scaling.fold(module.transcoder)
+    layers, features = raw.layers, raw.config.features
+    metric = TranscoderMetric(layers, raw.width, sync_on_compute=False).to(module.device)
+    examples = TopExamples(layers, features)
+    loader = data.test_dataloader()
+    with trainer.precision_plugin.forward_context(), progress_bar("held-out evaluation") as advance:
+        for index, batch in enumerate(loader):
+            batch = {name: part.to(module.device) for name, part in batch.items()}
+            acts = module.evaluate(batch, metric, raw)
+            examples.update(batch["input_ids"], acts.float().unflatten(1, batch["input_ids"].shape))
+            advance(index + 1, len(loader))
+    summary = {
+        "model": module.base_name,
+        "layers": layers,
+        "features": features,
+        "cross_layer": raw.config.cross_layer,
+        "activation": raw.config.activation,
+        "tokens": module.tokens_seen,
+        "steps": trainer.global_step,
+        "seconds": round(module.seconds, 1),
+        "dead_fraction": float(module.dead.float().mean()),
+        **metric.compute().summary(),
+    }
+    folder = run_dir / FOLDER
+    save_transcoder(raw, folder, model_name=module.base_name, measured=summary)
+    write_atomically(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    if hasattr(data, "load_tokenizer"):
+        tokenizer = data.load_tokenizer()
+        examples.save(folder / "examples.json", lambda index: tokenizer.decode([index]))
+    module.print(
+        f"transcoder: {summary['explained_variance']:.1%} of the variance explained with {summary['l0']:.1f} features "
+        f"a layer and token; CE {summary['ce']:.3f}, in the MLPs' place {summary['replacement_ce']:.3f}, their mean "
+        f"outputs {summary['mean_ablation_ce']:.3f}; written to {folder}"
+    )
+    return summary

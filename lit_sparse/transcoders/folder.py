@@ -1,0 +1,158 @@
+"""Transcoder folders in the open layout for cross-layer transcoders (circuit-tracer reads it):
+
+    W_enc_{i}.safetensors   W_enc_{i} (F, D), b_enc_{i} (F,), b_dec_{i} (D,), threshold_{i} (F,) if there are thresholds
+    W_dec_{i}.safetensors   W_dec_{i} (F, L - i, D), or (F, 1, D) for features that write to their own layer only
+    config.yaml             model_name, model_kind, the hooks, and under `lit_sparse` what we know besides
+
+A folder without our part of the config has no top-k: it is read as JumpReLU with its thresholds, or with zeros (ReLU).
+"""
+
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lit_sparse.transcoders.transcoder import Transcoder, TranscoderConfig
+
+CONFIG_FILE = "config.yaml"
+_KINDS = {True: "cross_layer_transcoder", False: "transcoder_set"}
+
+
+def save_transcoder(
+    transcoder: Transcoder,
+    folder: str | Path,
+    *,
+    model_name: str,
+    measured: Mapping[str, Any],
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Writes the folder, replacing one that `save_transcoder` wrote before; a reader never sees half of it.
+
+    Args:
+        transcoder: on raw MLP inputs and outputs.
+        model_name: the model that it reads, as `lit_sparse` names models.
+        measured: plain values for people to read.
+        dtype: of the weights on disk, float32 or bfloat16.
+
+    Raises:
+        ValueError: something else lies in the folder's place, or another dtype.
+    """
+    folder, config = Path(folder), transcoder.config
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"transcoders are saved in float32 or bfloat16, not {dtype}")
+    if folder.exists() and not (folder / CONFIG_FILE).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is no transcoder folder; choose another or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+
+    def stored(tensor: Tensor) -> Tensor:
+        return tensor.detach().to("cpu", dtype).contiguous().clone()
+
+    try:
+        for layer, decoder in enumerate(transcoder.W_dec):
+            encoder = {"W_enc": transcoder.W_enc, "b_enc": transcoder.b_enc, "b_dec": transcoder.b_dec}
+            if transcoder.threshold is not None:
+                encoder["threshold"] = transcoder.threshold
+            tensors = {f"{name}_{layer}": stored(tensor[layer]) for name, tensor in encoder.items()}
+            save_file(tensors, scratch / f"W_enc_{layer}.safetensors")
+            save_file({f"W_dec_{layer}": stored(decoder)}, scratch / f"W_dec_{layer}.safetensors")
+        ours: dict[str, Any] = {"activation": config.activation, "model": model_name, "measured": dict(measured)}
+        if config.activation == "topk":
+            ours["k"] = config.k
+        description = {
+            "model_name": model_name,
+            "model_kind": _KINDS[config.cross_layer],
+            "feature_input_hook": "mlp.hook_in",
+            "feature_output_hook": "hook_mlp_out",
+            "scan": f"{Path(model_name).name or model_name}-transcoder",
+            "lit_sparse": ours,
+        }
+        (scratch / CONFIG_FILE).write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
+        scratch.chmod(0o755)  # mkdtemp's folders are their owner's alone
+        if folder.exists():
+            shutil.rmtree(folder)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def describe_transcoder(folder: str | Path) -> dict[str, Any]:
+    """What a transcoder folder's config.yaml says.
+
+    Raises:
+        ValueError: no such file, or it does not name a kind of transcoder.
+    """
+    file = Path(folder) / CONFIG_FILE
+    if not file.is_file():
+        raise ValueError(f"{folder} is no transcoder folder: it has no {CONFIG_FILE}")
+    try:
+        description = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is no readable YAML: {error}") from error
+    if not isinstance(description, dict) or description.get("model_kind") not in _KINDS.values():
+        raise ValueError(f"{file} must say model_kind: {' or '.join(_KINDS.values())}")
+    return description
+
+
+def load_transcoder(folder: str | Path) -> Transcoder:
+    """The transcoder of a folder, in float32, in evaluation mode.
+
+    Raises:
+        ValueError: not such a folder, missing or unreadable weights, or shapes that do not fit together.
+    """
+    folder = Path(folder)
+    description = describe_transcoder(folder)
+    layers = len(list(folder.glob("W_enc_*.safetensors")))
+    if layers == 0:
+        raise ValueError(f"{folder} holds no W_enc_0.safetensors")
+    tensors: dict[str, Tensor] = {}
+    for layer in range(layers):
+        for name in (f"W_enc_{layer}", f"W_dec_{layer}"):
+            try:
+                tensors |= load_file(folder / f"{name}.safetensors")
+            except (OSError, SafetensorError) as error:
+                raise ValueError(f"cannot read {name}.safetensors in {folder}: {error}") from error
+    ours = description.get("lit_sparse") or {}
+    cross_layer = description["model_kind"] == _KINDS[True]
+    encoder = tensors.get("W_enc_0")
+    if encoder is None or encoder.dim() != 2:
+        raise ValueError(f"{folder}: W_enc_0 must be a matrix of features by model width")
+    activation = ours.get("activation", "jumprelu")
+    config = TranscoderConfig(
+        features=len(encoder),
+        cross_layer=cross_layer,
+        activation=activation,
+        **({"k": ours["k"]} if "k" in ours else {"k": 1}),
+    )
+    transcoder = Transcoder(config, layers, encoder.shape[1])
+    with torch.no_grad():
+        for name, target in _targets(transcoder).items():
+            found = tensors.get(name)
+            if found is None and name.startswith("threshold"):
+                target.zero_()
+                continue
+            if found is None or found.shape != target.shape:
+                shape = "missing" if found is None else tuple(found.shape)
+                raise ValueError(f"{folder}: {name} is {shape}, expected {tuple(target.shape)}")
+            target.copy_(found)
+    return transcoder.eval()
+
+
+def _targets(transcoder: Transcoder) -> dict[str, Tensor]:
+    """Every tensor of a folder by name, as a view of the parameter that it belongs in."""
+    targets: dict[str, Tensor] = {}
+    for layer, decoder in enumerate(transcoder.W_dec):
+        targets[f"W_dec_{layer}"] = decoder
+        targets[f"W_enc_{layer}"] = transcoder.W_enc[layer]
+        targets[f"b_enc_{layer}"] = transcoder.b_enc[layer]
+        targets[f"b_dec_{layer}"] = transcoder.b_dec[layer]
+        if transcoder.threshold is not None:
+            targets[f"threshold_{layer}"] = transcoder.threshold[layer]
+    return targets
