@@ -63,6 +63,17 @@ def edges_of(frozen: Frozen, answer: int) -> TraceEdges:
     return moving_edges(weights, scores, reachable(weights))
 
 
+@torch.no_grad()
+def test_gates_that_look_at_values_are_frozen_as_they_are(make_model, tokens, seed):
+    model, ids = sparsify(make_model("llama", seed), {"family": "contribution", "threshold": 0.1}), tokens(1, 9, seed)
+    expected = model(ids, use_cache=False).logits[0, -1]
+    listed = sum(len(edges.weights) for edges in open_edges(model, ids))
+    with Stack(model) as stack:
+        frozen = Frozen(stack, ids)
+        assert sum(int((weight != 0).sum()) for weight in frozen.weights) == listed < frozen.allowed
+        torch.testing.assert_close(frozen.logits(frozen.weights)[0], expected, **EXACT)
+
+
 @families
 @torch.no_grad()
 def test_frozen_weights_are_the_open_edges_and_give_the_models_logits(family, make_sparse):

@@ -16,7 +16,8 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from lit_sparse.candidates import Candidate, find_candidates
-from lit_sparse.circuits.trace.flow import KEEP, encode, trace
+from lit_sparse.circuits.trace.flow import KEEP, trace
+from lit_sparse.circuits.trace.prompts import prompt_lines, shared_tokens
 from lit_sparse.circuits.trace.terminal import means, prompts_table, row_of, trace_view
 from lit_sparse.report import style
 from lit_sparse.report.record import write_atomically
@@ -43,9 +44,9 @@ def trace_command(args: Sequence[str]) -> None:
         raise ValueError("--pictures needs a folder to write to: add --out")
     console = Console()
     candidates, note = _candidates(parsed.model, parsed.against)
-    prompts = [parsed.prompt] if parsed.prompts is None else _lines(Path(parsed.prompts))
+    prompts = [parsed.prompt] if parsed.prompts is None else prompt_lines(Path(parsed.prompts))
     for prompt in prompts:
-        _check(prompt, parsed.answer, candidates)
+        shared_tokens(prompt, parsed.answer, candidates)
     models, missing = _load(candidates, parsed.against is not None)
     for line in (note, missing):
         if line:
@@ -113,25 +114,6 @@ def _load(candidates: Sequence[Candidate], required: bool) -> tuple[_Loaded, str
                 raise
             return models, f"without a base model to compare with: {error}"
     return models, None
-
-
-def _lines(path: Path) -> list[str]:
-    if not path.is_file():
-        raise ValueError(f"no file of prompts at {path}")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(f"{path} holds no prompt: it needs one a line")
-    return lines
-
-
-def _check(prompt: str, answer: str | None, candidates: Sequence[Candidate]) -> None:
-    found = [encode(candidate.tokenizer, prompt, answer) for candidate in candidates]
-    if any(one != found[0] for one in found):
-        names = " and ".join(candidate.name for candidate in candidates)
-        raise ValueError(f"{names} split the prompt into different tokens, so their traces cannot be compared")
-    size, room = len(found[0][0]), min(candidate.positions for candidate in candidates)
-    if size > room:
-        raise ValueError(f"the prompt has {size} tokens; the model reads {room:g} at most")
 
 
 def _trace(models: _Loaded, prompt: str, answer: str | None, keep: float) -> list[Trace]:

@@ -34,10 +34,10 @@ class Frozen:
         size = ids.shape[1]
         for layer in range(len(stack.anatomy.layers)):
             projected = stack.project(layer, residual)
-            # Attention is linear in the values: with unit vectors for values, the output is the weights.
-            units = torch.eye(size, dtype=projected.value.dtype, device=ids.device)
-            units = units.expand(*projected.value.shape[:2], size, size)
-            self.weights.append(stack.attend(layer, projected._replace(value=units)).transpose(1, 2))
+            # Not by attending to unit vectors as values: gates on contributions look at the values themselves.
+            listed = stack.open_edges(layer, projected)
+            weight = residual.new_zeros(1, projected.query.shape[1], size, size)
+            self.weights.append(weight.index_put(tuple(listed.indices), listed.weights.to(weight.dtype)))
             self.allowed += stack.allowed_edges(layer, projected)
             residual = stack.layer(layer, residual)
         self.full = stack.logits(residual)[0]
