@@ -4,7 +4,6 @@ import base64
 import os
 from collections.abc import Mapping
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from lit_sparse.report.circuits_values import (
     times,
 )
 from lit_sparse.report.formatting import MISSING, decimal, number, percent, visible
-from lit_sparse.report.page import POLICY
+from lit_sparse.report.frame import html_page
 from lit_sparse.report.record import write_atomically
 
 
@@ -59,31 +58,12 @@ def circuits_html(details: Details, comparison: Comparison, plots: Mapping[str, 
         _plots(details, comparison, plots),
         "<h2>What the words mean</h2>" + _terms(details),
     ]
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Circuits, base against sparse</title>
-<style>
-{_asset("page.css")}
-{_asset("circuits.css")}</style>
-</head>
-<body>
-<main>
-{"".join(body)}
-</main>
-<script>
-{_asset("circuits_reads.js")}
-{_asset("circuits.js")}</script>
-</body>
-</html>
-"""
-
-
-def _asset(name: str) -> str:
-    return files("lit_sparse.report").joinpath("assets", name).read_text(encoding="utf-8")
+    return html_page(
+        "Circuits, base against sparse",
+        "".join(body),
+        styles=["circuits.css"],
+        scripts=["circuits_reads.js", "circuits.js"],
+    )
 
 
 def _text(value: object) -> str:

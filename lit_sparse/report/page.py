@@ -4,15 +4,13 @@ import base64
 import os
 from collections.abc import Mapping
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 from lit_sparse.report import formatting as fmt
 from lit_sparse.report.explorer import explorer
+from lit_sparse.report.frame import html_page
 from lit_sparse.report.plots import render_plots
 from lit_sparse.report.record import RunRecord, write_atomically
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
 def write_page(record: RunRecord, path: str | os.PathLike[str], plots: Mapping[str, bytes] | None = None) -> Path:
@@ -42,29 +40,12 @@ def page_html(record: RunRecord, plots: Mapping[str, bytes]) -> str:
     if record.example is not None:
         body.append(explorer(record.example))
     body.append("<h2>Plots</h2>" + "".join(_figure(record, name, png) for name, png in plots.items()))
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Sparse attention: {model}</title>
-<style>
-{_asset("page.css")}</style>
-</head>
-<body>
-<main>
-{"".join(body)}
-</main>
-<script>
-{_asset("page.js")}</script>
-</body>
-</html>
-"""
-
-
-def _asset(name: str) -> str:
-    return files("lit_sparse.report").joinpath("assets", name).read_text(encoding="utf-8")
+    return html_page(
+        f"Sparse attention: {model}",
+        "".join(body),
+        styles=[],
+        scripts=["page.js"],
+    )
 
 
 def _headline(summary: Mapping[str, object], model: str) -> str:

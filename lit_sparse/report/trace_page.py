@@ -7,14 +7,13 @@ import base64
 import os
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
 from lit_sparse.report.explorer import json_for_html
 from lit_sparse.report.formatting import count, decimal, duration, percent, visible, visible_token
-from lit_sparse.report.page import POLICY
+from lit_sparse.report.frame import html_page
 from lit_sparse.report.record import write_atomically
 from lit_sparse.report.trace_record import Trace
 
@@ -61,19 +60,9 @@ def trace_html(traces: Sequence[Trace], picture: bytes | None = None) -> str:
     first = traces[0]
     answer = escape(visible_token(first.answer))
     data = json_for_html([encode_trace(trace) for trace in traces])
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Trace: {answer}</title>
-<style>
-{_asset("page.css")}{_asset("trace.css")}</style>
-</head>
-<body>
-<main>
-<p class="eyebrow">Why the next token came out as it did</p>
+    return html_page(
+        f"Trace: {answer}",
+        f"""<p class="eyebrow">Why the next token came out as it did</p>
 <h1><bdi>{escape(visible(first.prompt))}</bdi> <span class="answer">→ <bdi>{answer}</bdi></span></h1>
 {_lead(traces)}
 {_summary(traces)}
@@ -82,13 +71,10 @@ def trace_html(traces: Sequence[Trace], picture: bytes | None = None) -> str:
 <h2>What the words mean</h2>
 <dl class="terms">{"".join(f"<dt>{escape(a)}</dt><dd>{escape(b)}</dd>" for a, b in _TERMS.items())}</dl>
 {_picture(picture)}
-<script type="application/json" id="trace-data">{data}</script>
-</main>
-<script>
-{_asset("trace.js")}</script>
-</body>
-</html>
-"""
+<script type="application/json" id="trace-data">{data}</script>""",
+        styles=["trace.css"],
+        scripts=["trace.js"],
+    )
 
 
 def encode_trace(trace: Trace) -> dict[str, object]:
@@ -114,10 +100,6 @@ def encode_trace(trace: Trace) -> dict[str, object]:
         "cut": [round(x, 4) for x in trace.cut],
         "paths": [path if path is None or max(path, default=0) < len(edges) else None for path in trace.paths],
     }
-
-
-def _asset(name: str) -> str:
-    return files("lit_sparse.report").joinpath("assets", name).read_text(encoding="utf-8")
 
 
 def _lead(traces: Sequence[Trace]) -> str:

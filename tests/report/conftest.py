@@ -105,7 +105,7 @@ class Page:
 
 
 @pytest.fixture(scope="session")
-def open_page(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Page]:
+def open_page(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Page]:
     """Loads an HTML file in headless Chromium; skips without one, unless LIT_SPARSE_REQUIRE_CHROMIUM=1."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     browser = next((found for name in names if (found := shutil.which(name))), None)
@@ -115,12 +115,14 @@ def open_page(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path], Page
             pytest.fail(message)
         pytest.skip(message)
 
-    def load(path: Path) -> Page:
+    def load(path: Path, clock: str = "virtual") -> Page:
+        # Virtual time waits for frames and timers, but stands still inside a script; "real" is for measuring.
+        wait = ["--virtual-time-budget=3000"] if clock == "virtual" else []
         command = [
             browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
             "--disable-dev-shm-usage", f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
-            "--enable-logging=stderr", "--v=0", "--virtual-time-budget=3000", "--dump-dom", path.as_uri(),
+            "--enable-logging=stderr", "--v=0", *wait, "--dump-dom", path.as_uri(),
         ]  # fmt: skip
         result = subprocess.run(command, capture_output=True, timeout=60, check=True)
         errors = result.stderr.decode(errors="replace").splitlines()
