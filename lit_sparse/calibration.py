@@ -8,6 +8,9 @@ below a cutoff c costs
 
     KL_h(c)  ~  1/2 sum_i ( sum_{j: score_ij <= c} p_ij g_i . v_j )^2          per head h
 
+Gates that are `centered` first take the mean of their heads' outputs over the batches; v_j is then a value's deviation
+from it.
+
 Heads then share a price mu per edge: each takes the cutoff that minimises KL_h(c) + mu edges_h(c), and mu is
 bisected until the requested edge fraction (counted) or KL (measured) is met.
 """
@@ -27,6 +30,7 @@ from lit_sparse.attention.edges import edge_counts
 from lit_sparse.attention.gates import Gate
 from lit_sparse.attention.masks import allowed_edges, boolean_mask
 from lit_sparse.attention.reference import attention_logits
+from lit_sparse.centers import dense_attention, measure_centers
 from lit_sparse.objective.losses import IGNORED, token_losses
 
 Batch = dict[str, Tensor]
@@ -105,6 +109,8 @@ class Sensitivity:
         self.batches = batches
         self.tokens = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
         generator = torch.Generator().manual_seed(0)
+        with _evaluating(model):
+            measure_centers(model, batches)
         with _evaluating(model), _measuring(model) as layers:
             for index, batch in enumerate(batches):
                 _sensitivity_pass(model, batch, generator)
@@ -182,7 +188,8 @@ class _LayerSensitivity:
         self.cutoffs: Tensor | None = None  # (H, levels), ascending; the first closes nothing
 
     def add(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, softcap, gradient):
-        """Shapes as in `gated_attention`; gradient (B, T, H, Dv) of the log likelihood."""
+        """Shapes as in `gated_attention`, values as `Gate.deviation` gives them; gradient (B, T, H, Dv) of the log
+        likelihood."""
         logits = attention_logits(query, key, scaling=scaling, softcap=softcap)
         logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
         normaliser = logits.logsumexp(-1, keepdim=True)
@@ -247,12 +254,10 @@ def _measuring(model: nn.Module) -> Iterator[list[_LayerSensitivity]]:
         mask = allowed_edges(attention_mask, query.shape[2], key.shape[2], query.device).dense()
         softcap, scaling = kwargs.get("softcap"), kwargs.get("scaling")
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-        logits = attention_logits(query, key, scaling=scaling, softcap=softcap)
-        weights = logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(-1).to(value.dtype)
-        groups = query.shape[1] // key.shape[1]
-        output = torch.matmul(weights, value.repeat_interleave(groups, dim=1)).transpose(1, 2).contiguous()
-        q, k, v = query.detach(), key.detach(), value.detach()
-        output.register_hook(lambda g: layers[id(module)].add(q, k, v, mask, scaling, softcap, g))
+        output = dense_attention(query, key, value, mask, scaling, softcap)
+        layer = layers[id(module)]
+        q, k, v = query.detach(), key.detach(), layer.gate.deviation(value.detach())
+        output.register_hook(lambda g: layer.add(q, k, v, mask, scaling, softcap, g))
         return output, None
 
     name = "lit_sparse_sensitivity"

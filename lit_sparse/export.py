@@ -142,9 +142,11 @@ def continue_from(folder: str | Path, model: Any, base: str) -> None:
     if (written := base_of_adapters(folder)) != base:
         raise ValueError(f"the adapters in {folder} belong to {written!r}, not to {base!r}")
     gates, own = description["gate"], gates_of(model)[0].config
-    for key in ("family", "normalisation"):
-        if gates[key] != getattr(own, key):
-            raise ValueError(f"the gates in {folder} have {key} {gates[key]!r}, the config says {getattr(own, key)!r}")
+    for key in ("family", "normalisation", "centered"):
+        if gates.get(key, False) != getattr(own, key):  # folders older than a switch have it off
+            raise ValueError(
+                f"the gates in {folder} have {key} {gates.get(key, False)!r}, the config says {getattr(own, key)!r}"
+            )
     load_adapters(model, folder)
     _load_gates(model, folder)
 

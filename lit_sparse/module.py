@@ -125,6 +125,8 @@ class SparseAttentionModule(LightningModule):
             raise ValueError(f"sharpness_end must be positive and finite, got {sharpness_end}")
         if start_from is not None and calibration is not None:
             raise ValueError("start_from brings its own cutoffs: set calibration to null")
+        if GateConfig.of(gate).centered and start_from is None and calibration is None:
+            raise ValueError("gate.centered needs the heads' means: set calibration, or start_from a folder with them")
         self.base_name = model
         self.gate_config = GateConfig.of(gate)
         self.calibration = calibration

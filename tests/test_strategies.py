@@ -143,7 +143,7 @@ def make_module(case):
     }
     return (Built if case.get("evaluate") else SparseAttentionModule)(
         case["model"],
-        gate=GateConfig(threshold=0.1),
+        gate=GateConfig(threshold=0.1, centered=case.get("calibrate", False)),
         constraint=KL(0.5),
         # A logarithm is not the mean of the halves' logarithms; but rounding to bfloat16 shows more in it.
         edges=(EdgeFraction if case.get("precision") else LogEdgeFraction)(1.0),

@@ -80,8 +80,11 @@ def gated_attention_forward(
         given = module.edge_seeds
         seeds = draw_seeds(query.shape[0], query.device) if given is None else given
     # Cached or autocast inputs may differ in dtype; values decide.
-    query, key = query.to(value.dtype), key.to(value.dtype)
-    return operator(query, key, value, mask, gate, scaling=scaling, softcap=softcap, dropout=dropout, seeds=seeds)
+    query, key, value = query.to(value.dtype), key.to(value.dtype), gate.deviation(value)
+    output, edges = operator(
+        query, key, value, mask, gate, scaling=scaling, softcap=softcap, dropout=dropout, seeds=seeds
+    )
+    return gate.restored(output), edges
 
 
 def attention_problem(
@@ -134,6 +137,8 @@ def sparsify(
     for index, (call, built) in enumerate(zip(calls, gates, strict=True)):
         if not layers(index):
             built.keep_open()
+        elif config.centered:
+            built.add_center(*call.value_shape)
         module: Any = call.module
         module.edge_gate = built.to(call.device).train(module.training)
         module.edge_backend = backend

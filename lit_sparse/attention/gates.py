@@ -39,6 +39,8 @@ class GateConfig:
         learnable: whether cutoffs are trained; fixed cutoffs are still saved and calibrated.
         normalisation: "all" divides by the softmax over all allowed keys (the paper: a head may attend to
             nothing); "open" renormalises over the open edges.
+        centered: an edge carries its value's deviation from the head's mean output, which a head gives in any case:
+            a closed edge then means the average instead of nothing (mean ablation). Calibration measures the means.
     """
 
     family: str = "probability"
@@ -47,6 +49,7 @@ class GateConfig:
     bias: float = 4.0
     learnable: bool = True
     normalisation: Literal["all", "open"] = "all"
+    centered: bool = False
 
     def __post_init__(self) -> None:
         if not 0.0 < self.threshold < 1.0:
@@ -103,6 +106,8 @@ class Gate(nn.Module):
         self.config = config
         self.num_heads = num_heads
         self.closable = True
+        self.center: Tensor | None
+        self.register_buffer("center", None)
         self.sharpness = config.sharpness  # training may raise it
 
     def form(self) -> GateForm:
@@ -116,6 +121,29 @@ class Gate(nn.Module):
     def set_cutoff(self, cutoff: Float[Tensor, " head"]) -> None:
         """Opens at evaluation exactly the edges whose score exceeds `cutoff` (calibration sets this)."""
         raise TypeError(f"{type(self).__name__} must implement set_cutoff()")
+
+    def add_center(self, kv_heads: int, value_dim: int) -> None:
+        """A center of zeros, which changes nothing until calibration or a folder sets it."""
+        self.register_buffer("center", torch.zeros(kv_heads, value_dim))
+
+    def deviation(
+        self, value: Float[Tensor, "batch kv_head key value_dim"]
+    ) -> Float[Tensor, "batch kv_head key value_dim"]:
+        """What edges carry: values, less their head's center if it has one. Operators are given this."""
+        return value if self.center is None else value - self.center.to(value.dtype)[:, None]
+
+    def restored(
+        self, output: Float[Tensor, "batch query head value_dim"]
+    ) -> Float[Tensor, "batch query head value_dim"]:
+        """A head's output from that of an operator which was given deviations. With all edges open (weights that sum
+        to one) center and deviations cancel: the base model is what it was."""
+        return output if self.center is None else output + self.head_center(output.dtype)
+
+    def head_center(self, dtype: torch.dtype) -> Float[Tensor, "head value_dim"]:
+        """The center of each query head; zeros of width one without any, which broadcast."""
+        if self.center is None:
+            return torch.zeros(self.num_heads, 1, dtype=dtype)
+        return self.center.to(dtype).repeat_interleave(self.num_heads // len(self.center), dim=0)
 
     def keep_open(self) -> None:
         """Opens every edge for good: the layer stays dense, and calibration and training leave it alone."""
@@ -142,14 +170,18 @@ class Gate(nn.Module):
     def _apply(self, fn, recurse=True):
         # A cutoff near -7 has a spacing of 0.03 in bfloat16, more than a training step: stay in float32.
         before = [parameter.detach() for parameter in self.parameters(recurse=False)]
+        center = self.center
         super()._apply(fn, recurse)
+        if center is not None and self.center is not None and self.center.dtype in (torch.bfloat16, torch.float16):
+            self.center = center.to(self.center.device, torch.float32)
         for parameter, exact in zip(self.parameters(recurse=False), before, strict=True):
             if parameter.dtype in (torch.bfloat16, torch.float16):
                 parameter.data = exact.to(parameter.device, torch.float32)
         return self
 
     def extra_repr(self) -> str:
-        return f"{self.family}, heads={self.num_heads}, normalisation={self.config.normalisation}"
+        centered = "" if self.center is None else ", centered"
+        return f"{self.family}, heads={self.num_heads}, normalisation={self.config.normalisation}{centered}"
 
 
 GATES: dict[str, type[Gate]] = {}

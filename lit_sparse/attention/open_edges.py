@@ -22,7 +22,8 @@ class OpenEdges(NamedTuple):
     """One layer's open edges, ordered by sample, head, query and key.
 
     indices: sample, head, query and key of each edge.
-    weights: the factor w of the key's value in the query's output, o_i = sum_j w_ij v_j; float32.
+    weights: the factor w of the key's value in the query's output, o_i = sum_j w_ij v_j (with centered gates, of
+        its deviation: o_i = c + sum_j w_ij (v_j - c)); float32.
     """
 
     indices: Int[Tensor, "4 edge"]
@@ -42,7 +43,7 @@ def layer_open_edges(
 ) -> OpenEdges:
     """The edges that deterministic gates leave open, found a block of queries at a time: O(T + S + edges) memory.
 
-    Edges whose weight underflows to zero are left out.
+    `value` is what the model makes, before any centering. Edges whose weight underflows to zero are left out.
 
     Raises:
         ValueError: a gate family without the affine form.
@@ -52,7 +53,8 @@ def layer_open_edges(
     formula = formula_of(gate, scaling, softcap)
     indices, weights = [torch.empty(4, 0, dtype=torch.int64, device=query.device)], [query.new_empty(0).float()]
     group, kv_heads = query.shape[1] // key.shape[1], key.shape[1]
-    for tile, scores in blockwise.gated_weights(query, key, mask, gate.form().cutoff, gate.key_offset(value), formula):
+    offset = gate.key_offset(gate.deviation(value))
+    for tile, scores in blockwise.gated_weights(query, key, mask, gate.form().cutoff, offset, formula):
         head, row, column = scores.nonzero(as_tuple=True)
         weights.append(scores[head, row, column].float())
         key_head = head + tile.heads.start

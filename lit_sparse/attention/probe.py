@@ -24,6 +24,7 @@ class AttentionCall:
 
     module: nn.Module
     heads: int
+    value_shape: tuple[int, int]  # key/value heads, dimension of a value
     keywords: tuple[str, ...]  # of arguments that are not None
     mask_separates_documents: bool
     mask_is_additive: bool
@@ -93,7 +94,8 @@ def _record(
     separates = attention_mask is not None and attention_mask.device.type != "meta"
     separates = separates and not bool(attention_mask[0, 0, 2, 0])  # type: ignore[index]
     additive = attention_mask is not None and attention_mask.dtype is not torch.bool
-    _calls.append(AttentionCall(module, query.shape[1], keywords, separates, additive, query.device))
+    shape = value.shape[1], value.shape[3]
+    _calls.append(AttentionCall(module, query.shape[1], shape, keywords, separates, additive, query.device))
     batch, heads, rows, _ = query.shape
     return value.new_zeros(batch, rows, heads, value.shape[-1]), None
 

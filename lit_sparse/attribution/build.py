@@ -145,12 +145,12 @@ def head_attribution(replacement: Replacement, derivatives: Derivatives) -> Floa
 
 
 def edge_attribution(replacement: Replacement, derivatives: Derivatives) -> list[Float[np.ndarray, "head query key"]]:
-    """Of every attention edge w_ts: w_ts x (the value at s, through the output projection) . g at t."""
-    found = []
-    for weight, projected, output in zip(replacement.weights, replacement.projected, derivatives.outputs, strict=True):
-        value = projected.value[0].repeat_interleave(len(weight) // projected.value.shape[1], 0)
-        found.append((weight * torch.einsum("thv,hsv->hts", output, value)).float().cpu().numpy())
-    return found
+    """Of every attention edge w_ts: w_ts x (what it carries from s, through the output projection) . g at t."""
+    layers = zip(replacement.weights, replacement.carried, derivatives.outputs, strict=True)
+    return [
+        (weight * torch.einsum("thv,hsv->hts", output, carried)).float().cpu().numpy()
+        for weight, carried, output in layers
+    ]
 
 
 def _into_heads(writers: Writers, layer: int, position: int, derivatives: Derivatives) -> _Block | None:

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lit_sparse.attention import Gate
 from lit_sparse.attribution.linear import FrozenNorm, LinearStack, freeze_norm
 from lit_sparse.circuits.stack import Projected
 from lit_sparse.circuits.trace.reach import reachable
@@ -27,10 +28,12 @@ class Replacement:
     Attributes:
         embedding: (T, D) the residual stream before the first layer.
         weights: per layer (H, T, T), the factor of key s's value in query t's output, 0 at closed edges.
-        values: per layer (H, V, D) and (H, V), each head's value projection and its bias; V the values' dimension.
+        carried: per layer (H, T, V), what a head's edges carry from each position: values, or with centered gates
+            their deviations; V the values' dimension.
+        values: per layer (H, V, D) and (H, V), the projection and the bias that make it.
         outputs: per layer (D, H, V), each head's part of the output projection.
-        heads: per layer (H, T, D), what each head writes, through the norm after the attention if there is one.
-        attention_bias: per layer (T, D), what the attention writes beside its heads.
+        heads: per layer (H, T, D), what each head's edges write, through the norm after the attention if there is one.
+        attention_bias: per layer (T, D), what the attention writes beside that (with centered gates, the heads' means).
         attention_norms, after_attention, mlp_norms: per layer, the norms before and after the attention and before the
             MLP; `final_norm` that before the logits, for the last position only.
         projected: per layer, queries, keys and values; attention_inputs: (T, D) what they are made of.
@@ -59,6 +62,7 @@ class Replacement:
         self.transcoder = transcoder.to(self.embedding.device, self.embedding.dtype)
         stack.embed(ids[:, :1])  # notes how attention is called with one token, which `value_map` does
         self.weights: list[Tensor] = []
+        self.carried: list[Tensor] = []
         self.values: list[tuple[Tensor, Tensor]] = []
         self.outputs: list[Tensor] = []
         self.heads: list[Tensor] = []
@@ -135,20 +139,26 @@ class Replacement:
         self.projected.append(projected)
         self.attention_norms.append(freeze_norm(parts.before_attention, residual, self.family))
         value_map = stack.value_map(layer, normed, projected.value[0])
-        self.values.append((value_map[0].repeat_interleave(group, 0), value_map[1].repeat_interleave(group, 0)))
+        gate: Gate = parts.attention.edge_gate  # type: ignore[assignment]
+        center = gate.head_center(residual.dtype).to(residual.device)
+        self.carried.append(gate.deviation(projected.value)[0].repeat_interleave(group, 0))
+        self.values.append(
+            (value_map[0].repeat_interleave(group, 0), value_map[1].repeat_interleave(group, 0) - center)
+        )
         listed = stack.open_edges(layer, projected)
         weight = residual.new_zeros(count, len(residual), len(residual))
         self.weights.append(weight.index_put(tuple(listed.indices[1:]), listed.weights.to(residual.dtype)))
         self.allowed_edges += stack.allowed_edges(layer, projected)
-        attended = stack.attend(layer, projected)[0]  # (time, head, value)
+        attended = stack.attend(layer, projected)[0] - center  # (time, head, value)
         output = parts.output_weight().unflatten(1, (count, attended.shape[-1]))
-        total = parts.output(attended.flatten(1))
+        total = parts.output((attended + center).flatten(1))
         after = freeze_norm(parts.after_attention, total, self.family)
         self.outputs.append(output)
         self.after_attention.append(after)
         self.heads.append(after.linear(torch.einsum("thv,dhv->htd", attended, output), after.scale))
+        constant = torch.einsum("hv,dhv->d", center.expand(count, attended.shape[-1]), output)
         bias = parts.output.bias
-        written = torch.zeros_like(total) if bias is None else bias.expand_as(total)  # type: ignore[operator]
+        written = (constant if bias is None else constant + bias).expand_as(total)  # type: ignore[operator]
         self.attention_bias.append(after.linear(written, after.scale) + after.bias)
         attention = parts.after_attention(total)
         difference = self.heads[-1].sum(0) + self.attention_bias[-1] - attention

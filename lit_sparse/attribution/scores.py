@@ -73,7 +73,7 @@ class LayerScores:
         query, key, value = self.replacement.projected[self.layer]
         logits = attention_logits(query, key, scaling=self.scaling, softcap=self.softcap)
         logits = logits.masked_fill(~self._allowed, torch.finfo(logits.dtype).min)
-        offset = gate.key_offset(value)
+        offset = gate.key_offset(gate.deviation(value))
         lse = logits.logsumexp(-1, keepdim=True)
         return (gate(logits, lse) if offset is None else gate(logits, lse, offset))[0]
 

@@ -8,6 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lit_sparse import sparsify
+from lit_sparse.attention import gates_of
 from lit_sparse.transcoders import Transcoder, TranscoderConfig
 
 
@@ -45,6 +46,9 @@ def make_problem(
                     parameter.add_(torch.empty(parameter.shape).normal_(0, 0.2, generator=generator))
         if gate is not None:
             sparsify(model, gate)
+            for one in gates_of(model):
+                if one.center is not None:
+                    one.center.normal_(0, 0.3, generator=generator)
         return model, make_transcoder(layers, seed, dtype, **keys), tokens(1, length, seed)
 
     return make

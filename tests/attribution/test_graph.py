@@ -12,6 +12,8 @@ from lit_sparse.transcoders import Transcoder, TranscoderConfig
 
 FAMILIES = ["llama", "gpt2", "gemma2", "gpt_neox", "phi", "qwen3", "olmo2"]  # grouped, biases, two norms, parallel, ...
 
+SPARSE = {"family": "contribution", "threshold": 0.2}
+
 
 def incoming(graph) -> np.ndarray:
     """Of each node, its incoming edges and its bias."""
@@ -19,7 +21,7 @@ def incoming(graph) -> np.ndarray:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("gate", [None, {"family": "contribution", "threshold": 0.2}], ids=["dense", "sparse"])
+@pytest.mark.parametrize("gate", [None, SPARSE, SPARSE | {"centered": True}], ids=["dense", "sparse", "centered"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @torch.no_grad()
 def test_values_are_the_models_and_the_sum_of_incoming_edges(family, gate, dtype, make_problem):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lit_sparse import sparsify
-from lit_sparse.attention import attention_modules
+from lit_sparse.attention import attention_modules, gates_of
 from lit_sparse.circuits.stack import Stack
 
 FAMILIES = [
@@ -16,12 +16,14 @@ FAMILIES = [
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("gated", [False, True, "centered"])
 @torch.no_grad()
 def test_the_pieces_are_the_model(family, gated, make_model, tokens):
     model, ids = make_model(family).train(), tokens(3, 9)
     if gated:
-        sparsify(model, {"threshold": 0.15})
+        sparsify(model, {"threshold": 0.15, "centered": gated == "centered"})
+        for gate in gates_of(model) if gated == "centered" else []:
+            gate.center.normal_()
     before, implementation = copy.deepcopy(model.state_dict()), model.config._attn_implementation
     expected = model.eval()(ids, use_cache=False).logits[:, -1]
     model.train()
@@ -38,7 +40,7 @@ def test_the_pieces_are_the_model(family, gated, make_model, tokens):
             torch.testing.assert_close(total, residual, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(stack.logits(residual), expected, rtol=1e-4, atol=1e-4)
     assert model.training and model.config._attn_implementation == implementation
-    assert bool(attention_modules(model)) == gated
+    assert bool(attention_modules(model)) == bool(gated)
     after = model.state_dict()
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
     torch.testing.assert_close(model.eval()(ids, use_cache=False).logits[:, -1], expected, rtol=0, atol=0)

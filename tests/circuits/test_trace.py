@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from lit_sparse import sparsify
-from lit_sparse.attention import attention_modules, open_edges
+from lit_sparse.attention import attention_modules, gates_of, open_edges
 from lit_sparse.circuits.stack import Stack
 from lit_sparse.circuits.trace import trace
 from lit_sparse.circuits.trace.command import trace_command
@@ -63,9 +63,14 @@ def edges_of(frozen: Frozen, answer: int) -> TraceEdges:
     return moving_edges(weights, scores, reachable(weights))
 
 
+@pytest.mark.parametrize("centered", [False, True])
 @torch.no_grad()
-def test_gates_that_look_at_values_are_frozen_as_they_are(make_model, tokens, seed):
-    model, ids = sparsify(make_model("llama", seed), {"family": "contribution", "threshold": 0.1}), tokens(1, 9, seed)
+def test_gates_that_look_at_values_are_frozen_as_they_are(centered, make_model, tokens, seed):
+    gate = {"family": "contribution", "threshold": 0.1, "centered": centered}
+    model, ids = sparsify(make_model("llama", seed), gate), tokens(1, 9, seed)
+    if centered:
+        for one in gates_of(model):
+            one.center.normal_()
     expected = model(ids, use_cache=False).logits[0, -1]
     listed = sum(len(edges.weights) for edges in open_edges(model, ids))
     with Stack(model) as stack:

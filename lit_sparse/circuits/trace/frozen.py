@@ -48,9 +48,10 @@ class Frozen:
         residual = self.embedding.expand(batch, -1, -1)
         for layer, weight in enumerate(weights):
             parts = self.stack.anatomy.layers[layer]
-            value = self.stack.project(layer, residual).value
+            gate = parts.attention.edge_gate
+            value = gate.deviation(self.stack.project(layer, residual).value)
             value = value.repeat_interleave(weight.shape[1] // value.shape[1], dim=1)
-            heads = torch.matmul(weight.to(value.dtype), value).transpose(1, 2)
+            heads = gate.restored(torch.matmul(weight.to(value.dtype), value).transpose(1, 2))
             attention = parts.after_attention(parts.output(heads.flatten(2)))
             residual = self.stack.finish_layer(layer, residual, attention)
         return self.stack.logits(residual)

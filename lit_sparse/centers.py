@@ -1,0 +1,71 @@
+"""Centers of gates: the mean of what heads give, which a head with closed edges gives in their place.
+
+With attention weights that sum to one, o_i = sum_j p_ij v_j = c + sum_j p_ij (v_j - c) for any c. Gates on the second
+form leave c where an edge closes: mean ablation instead of zero ablation ("Interpretability in the wild", arXiv
+2211.00593, section 2). Here c is the mean of the outputs of the heads that share a value.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from lit_sparse.attention.bridge import IMPLEMENTATION, attention_modules, set_implementation
+from lit_sparse.attention.gates import Gate
+from lit_sparse.attention.masks import allowed_edges, boolean_mask
+from lit_sparse.attention.reference import attention_logits
+
+_NAME = "lit_sparse_centers"
+
+
+@torch.no_grad()
+def measure_centers(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> None:
+    """Sets the centers of a sparsified model's gates, where they have one, from its dense attention on batches.
+
+    Args:
+        model: in evaluation mode.
+        batches: dicts with input_ids and position_ids (B, T); every token counts.
+    """
+    gates: dict[int, Gate] = {
+        id(module): module.edge_gate  # type: ignore[misc]
+        for module in attention_modules(model)
+        if module.edge_gate.center is not None  # type: ignore[union-attr]
+    }
+    if not gates:
+        return
+    sums: dict[int, Tensor] = {}
+    tokens = 0
+
+    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, **kwargs: Any):
+        mask = allowed_edges(attention_mask, query.shape[2], key.shape[2], query.device).dense()
+        output = dense_attention(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap"))
+        if id(module) in gates:
+            by_value = output.float().unflatten(2, (value.shape[1], -1)).mean(3).sum((0, 1))
+            sums[id(module)] = sums[id(module)] + by_value if id(module) in sums else by_value
+        return output, None
+
+    AttentionInterface.register(_NAME, attend)
+    AttentionMaskInterface.register(_NAME, boolean_mask)
+    set_implementation(model, _NAME)
+    try:
+        for batch in batches:
+            model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+            tokens += batch["input_ids"].numel()
+    finally:
+        set_implementation(model, IMPLEMENTATION)
+    for name, gate in gates.items():
+        assert gate.center is not None
+        gate.center.copy_(sums[name] / tokens)
+
+
+def dense_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, softcap: float | None
+) -> Tensor:
+    """What a family's own attention computes, (B, T, H, Dv), in plain torch; shapes as in `gated_attention`."""
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    logits = attention_logits(query, key, scaling=scaling, softcap=softcap)
+    weights = logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(-1).to(value.dtype)
+    groups = query.shape[1] // key.shape[1]
+    return torch.matmul(weights, value.repeat_interleave(groups, dim=1)).transpose(1, 2).contiguous()
