@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 
 import torch
-from frontier import docs_test
+from frontier import DOCS, test_split
 from machine import RESULTS, machine
 from matplotlib.figure import Figure
 
@@ -25,7 +25,7 @@ DISTANCES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)
 def main(folder: str) -> None:
     tokenizer = find_candidates(folder, None)[0].tokenizer
     model = load_sparse(folder)
-    blocks = docs_test(tokenizer, 256).first(BLOCKS)
+    blocks = test_split([DOCS], tokenizer, 256).first(BLOCKS)
     kinds = [kind_of(tokenizer.decode([token])) for token in range(len(tokenizer))]
     config = model.config
     by_head = torch.zeros(config.num_hidden_layers, config.num_attention_heads)

@@ -1,13 +1,13 @@
 """Edges against divergence on SmolLM2-135M: which method keeps fewest edges for a given KL and a given time?
 
-    python benchmarks/frontier.py fit METHOD [--steps N] [--seed S] [--threads 2] [options of main.py fit]   one run
-    python benchmarks/frontier.py measure NAME FOLDER [--text NAME=GLOB ...]        any sparse model folder, other text
-    python benchmarks/frontier.py threshold                                         without training
-    python benchmarks/frontier.py draw                                              plot and table of what is there
+    python benchmarks/frontier.py fit METHOD [--blocks N] [--seed S] [--threads 2] [options of main.py fit]  one run
+    python benchmarks/frontier.py measure NAME FOLDER [--text NAME=GLOB ...] [--own]    any sparse model folder
+    python benchmarks/frontier.py threshold                                             without training
+    python benchmarks/frontier.py draw                                                  plot and table of what is there
 
-Methods are overrides of configs/smollm2.yaml. Each call adds its rows to results/frontier.json (a row with the same
-method, budget, seed, length and text is replaced). Held-out text is the test split of Python's documentation, never
-trained on or chosen by; deterministic gates; nats per token.
+Methods are overrides of configs/smollm2.yaml, in one process. Each call adds its rows to results/frontier.json (a row
+with the same method, tokens, seed, length and text is replaced). Held-out text is the test split of Python's
+documentation, never trained on or chosen by; deterministic gates; nats per token.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import sys
 from pathlib import Path
 
 import torch
+import yaml
 from machine import RESULTS, machine
 
 from lit_sparse.attention import gates_of, sparsify
@@ -39,7 +40,8 @@ THRESHOLD_EDGES = (0.2, 0.1, 0.05)
 
 _ARGS = "--model.init_args."
 _NO_CALIBRATION = f"{_ARGS}calibration=null"
-_FULL = [f"{_ARGS}lora=null", "--data.init_args.batch_size=2"]
+_BLOCKS = 2  # a step
+_FULL = [f"{_ARGS}lora=null", f"{_ARGS}gate.centered=false"]
 METHODS: dict[str, list[str]] = {
     "ours": [],
     "paper": [  # arXiv 2512.05865 as written: a fixed positive bias, CE <= base + 0.05, all weights
@@ -54,12 +56,13 @@ METHODS: dict[str, list[str]] = {
     ],
     "dense": [  # the control: what training on the text does by itself
         _NO_CALIBRATION,
+        f"{_ARGS}gate.centered=false",
         f"{_ARGS}sharpness_end=null",
         "--model=dense_control.DenseControl",
         f"{_ARGS}multiplier={{class_path: lit_sparse.objective.Fixed, init_args: {{initial: 1000.0}}}}",
     ],
-    "probability gate": [f"{_ARGS}gate.family=probability", f"{_ARGS}sharpness_end=null"],
-    "contribution gate": [f"{_ARGS}sharpness_end=null"],
+    "not centered": [f"{_ARGS}gate.centered=false"],
+    "probability gate": [f"{_ARGS}gate.family=probability"],
 }
 
 
@@ -69,7 +72,7 @@ def main() -> None:
     fit = commands.add_parser("fit")
     fit.add_argument("method", choices=METHODS)
     fit.add_argument(
-        "--steps", type=int, default=2400, help="blocks of 256 tokens; the default repeats release/smollm2"
+        "--blocks", type=int, default=3000, help="of 256 tokens; the default repeats release/smollm2_centered"
     )
     fit.add_argument("--seed", type=int, default=0)
     fit.add_argument("--threads", type=int, default=2)
@@ -79,6 +82,7 @@ def main() -> None:
     measured.add_argument("folder", type=Path)
     measured.add_argument("--sequence_length", type=int, default=256)
     measured.add_argument("--text", nargs="*", default=[], help="NAME=GLOB of text beside Python's documentation")
+    measured.add_argument("--own", action="store_true", help="the test split of configs/smollm2.yaml's text as well")
     measured.add_argument("--sampled", type=float, help="sharpness of sampled gates to evaluate with as well")
     measured.set_defaults(run=lambda options: add(measure(options)))
     commands.add_parser("threshold").set_defaults(run=thresholds)
@@ -93,19 +97,19 @@ def main() -> None:
 def run_method(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     name = options.method.replace(" ", "_")
-    folder = Path("runs/frontier") / f"{name}-{options.steps}-{options.seed}"
-    sequences = 2 if "--data.init_args.batch_size=2" in METHODS[options.method] else 1
-    steps = options.steps // sequences
+    folder = Path("runs/frontier") / f"{name}-{options.blocks}-{options.seed}"
+    steps = options.blocks // _BLOCKS
     command_line(
         [
             "fit", "--config", CONFIG, "--run_dir", str(folder), "--on_existing", "resume",
+            "--trainer.devices=1", "--trainer.strategy=auto", f"--data.init_args.batch_size={_BLOCKS}",
             f"--trainer.max_steps={steps}", f"{_ARGS}scheduler.init_args.total_steps={steps}",
             f"{_ARGS}seed={options.seed}", f"--data.init_args.seed={options.seed}",
             *METHODS[options.method], *options.options,
         ]
     )  # fmt: skip
     options.name, options.folder, options.sequence_length, options.text = options.method, folder / "model", 256, []
-    options.sampled = None
+    options.sampled, options.own = None, False
     rows = measure(options)
     summary = json.loads((folder / "summary.json").read_text())
     minutes, threads = round(summary["seconds"] / 60, 1), options.threads
@@ -118,7 +122,10 @@ def measure(options: argparse.Namespace) -> list[dict]:
     candidate, base = find_candidates(str(options.folder), None)
     assert base is not None
     length, tokenizer = options.sequence_length, candidate.tokenizer
-    texts = {DOCS: docs_test(tokenizer, length)}
+    texts = {DOCS: test_split([DOCS], tokenizer, length)}
+    if options.own:
+        sources = yaml.safe_load(Path(CONFIG).read_text())["data"]["init_args"]["sources"]
+        texts["own test split"] = test_split(sources, tokenizer, length, 2 * TEST_SEQUENCES)
     for entry in options.text:
         name, _, pattern = entry.partition("=")
         texts[name] = pack_text(text_files(pattern), tokenizer, length).first(TEST_SEQUENCES)
@@ -150,20 +157,18 @@ def measure(options: argparse.Namespace) -> list[dict]:
     return rows
 
 
-def docs_test(tokenizer, length: int):
-    """The test split of Python's documentation, whatever else a run trains on."""
-    data = TextData([DOCS], tokenizer, sequence_length=length, test_sequences=TEST_SEQUENCES)
-    return data.build().test
+def test_split(sources: list[str], tokenizer, length: int, sequences: int = TEST_SEQUENCES):
+    return TextData(sources, tokenizer, sequence_length=length, test_sequences=sequences).build().test
 
 
 def thresholds(_: argparse.Namespace) -> None:
-    """Per-head cutoffs by Fisher information (docs/method.md), no training: both scores, both normalisations."""
+    """Per-head cutoffs by Fisher information (docs/method.md), no training: both scores, zero and mean ablation."""
     data = TextData([DOCS], MODEL, sequence_length=256, eval_batch_size=4, test_sequences=TEST_SEQUENCES)
     data.setup("fit")
     test, base = data.build().test, load_model(MODEL)
     for family in ("probability", "contribution"):
-        for normalisation in ("all", "open"):
-            model = sparsify(load_model(MODEL), {"family": family, "normalisation": normalisation})
+        for centered in (False, True):
+            model = sparsify(load_model(MODEL), {"family": family, "centered": centered})
             sensitivity = Sensitivity(model, data.calibration_batches())
             for fraction in THRESHOLD_EDGES:
                 sensitivity.apply(Calibration(edge_fraction=fraction))
@@ -171,7 +176,8 @@ def thresholds(_: argparse.Namespace) -> None:
                 add(
                     [
                         {
-                            "method": f"threshold, {family}, {normalisation}, {fraction:.0%} asked", "model": MODEL,
+                            "method": f"threshold, {family}{', centered' * centered}, {fraction:.0%} asked",
+                            "model": MODEL,
                             "budget_minutes": 0, "seed": 0, "tokens": 0, "seq_len": 256,
                             "edge_fraction": score.edge_fraction, "edges_per_query": score.edges_per_query,
                             "ce": score.ce.value, "base_ce": score.base_ce.value, "kl": score.kl.value,
