@@ -16,13 +16,11 @@ Subclass it and override one of the hooks
 
 import copy
 import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -49,6 +47,7 @@ from lit_sparse.objective import (
     token_losses,
 )
 from lit_sparse.objective.ranks import over_ranks
+from lit_sparse.run_module import RunModule
 from lit_sparse.seeds import clear_seeds, seed_step
 from lit_sparse.start import calibrated_start
 from lit_sparse.strategies import Sharding, sharding_of
@@ -59,7 +58,7 @@ _EQUAL_ON_RANKS: Any = {"sync_dist": True, "rank_zero_only": True}
 """For metrics that `EvaluationMetric` has summed over ranks: the first says so, the second leaves them as they are."""
 
 
-class SparseAttentionModule(LightningModule):
+class SparseAttentionModule(RunModule):
     """Post-trains `model` to sparse attention.
 
     Args:
@@ -114,7 +113,7 @@ class SparseAttentionModule(LightningModule):
         trust_remote_code: bool = False,
         seed: int = 0,
     ):
-        super().__init__()
+        super().__init__(scheduler)
         if train not in ("all", "attention", "none"):
             raise ValueError(f"train is 'all', 'attention' or 'none', got {train!r}")
         if not 0 <= margin < 1:
@@ -135,7 +134,6 @@ class SparseAttentionModule(LightningModule):
         self.multiplier = multiplier or Geco()
         self.edges = edges or LogEdgeFraction()
         self.make_optimizer = optimizer
-        self.make_scheduler = scheduler
         self.gate_lr = gate_lr
         self.sharpness_end = sharpness_end
         self.train_weights = train
@@ -157,8 +155,6 @@ class SparseAttentionModule(LightningModule):
         self._last_step = 0
         self._resumed = False
         self._sharded = True  # if the strategy shards
-        self._seconds_before = 0.0
-        self._started: float | None = None
         self.evaluation = EvaluationMetric()
 
     # --- hooks to override -------------------------------------------------------------------------------------
@@ -257,13 +253,7 @@ class SparseAttentionModule(LightningModule):
             groups.append({"params": gates, "lr": self.gate_lr, "weight_decay": 0.0})
         if not groups:
             raise ValueError("nothing to train: gates are fixed (gate.learnable=false) and train is 'none'")
-        optimizer = self.make_optimizer(groups)
-        if self.make_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
-        }
+        return self.scheduled(self.make_optimizer(groups))
 
     @property
     def teacher(self) -> PreTrainedModel:
@@ -276,11 +266,6 @@ class SparseAttentionModule(LightningModule):
     @property
     def _is_its_own_teacher(self) -> bool:
         return self.lora is not None and type(self).build_teacher is SparseAttentionModule.build_teacher
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock seconds of training so far, validation included, over all starts of the run."""
-        return self._seconds_before + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     # --- before training ---------------------------------------------------------------------------------------
 
@@ -349,12 +334,6 @@ class SparseAttentionModule(LightningModule):
             with as_base(self.model):
                 return self.model(**inputs).logits
         return self.teacher(**inputs).logits
-
-    def on_train_start(self) -> None:
-        self._started = time.perf_counter()
-
-    def on_train_end(self) -> None:
-        self._seconds_before, self._started = self.seconds, None
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         assert self.model is not None

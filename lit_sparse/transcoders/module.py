@@ -8,12 +8,11 @@ on activations that the model computes in the step, or that a cache holds (`tran
 override `build_model()` for a model that `load_any` does not find.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel
 
 from lit_sparse.candidates import load_any
 from lit_sparse.errors import NonFiniteLossError
+from lit_sparse.run_module import RunModule
 from lit_sparse.strategies import sharding_of
 from lit_sparse.transcoders.activations import Activations, Batch, MLPs
 from lit_sparse.transcoders.fidelity import cross_entropies
@@ -32,7 +32,7 @@ from lit_sparse.transcoders.scaling import Scaling, start_massive_features
 from lit_sparse.transcoders.transcoder import Transcoder, TranscoderConfig
 
 
-class TranscoderModule(LightningModule):
+class TranscoderModule(RunModule):
     """Trains a transcoder.
 
     Args:
@@ -62,7 +62,7 @@ class TranscoderModule(LightningModule):
         trust_remote_code: bool = False,
         seed: int = 0,
     ):
-        super().__init__()
+        super().__init__(scheduler)
         if dead_after < 1:
             raise ValueError(f"dead_after is a number of tokens, at least 1, got {dead_after}")
         if revival < 0:
@@ -75,7 +75,6 @@ class TranscoderModule(LightningModule):
         self.dead_after = dead_after
         self.revival = revival
         self.make_optimizer = optimizer
-        self.make_scheduler = scheduler
         self.trust_remote_code = trust_remote_code
         self.seed = seed
         layers, width = shape_of(model, trust_remote_code=trust_remote_code)
@@ -91,21 +90,13 @@ class TranscoderModule(LightningModule):
         self._mlps: list[MLPs] = []
         self._raw: list[Transcoder] = []
         self._resumed = False
-        self._seconds_before = 0.0
-        self._started: float | None = None
 
     def build_model(self, dtype: torch.dtype) -> PreTrainedModel:
         """The frozen model, in evaluation mode, on any device."""
         return load_any(self.base_name, dtype=dtype, trust_remote_code=self.trust_remote_code)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer(self.transcoder.parameters())
-        if self.make_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
-        }
+        return self.scheduled(self.make_optimizer(self.transcoder.parameters()))
 
     @property
     def mlps(self) -> MLPs:
@@ -117,11 +108,6 @@ class TranscoderModule(LightningModule):
             self._mlps = [MLPs(model)]
         self._mlps[0].model.to(self.device)  # type: ignore[arg-type]
         return self._mlps[0]
-
-    @property
-    def seconds(self) -> float:
-        """Wall-clock seconds of training so far, validation included, over all starts of the run."""
-        return self._seconds_before + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     @property
     def dead(self) -> Tensor:
@@ -152,12 +138,6 @@ class TranscoderModule(LightningModule):
         sample = Activations(*(torch.cat(tensors, dim=1) for tensors in zip(*parts, strict=True)))
         self.scaling.measure(sample)
         start_massive_features(self.transcoder, self.scaling.apply_to(sample))
-
-    def on_train_start(self) -> None:
-        self._started = time.perf_counter()
-
-    def on_train_end(self) -> None:
-        self._seconds_before, self._started = self.seconds, None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         inputs, outputs = self.activations(batch)
