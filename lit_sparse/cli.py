@@ -1,5 +1,5 @@
 """The command line: LightningCLI's `fit`, `validate` and `test`, plus `info`, `export`,
-`evaluate`, `circuits`, `trace`, `graph` and `report`.
+`sample`, `evaluate`, `circuits`, `trace`, `graph` and `report`.
 
 A config file has the keys of LightningCLI (`model`, `data`, `trainer`, `seed_everything`) and
 
@@ -237,6 +237,10 @@ def _dispatch(args: list[str]) -> None:
         from lit_sparse.export_command import export_command
 
         export_command(args[1:])
+    elif args[:1] == ["sample"]:
+        from lit_sparse.sample_command import sample_command
+
+        sample_command(args[1:])
     elif args[:1] == ["evaluate"]:
         from lit_sparse.evaluate.command import evaluate_command
 
