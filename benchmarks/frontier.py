@@ -84,6 +84,9 @@ def main() -> None:
     measured.add_argument("--text", nargs="*", default=[], help="NAME=GLOB of text beside Python's documentation")
     measured.add_argument("--own", action="store_true", help="the test split of configs/smollm2.yaml's text as well")
     measured.add_argument("--sampled", type=float, help="sharpness of sampled gates to evaluate with as well")
+    measured.add_argument(
+        "--after", type=float, nargs=2, default=(0, 0), metavar=("MINUTES", "TOKENS"), help="of the run it starts from"
+    )
     measured.set_defaults(run=lambda options: add(measure(options)))
     commands.add_parser("threshold").set_defaults(run=thresholds)
     commands.add_parser("draw").set_defaults(run=lambda _: draw())
@@ -109,7 +112,7 @@ def run_method(options: argparse.Namespace) -> None:
         ]
     )  # fmt: skip
     options.name, options.folder, options.sequence_length, options.text = options.method, folder / "model", 256, []
-    options.sampled, options.own = None, False
+    options.sampled, options.own, options.after = None, False, (0, 0)
     rows = measure(options)
     summary = json.loads((folder / "summary.json").read_text())
     minutes, threads = round(summary["seconds"] / 60, 1), options.threads
@@ -147,8 +150,10 @@ def measure(options: argparse.Namespace) -> list[dict]:
             )
         rows.append(
             {
-                "method": options.name, "model": MODEL, "budget_minutes": round(trained["seconds"] / 60, 1), "seed": 0,
-                "tokens": trained["tokens"], "seq_len": length, "edge_fraction": score.edge_fraction,
+                "method": options.name, "model": MODEL, "seed": 0,
+                "budget_minutes": round(trained["seconds"] / 60 + options.after[0], 1),
+                "tokens": trained["tokens"] + int(options.after[1]), "seq_len": length,
+                "edge_fraction": score.edge_fraction,
                 "edges_per_query": score.edges_per_query, "ce": score.ce.value, "base_ce": score.base_ce.value,
                 "kl": score.kl.value, "kl_stderr": score.kl.stderr, "heldout": name,
                 "heldout_tokens": score.tokens, "machine": machine(), **sampled,
