@@ -4,12 +4,14 @@ Where the base's own training text cannot be had, its samples are text of that k
 The file is a source for `TextData` like any other. An interrupted command goes on where it was when called again.
 """
 
+import hashlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sparse.callbacks.progress import progress_bar
@@ -19,7 +21,7 @@ from lit_sparse.models import load_model, load_tokenizer
 def sample_command(args: Sequence[str]) -> None:
     """
     Raises:
-        ValueError: no such model, a number that makes no sense, a start that is no token, or a file of something else.
+        ValueError: no such model, a number that makes no sense, a start that is no token, or a file that exists.
     """
     parser = ArgumentParser(prog="main.py sample", description=__doc__)
     parser.add_argument("--model", type=str, required=True, help="folder, Hugging Face name or package:NAME")
@@ -37,6 +39,8 @@ def sample_command(args: Sequence[str]) -> None:
     out = Path(options.out)
     if out.suffix != ".jsonl":
         raise ValueError(f"--out {out} must end in .jsonl, as which data.sources can name it")
+    if out.exists():
+        raise ValueError(f"{out} exists; choose another file or remove it")
     if min(options.tokens, options.length, options.batch_size, options.top_k) < 1:
         raise ValueError("--tokens, --length, --batch_size and --top_k must be at least 1")
     dtype = getattr(torch, options.dtype, None)
@@ -45,7 +49,8 @@ def sample_command(args: Sequence[str]) -> None:
     tokenizer = load_tokenizer(options.model)
     start = start_token(tokenizer, options.start)
     batches = -(-options.tokens // (options.length * options.batch_size))
-    done = batches_in(out, options.batch_size)
+    part = _part(out, options, start)
+    done = whole_batches(part, options.batch_size)
     if done < batches:
         model = load_model(options.model, dtype=dtype, trust_remote_code=options.trust_remote_code)
         model.to(options.device)  # type: ignore[arg-type]
@@ -56,10 +61,11 @@ def sample_command(args: Sequence[str]) -> None:
             for batch in range(done, batches):
                 torch.manual_seed(options.seed + batch)
                 documents = sample(model, start, options.batch_size, options.length, options.top_k)
-                out.parent.mkdir(parents=True, exist_ok=True)
-                with out.open("a", encoding="utf-8") as file:
+                part.parent.mkdir(parents=True, exist_ok=True)
+                with part.open("a", encoding="utf-8") as file:
                     file.write("".join(json.dumps({"text": tokenizer.decode(one)}) + "\n" for one in documents))
                 advance(batch + 1, batches)
+    os.replace(part, out)
     print(f"{batches * options.batch_size:,} documents of {options.length} tokens in {out}")
 
 
@@ -80,25 +86,20 @@ def start_token(tokenizer: PreTrainedTokenizerBase, start: str | None) -> int:
     return int(token)
 
 
-def batches_in(path: Path, batch_size: int) -> int:
-    """Whole batches in a file of samples, which is cut back to them.
+def _part(out: Path, options: Namespace, start: int) -> Path:
+    """The unfinished file beside `out`, of this command's settings alone: others never go on with it."""
+    names = ("model", "length", "batch_size", "top_k", "dtype", "seed")
+    settings = json.dumps([start, *(options[name] for name in names)])
+    return out.with_name(f"{out.name}.{hashlib.sha256(settings.encode()).hexdigest()[:8]}.part")
 
-    Raises:
-        ValueError: the file holds something else.
-    """
-    if not path.exists():
+
+def whole_batches(part: Path, batch_size: int) -> int:
+    """Whole batches in an unfinished file, which is cut back to them."""
+    if not part.exists():
         return 0
-    lines = path.read_bytes().splitlines(keepends=True)
-    try:
-        if lines and not isinstance(json.loads(lines[0])["text"], str):
-            raise TypeError
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} exists and holds no samples; choose another file or remove it") from None
+    lines = part.read_bytes().splitlines(keepends=True)
     whole = sum(line.endswith(b"\n") for line in lines) // batch_size
-    kept = b"".join(lines[: whole * batch_size])
-    if len(kept) < path.stat().st_size:
-        with path.open("rb+") as file:
-            file.truncate(len(kept))
+    os.truncate(part, sum(map(len, lines[: whole * batch_size])))
     return whole
 
 

@@ -18,6 +18,10 @@ def arguments(llama_folder, tmp_path):
     return out, ["sample", "--model", str(llama_folder), "--out", str(out), *sizes]
 
 
+def stopped(*_):
+    raise KeyboardInterrupt
+
+
 def texts(path):
     return [json.loads(line)["text"] for line in path.read_text(encoding="utf-8").splitlines()]
 
@@ -29,9 +33,20 @@ def test_an_interrupted_command_goes_on_to_the_same_file(arguments, capsys):
     whole = out.read_bytes()
     assert len(texts(out)) == 6 and len(set(texts(out))) == 6
     for cut in (len(whole) - 5, whole.index(b"\n") + 1, 0):
-        out.write_bytes(whole[:cut])
+        out.unlink()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lit_sparse.sample_command.os.replace", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                main(command)
+        assert not out.exists()
+        (part,) = out.parent.iterdir()
+        part.write_bytes(whole[:cut])
+        main([*command, "--seed", "1"])
+        assert out.read_bytes() != whole, "other settings do not go on with it"
+        out.unlink()
         main(command)
         assert out.read_bytes() == whole
+        assert not part.exists()
 
 
 def test_samples_follow_the_model(llama_folder):
@@ -91,11 +106,12 @@ def test_mistakes_end_in_one_line(arguments, capsys, changes, words):
     assert not out.exists()
 
 
-def test_a_file_of_something_else_is_left_alone(arguments, capsys):
+@pytest.mark.parametrize("content", ["my notes\n", '{"text": "my own text"}\n'])
+def test_a_file_that_exists_is_left_alone(arguments, capsys, content):
     out, command = arguments
     out.parent.mkdir()
-    out.write_text("my notes\n")
+    out.write_text(content)
     with pytest.raises(SystemExit):
         main(command)
-    assert "holds no samples" in capsys.readouterr().err
-    assert out.read_text() == "my notes\n"
+    assert "exists" in capsys.readouterr().err
+    assert out.read_text() == content
