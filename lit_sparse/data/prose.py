@@ -67,7 +67,9 @@ def package_sources(package: str) -> list[Path]:
     spec = find_spec(package) if package.isidentifier() else None
     sources = [path for folder in (spec and spec.submodule_search_locations) or () for path in _sources(Path(folder))]
     if not sources:
-        raise ValueError(f"'docs:{package}' in data.sources: no Python package {package!r} is installed here")
+        raise ValueError(
+            f"'docs:{package}' or 'code:{package}' in data.sources: no Python package {package!r} is installed here"
+        )
     return sources
 
 

@@ -2,6 +2,7 @@
 
 python-docs             Python's own documentation (`data.prose`)
 docs:torch              the docstrings of an installed package
+code:torch              its source files
 notes/**/*.md           a path or glob of .txt, .md and .jsonl files (key "text"), each also as .gz
 hf:org/name[:config]    the training split of a Hugging Face dataset, streamed
 """
@@ -23,7 +24,8 @@ MAX_CHARS = 20_000
 """Text files are cut into documents of at most this many characters, so that one book fills all splits."""
 
 _KINDS = (
-    "'python-docs', 'docs:PACKAGE', a path or glob of .txt, .md or .jsonl files (.gz too), or 'hf:dataset[:config]'"
+    "'python-docs', 'docs:PACKAGE', 'code:PACKAGE', a path or glob of .txt, .md or .jsonl files (.gz too),"
+    " or 'hf:dataset[:config]'"
 )
 
 
@@ -67,6 +69,21 @@ class PackageDocs:
 
     def fingerprint(self) -> str:
         return prose.fingerprint(prose.package_sources(self.package))
+
+
+@dataclass(frozen=True)
+class PackageCode:
+    """The Python files of an installed package, tests left out."""
+
+    package: str
+    streamed: bool = False
+
+    def documents(self) -> Iterator[str]:
+        for path in prose.package_sources(self.package):
+            yield from _sections(_read(path).strip())
+
+    def fingerprint(self) -> str:
+        return "code " + prose.fingerprint(prose.package_sources(self.package))
 
 
 @dataclass(frozen=True)
@@ -131,6 +148,8 @@ def parse_source(source: str) -> Source:
     scheme, _, rest = source.partition(":")
     if scheme == "docs" and rest:
         return PackageDocs(rest)
+    if scheme == "code" and rest:
+        return PackageCode(rest)
     if scheme == "hf" and rest:
         name, _, config = rest.partition(":")
         return HubStream(name, config or None)

@@ -32,8 +32,9 @@ class TextData(BatchDataModule):
 
     Args:
         sources: what to read, any number of: "python-docs" (Python's own documentation, on every machine);
-            "docs:torch" (the docstrings of an installed package); a path or glob of .txt, .md or .jsonl files
-            (key "text"; .gz too; text files are cut into documents of 20,000 characters);
+            "docs:torch" (the docstrings of an installed package); "code:torch" (its source files); a path or
+            glob of .txt, .md or .jsonl files (key "text"; .gz too). Text and source files are cut into
+            documents of 20,000 characters;
             "hf:dataset[:config]", a Hugging Face dataset, streamed, which needs `train_sequences`.
         tokenizer: name or path of a pretrained model, or a tokenizer. The command line fills in the model's
             name.

@@ -50,7 +50,25 @@ def test_the_docstrings_of_an_installed_package(tmp_path, monkeypatch):
     assert list(source.documents()) == []  # all shorter than a block
 
 
+def test_the_source_files_of_an_installed_package(tmp_path, monkeypatch):
+    (tmp_path / "coded" / "tests").mkdir(parents=True)
+    (tmp_path / "coded" / "__init__.py").write_text("x = 1\n\n\ny = x\n")
+    (tmp_path / "coded" / "tests" / "a.py").write_text("left out")
+    (tmp_path / "coded" / "long.py").write_text("\n".join(f"z = {i}" for i in range(4000)))
+    monkeypatch.syspath_prepend(tmp_path)
+    source = parse_source("code:coded")
+    first, *rest = source.documents()
+    assert first == "x = 1\n\n\ny = x"
+    assert len(rest) == 2 and "\n".join(rest) == (tmp_path / "coded" / "long.py").read_text()
+    before = source.fingerprint()
+    assert before != parse_source("docs:coded").fingerprint()  # other text of the same files
+    (tmp_path / "coded" / "b.py").write_text("pass")
+    assert source.fingerprint() != before
+
+
 @pytest.mark.parametrize("name", ["no_such_package", "a.b", "../x"])
 def test_a_package_that_is_not_there(name):
     with pytest.raises(ValueError, match=f"docs:{name}.*no Python package"):
         parse_source(f"docs:{name}").fingerprint()
+    with pytest.raises(ValueError, match=f"code:{name}.*no Python package"):
+        list(parse_source(f"code:{name}").documents())
