@@ -1,18 +1,18 @@
 """Edges against divergence on SmolLM2-135M: which method keeps fewest edges for a given KL and a given time?
 
-    python benchmarks/frontier.py fit METHOD [--blocks N] [--seed S] [--threads 2] [options of main.py fit]  one run
+    python benchmarks/frontier.py fit METHOD [--config CONFIG] [--blocks N] [--seed S] [options of main.py fit]  one run
     python benchmarks/frontier.py measure NAME FOLDER [--text NAME=GLOB ...] [--own]    any sparse model folder
-    python benchmarks/frontier.py threshold                                             without training
+    python benchmarks/frontier.py threshold [--model FOLDER --name NAME --seed S]       without training the gates
     python benchmarks/frontier.py draw                                                  plot and table of what is there
 
-Methods are overrides of configs/smollm2.yaml, in one process. Each call adds its rows to results/frontier.json (a row
+Methods are overrides of a config (configs/smollm2.yaml; configs/quickstart.yaml for ten minutes), in one process that
+takes as much a step as all of the config's do. Each call adds its rows to results/frontier.json (a row
 with the same method, tokens, seed, length and text is replaced). Held-out text is the test split of Python's
 documentation, never trained on or chosen by; deterministic gates; nats per token.
 """
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 
@@ -40,7 +40,6 @@ THRESHOLD_EDGES = (0.2, 0.1, 0.05)
 
 _ARGS = "--model.init_args."
 _NO_CALIBRATION = f"{_ARGS}calibration=null"
-_BLOCKS = 2  # a step
 _FULL = [f"{_ARGS}lora=null", f"{_ARGS}gate.centered=false"]
 METHODS: dict[str, list[str]] = {
     "ours": [],
@@ -71,15 +70,15 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True)
     fit = commands.add_parser("fit")
     fit.add_argument("method", choices=METHODS)
-    fit.add_argument(
-        "--blocks", type=int, default=3000, help="of 256 tokens; the default repeats release/smollm2_centered"
-    )
+    fit.add_argument("--config", default=CONFIG)
+    fit.add_argument("--blocks", type=int, help="of the config's length; as many as the config has where left out")
     fit.add_argument("--seed", type=int, default=0)
     fit.add_argument("--threads", type=int, default=2)
     fit.set_defaults(run=run_method)
     measured = commands.add_parser("measure")
     measured.add_argument("name")
     measured.add_argument("folder", type=Path)
+    measured.add_argument("--seed", type=int, default=0, help="of the run, for the record")
     measured.add_argument("--sequence_length", type=int, default=256)
     measured.add_argument("--text", nargs="*", default=[], help="NAME=GLOB of text beside Python's documentation")
     measured.add_argument("--own", action="store_true", help="the test split of configs/smollm2.yaml's text as well")
@@ -88,7 +87,13 @@ def main() -> None:
         "--after", type=float, nargs=2, default=(0, 0), metavar=("MINUTES", "TOKENS"), help="of the run it starts from"
     )
     measured.set_defaults(run=lambda options: add(measure(options)))
-    commands.add_parser("threshold").set_defaults(run=thresholds)
+    threshold = commands.add_parser("threshold")
+    threshold.add_argument("--model", default=MODEL, help="the base model, or what dense training made of it")
+    threshold.add_argument("--name", help="of the method; only what won, contributions with centers, is measured then")
+    threshold.add_argument("--tokens", type=int, default=0, help="it was trained on")
+    threshold.add_argument("--minutes", type=float, default=0)
+    threshold.add_argument("--seed", type=int, default=0)
+    threshold.set_defaults(run=thresholds)
     commands.add_parser("draw").set_defaults(run=lambda _: draw())
     options, rest = parser.parse_known_args()
     if rest and options.command != "fit":
@@ -99,24 +104,28 @@ def main() -> None:
 
 def run_method(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
+    config = yaml.safe_load(Path(options.config).read_text())
+    data, trainer = config["data"]["init_args"], config["trainer"]
+    a_step = data["batch_size"] * trainer.get("devices", 1)
+    steps = options.blocks // a_step if options.blocks else trainer["max_steps"]
     name = options.method.replace(" ", "_")
-    folder = Path("runs/frontier") / f"{name}-{options.blocks}-{options.seed}"
-    steps = options.blocks // _BLOCKS
+    folder = Path("runs/frontier") / f"{name}-{steps * a_step}-{options.seed}"
     command_line(
         [
-            "fit", "--config", CONFIG, "--run_dir", str(folder), "--on_existing", "resume",
-            "--trainer.devices=1", "--trainer.strategy=auto", f"--data.init_args.batch_size={_BLOCKS}",
+            "fit", "--config", options.config, "--run_dir", str(folder), "--on_existing", "resume",
+            "--trainer.devices=1", "--trainer.strategy=auto", f"--data.init_args.batch_size={a_step}",
             f"--trainer.max_steps={steps}", f"{_ARGS}scheduler.init_args.total_steps={steps}",
             f"{_ARGS}seed={options.seed}", f"--data.init_args.seed={options.seed}",
             *METHODS[options.method], *options.options,
         ]
     )  # fmt: skip
-    options.name, options.folder, options.sequence_length, options.text = options.method, folder / "model", 256, []
+    options.name, options.folder, options.sequence_length = options.method, folder / "model", data["sequence_length"]
+    options.text = []
     options.sampled, options.own, options.after = None, False, (0, 0)
     rows = measure(options)
     summary = json.loads((folder / "summary.json").read_text())
     minutes, threads = round(summary["seconds"] / 60, 1), options.threads
-    add([row | {"budget_minutes": minutes, "threads": threads, "seed": options.seed} for row in rows])
+    add([row | {"budget_minutes": minutes, "threads": threads} for row in rows])
 
 
 @torch.no_grad()
@@ -150,7 +159,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
             )
         rows.append(
             {
-                "method": options.name, "model": MODEL, "seed": 0,
+                "method": options.name, "model": MODEL, "seed": options.seed,
                 "budget_minutes": round(trained["seconds"] / 60 + options.after[0], 1),
                 "tokens": trained["tokens"] + int(options.after[1]), "seq_len": length,
                 "edge_fraction": score.edge_fraction,
@@ -166,31 +175,31 @@ def test_split(sources: list[str], tokenizer, length: int, sequences: int = TEST
     return TextData(sources, tokenizer, sequence_length=length, test_sequences=sequences).build().test
 
 
-def thresholds(_: argparse.Namespace) -> None:
-    """Per-head cutoffs by Fisher information (docs/method.md), no training: both scores, zero and mean ablation."""
+def thresholds(options: argparse.Namespace) -> None:
+    """Per-head cutoffs by Fisher information (docs/method.md), gates untrained: both scores, zero and mean ablation."""
     data = TextData([DOCS], MODEL, sequence_length=256, eval_batch_size=4, test_sequences=TEST_SEQUENCES)
     data.setup("fit")
     test, base = data.build().test, load_model(MODEL)
-    for family in ("probability", "contribution"):
-        for centered in (False, True):
-            model = sparsify(load_model(MODEL), {"family": family, "centered": centered})
-            sensitivity = Sensitivity(model, data.calibration_batches())
-            for fraction in THRESHOLD_EDGES:
-                sensitivity.apply(Calibration(edge_fraction=fraction))
-                score = score_text(model, base, test, batch_size=4)
-                add(
-                    [
-                        {
-                            "method": f"threshold, {family}{', centered' * centered}, {fraction:.0%} asked",
-                            "model": MODEL,
-                            "budget_minutes": 0, "seed": 0, "tokens": 0, "seq_len": 256,
-                            "edge_fraction": score.edge_fraction, "edges_per_query": score.edges_per_query,
-                            "ce": score.ce.value, "base_ce": score.base_ce.value, "kl": score.kl.value,
-                            "kl_stderr": score.kl.stderr, "heldout": DOCS,
-                            "heldout_tokens": score.tokens, "machine": machine(),
-                        }
-                    ]
-                )  # fmt: skip
+    kinds = [(family, centered) for family in ("probability", "contribution") for centered in (False, True)]
+    for family, centered in kinds if options.name is None else kinds[-1:]:
+        name = options.name or f"threshold, {family}{', centered' * centered}"
+        model = sparsify(load_model(options.model), {"family": family, "centered": centered})
+        sensitivity = Sensitivity(model, data.calibration_batches())
+        for fraction in THRESHOLD_EDGES:
+            sensitivity.apply(Calibration(edge_fraction=fraction))
+            score = score_text(model, base, test, batch_size=4)
+            add(
+                [
+                    {
+                        "method": f"{name}, {fraction:.0%} asked", "model": MODEL,
+                        "budget_minutes": options.minutes, "seed": options.seed, "tokens": options.tokens,
+                        "seq_len": 256, "edge_fraction": score.edge_fraction,
+                        "edges_per_query": score.edges_per_query, "ce": score.ce.value, "base_ce": score.base_ce.value,
+                        "kl": score.kl.value, "kl_stderr": score.kl.stderr, "heldout": DOCS,
+                        "heldout_tokens": score.tokens, "machine": machine(),
+                    }
+                ]
+            )  # fmt: skip
 
 
 def add(rows: list[dict]) -> None:
@@ -212,6 +221,7 @@ def _key(row: dict) -> tuple:
 def draw() -> None:
     """Writes results/frontier.png and prints the table."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     rows = json.loads(FILE.read_text())
     print("| method | minutes | tokens | held-out text | T | edges | per query | KL | CE - base |")
@@ -226,23 +236,28 @@ def draw() -> None:
     groups: dict[str, list[dict]] = {}
     for row in rows:
         name = row["method"]
-        groups.setdefault(name.rsplit(", ", 1)[0] if name.startswith("threshold") else name, []).append(row)
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+        groups.setdefault(name.rsplit(", ", 1)[0] if name.endswith("asked") else name, []).append(row)
+    figure = Figure(figsize=(13, 4.6), layout="constrained")
     axes = figure.subplots(1, 2)
     for index, (name, group) in enumerate(groups.items()):
         group.sort(key=lambda row: row["kl"])
         kl = [max(row["kl"], 1e-4) for row in group]
-        style = "--" if name.startswith("threshold") else "-"
+        style = "--" if group[0]["method"].endswith("asked") else ""
+        minutes = sorted({f"{row['budget_minutes']:.0f}" for row in group if row["tokens"]})
+        label = f"{name} ({' and '.join(minutes)} min)" if minutes else name
         for axis, key in zip(axes, ("edge_fraction", "edges_per_query"), strict=True):
-            axis.plot(kl, [row[key] for row in group], style, marker="o", color=f"C{index}", label=name)
-            for row in group:
-                if row["tokens"] and math.isfinite(row[key]):
-                    axis.annotate(f"{row['budget_minutes']:.0f} min", (row["kl"], row[key]), fontsize=7)
-    titles = ("open edges / allowed edges", "open edges per query and head")
-    for axis, title in zip(axes, titles, strict=True):
+            axis.plot(kl, [row[key] for row in group], style, marker="o", color=f"C{index}", label=label)
+    scales = (
+        ("open edges / allowed edges [%]", lambda value, _: f"{100 * value:g}"),
+        ("open edges per query and head", lambda value, _: f"{value:g}"),
+    )
+    for axis, (title, label) in zip(axes, scales, strict=True):
         axis.axvline(0.1, color="0.7", linewidth=1)
         axis.set(xscale="log", yscale="log", xlabel="KL from the base model [nats per token]", ylabel=title)
-    axes[1].legend(fontsize=7)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(label)
+        axis.yaxis.set_minor_formatter("")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right", fontsize=8)
     figure.suptitle("SmolLM2-135M, held-out Python documentation, T = 256, deterministic gates")
     figure.savefig(RESULTS / "frontier.png", dpi=150)
 
