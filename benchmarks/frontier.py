@@ -1,7 +1,7 @@
 """Edges against divergence on SmolLM2-135M: which method keeps fewest edges for a given KL and a given time?
 
     python benchmarks/frontier.py fit METHOD [--config CONFIG] [--blocks N] [--seed S] [options of main.py fit]  one run
-    python benchmarks/frontier.py measure NAME FOLDER [--text NAME=GLOB ...] [--own]    any sparse model folder
+    python benchmarks/frontier.py measure NAME FOLDER [--text NAME=GLOB ...] [--own [CONFIG]]  any sparse model folder
     python benchmarks/frontier.py threshold [--model FOLDER --name NAME --seed S]       without training the gates
     python benchmarks/frontier.py draw                                                  plot and table of what is there
 
@@ -81,7 +81,8 @@ def main() -> None:
     measured.add_argument("--seed", type=int, default=0, help="of the run, for the record")
     measured.add_argument("--sequence_length", type=int, default=256)
     measured.add_argument("--text", nargs="*", default=[], help="NAME=GLOB of text beside Python's documentation")
-    measured.add_argument("--own", action="store_true", help="the test split of configs/smollm2.yaml's text as well")
+    measured.add_argument("--own", nargs="?", const=CONFIG, help="the test split of a config's text as well")
+    measured.add_argument("--shift", type=float, default=0.0, help="of all log cutoffs; below 0 more edges are open")
     measured.add_argument("--sampled", type=float, help="sharpness of sampled gates to evaluate with as well")
     measured.add_argument(
         "--after", type=float, nargs=2, default=(0, 0), metavar=("MINUTES", "TOKENS"), help="of the run it starts from"
@@ -120,8 +121,8 @@ def run_method(options: argparse.Namespace) -> None:
         ]
     )  # fmt: skip
     options.name, options.folder, options.sequence_length = options.method, folder / "model", data["sequence_length"]
-    options.text = []
-    options.sampled, options.own, options.after = None, False, (0, 0)
+    options.text, options.shift = [], 0.0
+    options.sampled, options.own, options.after = None, None, (0, 0)
     rows = measure(options)
     summary = json.loads((folder / "summary.json").read_text())
     minutes, threads = round(summary["seconds"] / 60, 1), options.threads
@@ -136,12 +137,16 @@ def measure(options: argparse.Namespace) -> list[dict]:
     length, tokenizer = options.sequence_length, candidate.tokenizer
     texts = {DOCS: test_split([DOCS], tokenizer, length)}
     if options.own:
-        sources = yaml.safe_load(Path(CONFIG).read_text())["data"]["init_args"]["sources"]
-        texts["own test split"] = test_split(sources, tokenizer, length, 2 * TEST_SEQUENCES)
+        sources = yaml.safe_load(Path(options.own).read_text())["data"]["init_args"]["sources"]
+        texts["own test split" if options.own == CONFIG else f"test split of {options.own}"] = test_split(
+            sources, tokenizer, length, 2 * TEST_SEQUENCES
+        )
     for entry in options.text:
         name, _, pattern = entry.partition("=")
         texts[name] = pack_text(text_files(pattern), tokenizer, length).first(TEST_SEQUENCES)
     model, dense = load_sparse(options.folder), base.load(torch.float32)
+    for gate in gates_of(model):
+        gate.log_threshold += options.shift
     trained = json.loads((Path(options.folder) / "sparse.json").read_text())["measured"]
     rows = []
     for name, blocks in texts.items():
