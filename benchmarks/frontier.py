@@ -247,11 +247,11 @@ def draw() -> None:
     for index, (name, group) in enumerate(groups.items()):
         group.sort(key=lambda row: row["kl"])
         kl = [max(row["kl"], 1e-4) for row in group]
-        style = "--" if group[0]["method"].endswith("asked") else ""
-        minutes = sorted({f"{row['budget_minutes']:.0f}" for row in group if row["tokens"]})
+        style = "--" if group[0]["method"].endswith("asked") else "none"
+        minutes = sorted({f"{row['budget_minutes']:.0f}" for row in group if row["budget_minutes"]})
         label = f"{name} ({' and '.join(minutes)} min)" if minutes else name
         for axis, key in zip(axes, ("edge_fraction", "edges_per_query"), strict=True):
-            axis.plot(kl, [row[key] for row in group], style, marker="o", color=f"C{index}", label=label)
+            axis.plot(kl, [row[key] for row in group], linestyle=style, marker="o", color=f"C{index}", label=label)
     scales = (
         ("open edges / allowed edges [%]", lambda value, _: f"{100 * value:g}"),
         ("open edges per query and head", lambda value, _: f"{value:g}"),
