@@ -225,6 +225,7 @@ def _key(row: dict) -> tuple:
 
 def draw() -> None:
     """Writes results/frontier.png and prints the table."""
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
 
@@ -251,7 +252,14 @@ def draw() -> None:
         minutes = sorted({f"{row['budget_minutes']:.0f}" for row in group if row["budget_minutes"]})
         label = f"{name} ({' and '.join(minutes)} min)" if minutes else name
         for axis, key in zip(axes, ("edge_fraction", "edges_per_query"), strict=True):
-            axis.plot(kl, [row[key] for row in group], linestyle=style, marker="o", color=f"C{index}", label=label)
+            axis.plot(
+                kl,
+                [row[key] for row in group],
+                linestyle=style,
+                marker="o",
+                color=colormaps["tab20"](index),
+                label=label,
+            )
     scales = (
         ("open edges / allowed edges [%]", lambda value, _: f"{100 * value:g}"),
         ("open edges per query and head", lambda value, _: f"{value:g}"),
