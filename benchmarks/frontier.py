@@ -82,7 +82,9 @@ def main() -> None:
     measured.add_argument("--sequence_length", type=int, default=256)
     measured.add_argument("--text", nargs="*", default=[], help="NAME=GLOB of text beside Python's documentation")
     measured.add_argument("--own", nargs="?", const=CONFIG, help="the test split of a config's text as well")
-    measured.add_argument("--shift", type=float, default=0.0, help="of all log cutoffs; below 0 more edges are open")
+    measured.add_argument(
+        "--shift", type=float, default=0.0, help="of all cutoffs (of log scores); below 0 more edges are open"
+    )
     measured.add_argument("--sampled", type=float, help="sharpness of sampled gates to evaluate with as well")
     measured.add_argument(
         "--after", type=float, nargs=2, default=(0, 0), metavar=("MINUTES", "TOKENS"), help="of the run it starts from"
@@ -146,7 +148,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
         texts[name] = pack_text(text_files(pattern), tokenizer, length).first(TEST_SEQUENCES)
     model, dense = load_sparse(options.folder), base.load(torch.float32)
     for gate in gates_of(model):
-        gate.log_threshold += options.shift
+        gate.set_cutoff(gate.form().cutoff + options.shift)
     trained = json.loads((Path(options.folder) / "sparse.json").read_text())["measured"]
     rows = []
     for name, blocks in texts.items():

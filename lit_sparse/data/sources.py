@@ -7,6 +7,7 @@ notes/**/*.md           a path or glob of .txt, .md and .jsonl files (key "text"
 hf:org/name[:config]    the training split of a Hugging Face dataset, streamed
 """
 
+import contextlib
 import glob
 import gzip
 import hashlib
@@ -73,14 +74,15 @@ class PackageDocs:
 
 @dataclass(frozen=True)
 class PackageCode:
-    """The Python files of an installed package, tests left out."""
+    """The Python files of an installed package; tests, and files in other encodings than UTF-8, are left out."""
 
     package: str
     streamed: bool = False
 
     def documents(self) -> Iterator[str]:
         for path in prose.package_sources(self.package):
-            yield from _sections(_read(path).strip())
+            with contextlib.suppress(ValueError):
+                yield from _sections(_read(path).strip())
 
     def fingerprint(self) -> str:
         return "code " + prose.fingerprint(prose.package_sources(self.package))

@@ -54,6 +54,7 @@ def test_the_source_files_of_an_installed_package(tmp_path, monkeypatch):
     (tmp_path / "coded" / "tests").mkdir(parents=True)
     (tmp_path / "coded" / "__init__.py").write_text("x = 1\n\n\ny = x\n")
     (tmp_path / "coded" / "tests" / "a.py").write_text("left out")
+    (tmp_path / "coded" / "latin.py").write_bytes("# -*- coding: latin-1 -*-\nx = 'é'\n".encode("latin-1"))
     (tmp_path / "coded" / "long.py").write_text("\n".join(f"z = {i}" for i in range(4000)))
     monkeypatch.syspath_prepend(tmp_path)
     source = parse_source("code:coded")
