@@ -5,6 +5,7 @@ other, so that what takes long (imports, process groups) happens once.
 """
 
 import csv
+import gc
 import json
 import os
 import signal
@@ -114,6 +115,7 @@ class Built(SparseAttentionModule):
     def configure_model(self):
         if self.model is not None:
             return
+        gc.collect()  # the model of the case before, which would otherwise be freed while this one grows
         before, largest, done = _anonymous_memory(), 0, threading.Event()
 
         def watch():
