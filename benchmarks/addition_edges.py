@@ -41,7 +41,7 @@ def main() -> None:
     opened: dict[tuple[int, int, int, int], torch.Tensor] = {}
     for layer, edges in enumerate(open_edges(model, ids)):
         for head, query, key in edges.indices[1:].unique(dim=1).T.tolist():
-            where = (edges.indices[1:].T == torch.tensor([head, query, key])).all(dim=1)
+            where = edges.indices[1:].T.eq(torch.tensor([head, query, key])).all(dim=1)
             mask = torch.zeros(len(ids), dtype=torch.bool)
             mask[edges.indices[0, where]] = True
             opened[layer, head, query, key] = mask

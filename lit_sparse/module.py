@@ -68,6 +68,8 @@ class SparseAttentionModule(RunModule):
         constraint: what must hold while edges are removed.
         margin: lambda aims this far below the tolerance, as a share of the constraint's scale, so that held-out text
             satisfies it although training text fluctuates. Model selection uses the tolerance itself.
+        relaxation: the tolerance that lambda follows starts this many times as large and falls geometrically to the
+            constraint's own over `trainer.max_steps`: loose while edges are re-routed, tight in the end. 1 keeps it.
         multiplier: how lambda follows the constraint.
         edges: what is minimised.
         optimizer: for weights and gates alike.
@@ -97,6 +99,7 @@ class SparseAttentionModule(RunModule):
         calibration: Calibration | None = None,
         constraint: Constraint | None = None,
         margin: float = 0.0,
+        relaxation: float = 1.0,
         multiplier: Multiplier | None = None,
         edges: EdgeObjective | None = None,
         optimizer: OptimizerCallable = torch.optim.AdamW,
@@ -118,6 +121,8 @@ class SparseAttentionModule(RunModule):
             raise ValueError(f"train is 'all', 'attention' or 'none', got {train!r}")
         if not 0 <= margin < 1:
             raise ValueError(f"margin is a share in [0, 1), got {margin}")
+        if not 1 <= relaxation < math.inf:
+            raise ValueError(f"relaxation multiplies the tolerance at the start, so it is at least 1, got {relaxation}")
         if gate_lr < 0 or distillation < 0:
             raise ValueError("gate_lr and distillation must not be negative")
         if sharpness_end is not None and not 0 < sharpness_end < math.inf:
@@ -131,6 +136,7 @@ class SparseAttentionModule(RunModule):
         self.calibration = calibration
         self.constraint = constraint or KL(tolerance=0.1)
         self.margin = margin
+        self.relaxation = relaxation
         self.multiplier = multiplier or Geco()
         self.edges = edges or LogEdgeFraction()
         self.make_optimizer = optimizer
@@ -272,8 +278,8 @@ class SparseAttentionModule(RunModule):
     def on_fit_start(self) -> None:
         """Moves the teacher, and on a fresh start calibrates the gates and measures where the run begins."""
         assert self.model is not None
-        if self.sharpness_end is not None and self.trainer.max_steps < 1:
-            raise ValueError("sharpness_end is reached at the run's last step: set trainer.max_steps")
+        if (self.sharpness_end is not None or self.relaxation > 1) and self.trainer.max_steps < 1:
+            raise ValueError("sharpness_end and relaxation end at the run's last step: set trainer.max_steps")
         self.train()  # models are loaded in evaluation mode, in which gates are not sampled
         self._place_teacher()
         # Strategies that shard load the checkpoint after this hook.
@@ -342,9 +348,9 @@ class SparseAttentionModule(RunModule):
         ranks, rank = replicas["num_replicas"], replicas["rank"]
         seed_step(self.model, noise, len(batch["input_ids"]), ranks, rank, torch.device(self.device))
         if self.sharpness_end is not None:
-            first, done = self.gate_config.sharpness, self.trainer.global_step / self.trainer.max_steps
+            first = self.gate_config.sharpness
             for gate in gates_of(self.model):
-                gate.sharpness = first * (self.sharpness_end / first) ** done
+                gate.sharpness = first * (self.sharpness_end / first) ** self._done()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         base_logits = self.base_logits(batch)
@@ -390,7 +396,11 @@ class SparseAttentionModule(RunModule):
         total = torch.stack(self._window).double().sum(dim=0)
         self._window.clear()
         total = self._sum_over_ranks(total)
-        self.multiplier.update(self.constraint.violation(float(total[0] / total[1])) + self.margin)
+        violation = self.constraint.violation(float(total[0] / total[1])) + self.margin
+        if self.relaxation > 1:
+            looser = self.relaxation ** (1.0 - self._done())
+            violation = (violation + 1.0) / looser - 1.0
+        self.multiplier.update(violation)
 
     # --- validation --------------------------------------------------------------------------------------------
 
@@ -483,6 +493,10 @@ class SparseAttentionModule(RunModule):
                 )
 
     # --- small helpers -----------------------------------------------------------------------------------------
+
+    def _done(self) -> float:
+        """The share of the run's steps that are over."""
+        return self.trainer.global_step / self.trainer.max_steps
 
     def _to_device(self, batch: Batch) -> Batch:
         return {name: tensor.to(self.device) for name, tensor in batch.items()}

@@ -11,7 +11,7 @@ from lit_sparse.adapters import LoraConfig
 from lit_sparse.attention import gates_of
 from lit_sparse.data import AdditionData
 from lit_sparse.evaluation import Evaluation
-from lit_sparse.objective import KL, EdgeFraction, Fixed, Geco, token_losses
+from lit_sparse.objective import KL, Absolute, EdgeFraction, Fixed, Geco, token_losses
 
 DATA = {"digits": 1, "batch_size": 8, "eval_batch_size": 16, "held_out": 0.2}
 
@@ -309,7 +309,35 @@ def test_gates_sharpen_geometrically_over_the_run(llama_folder):
     assert seen == [pytest.approx([value] * 2) for value in (2.0, 4.0, 8.0, 16.0)]
 
 
-def test_what_sharpens_needs_an_end(llama_folder):
+@pytest.mark.parametrize("kind", [lambda: KL(0.05), lambda: Absolute(epsilon=0.05)])
+def test_a_relaxed_tolerance_falls_to_the_constraints_own(llama_folder, kind):
+    """What lambda is told after each step: how far the step's value is from a tolerance of 8, 4, 2 and 1 times 0.05."""
+    constraint, told, values = kind(), [], []
+
+    class Told(Fixed):
+        def update(self, violation):
+            told.append(violation)
+
+    class Noting(SparseAttentionModule):
+        def constraint_per_token(self, losses):
+            per_token = super().constraint_per_token(losses)
+            if self.training:
+                values.append(float(per_token.detach().mean()))
+            return per_token
+
+    module = make(llama_folder, Noting, constraint=constraint, multiplier=Told(1.0), relaxation=16.0)
+    fit(module)
+    base = constraint.tolerance - constraint.scale  # what `Absolute` measured; 0 for KL
+    looser = [16.0**share for share in (0.75, 0.5, 0.25, 0.0)]
+    expected = [(value - base) / (0.05 * more) - 1 for value, more in zip(values, looser, strict=True)]
+    assert told == pytest.approx(expected, rel=1e-4)  # float32 losses
+
+
+def test_what_sharpens_or_tightens_needs_an_end(llama_folder):
+    with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
+        fit(make(llama_folder, relaxation=2.0), steps=-1, max_epochs=1)
+    with pytest.raises(ValueError, match="relaxation multiplies the tolerance"):
+        make(llama_folder, relaxation=0.5)
     with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
         fit(make(llama_folder, sharpness_end=8.0), steps=-1, max_epochs=1)
     with pytest.raises(ValueError, match="sharpness_end must be positive"):
