@@ -3,7 +3,7 @@
     python benchmarks/addition_edges.py runs/addition/model
 
 All 10,000 sums, deterministic gates. Prints the edges, and for those that open on some sums only, how often by the
-sum of the tens. Writes results/addition_edges.json and results/addition_edges.png.
+sum of the tens and by whether the units carry. Writes results/addition_edges.json and results/addition_edges.png.
 """
 
 import argparse
@@ -25,7 +25,8 @@ TOKENS = ["a₁", "a₀", "+", "b₁", "b₀", "=", "s₂", "s₁", "s₀"]
 TENS = torch.tensor([a // 10 + b // 10 for a in range(100) for b in range(100)])
 ANSWER = slice(6, 9)
 RARE = 0.005  # edges open on fewer sums are counted, not listed or drawn
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7"]
+CARRY = torch.tensor([a % 10 + b % 10 > 9 for a in range(100) for b in range(100)])
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
 
 
 @torch.no_grad()
@@ -49,6 +50,7 @@ def main() -> None:
     rows = [
         {"layer": layer, "head": head, "query": query, "key": key, "share": share}
         | {"share_by_tens": [float(mask[tens == TENS].float().mean()) for tens in range(19)]}
+        | {"share_by_carry": [float(mask[carry == CARRY].float().mean()) for carry in (False, True)]}
         for (layer, head, query, key), mask in sorted(opened.items())
         if (share := float(mask.float().mean())) >= RARE
     ]
@@ -56,11 +58,12 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "addition_edges.json").write_text(json.dumps(found, indent=1) + "\n")
     print(f"{found['exact']:.2%} of all sums exact, {per_sum:.2f} open edges a sum, {len(opened)} ever open")
-    print(f"{'edge':<26}{'sums':>8}   by the sum of the tens digits, 0 to 18")
+    print(f"{'edge':<26}{'sums':>8}  without, with a carry;  by the sum of the tens digits, 0 to 18")
     for row in rows:
         name = f"layer {row['layer']} head {row['head']}: {TOKENS[row['query']]} reads {TOKENS[row['key']]}"
         by_tens = " ".join(f"{share:.0%}".rjust(4) for share in row["share_by_tens"])
-        print(f"{name:<26}{row['share']:>7.1%}   {by_tens}")
+        by_carry = " ".join(f"{share:.0%}".rjust(4) for share in row["share_by_carry"])
+        print(f"{name:<26}{row['share']:>7.1%} {by_carry};  {by_tens}")
     draw(rows).savefig(RESULTS / "addition_edges.png", dpi=150)
 
 
@@ -96,7 +99,7 @@ def draw(rows: list[dict]) -> Figure:
     )  # fmt: skip
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    figure.legend(loc="outside lower center", ncols=len(heads), frameon=False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     return figure
 
 
