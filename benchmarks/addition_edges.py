@@ -3,7 +3,8 @@
     python benchmarks/addition_edges.py runs/addition/model
 
 All 10,000 sums, deterministic gates. Prints the edges, and for those that open on some sums only, how often by the
-sum of the tens and by whether the units carry. Writes results/addition_edges.json and results/addition_edges.png.
+sum of the tens and by whether the units carry, by itself and together with other heads' edges between the same
+positions. Writes results/addition_edges.json and results/addition_edges.png.
 """
 
 import argparse
@@ -58,12 +59,20 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "addition_edges.json").write_text(json.dumps(found, indent=1) + "\n")
     print(f"{found['exact']:.2%} of all sums exact, {per_sum:.2f} open edges a sum, {len(opened)} ever open")
-    print(f"{'edge':<26}{'sums':>8}  without, with a carry;  by the sum of the tens digits, 0 to 18")
+    print(f"{'edge':<30}{'sums':>8}  without, with a carry;  by the sum of the tens digits, 0 to 18")
     for row in rows:
         name = f"layer {row['layer']} head {row['head']}: {TOKENS[row['query']]} reads {TOKENS[row['key']]}"
         by_tens = " ".join(f"{share:.0%}".rjust(4) for share in row["share_by_tens"])
         by_carry = " ".join(f"{share:.0%}".rjust(4) for share in row["share_by_carry"])
-        print(f"{name:<26}{row['share']:>7.1%} {by_carry};  {by_tens}")
+        print(f"{name:<30}{row['share']:>7.1%} {by_carry};  {by_tens}")
+    for query, key in sorted({(query, key) for _, _, query, key in opened}):
+        heads = torch.stack([mask for where, mask in opened.items() if where[2:] == (query, key)])
+        without, carrying = (heads.any(dim=0)[carry == CARRY].float().mean() for carry in (False, True))
+        twice = (heads.sum(dim=0) > 1).float().mean()
+        print(
+            f"{TOKENS[query]} reads {TOKENS[key]} through any head: {without:.0%} of the sums without and "
+            f"{carrying:.0%} of those with a carry; through several {twice:.0%}"
+        )
     draw(rows).savefig(RESULTS / "addition_edges.png", dpi=150)
 
 
@@ -80,7 +89,7 @@ def draw(rows: list[dict]) -> Figure:
             FancyArrowPatch(
                 *ends, arrowstyle="-|>", mutation_scale=11, shrinkA=11, shrinkB=11, color=colour,
                 linewidth=0.6 + 3 * row["share"], alpha=0.35 + 0.65 * row["share"],
-                connectionstyle=f"arc3,rad={0.05 + 0.05 * row['head'] / max(head for _, head in heads)}",
+                connectionstyle=f"arc3,rad={0.05 + 0.015 * row['head']}",
             )
         )  # fmt: skip
     for level in range(len(layers) + 1):

@@ -10,8 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_sparse.cli import SparseCLI, main
 
 CONFIG = "configs/addition.yaml"
-# The recorded comparisons are under a constant tolerance, before the config had these two.
-CONSTANT = ["--model.init_args.relaxation=1.0", "--model.init_args.optimizer.init_args.weight_decay=0.0"]
+# The recorded comparisons are from before the config had a relaxed tolerance, weight decay and these betas.
+RECORDED = [
+    "--model.init_args.relaxation=1.0",
+    "--model.init_args.optimizer.init_args.weight_decay=0.0",
+    "--model.init_args.optimizer.init_args.betas=[0.9,0.999]",
+]
 
 
 class History(Callback):
@@ -38,7 +42,7 @@ def train_toy(overrides: Sequence[str], *, seed: int, steps: int, every: int = 5
     if not Path("runs/addition_dense/model/config.json").is_file():
         main(["fit", "--config", "configs/addition_dense.yaml", "--on_existing", "resume"])
     options = [f"--model.init_args.seed={seed}", f"--data.init_args.seed={seed}", f"--seed_everything={seed}"]
-    cli = SparseCLI(["--config", CONFIG, *CONSTANT, *options, *overrides], run=False)
+    cli = SparseCLI(["--config", CONFIG, *RECORDED, *options, *overrides], run=False)
     history = History(every)
     trainer = Trainer(
         accelerator="cpu",
