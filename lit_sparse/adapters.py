@@ -9,7 +9,7 @@ from types import ModuleType
 from torch import nn
 from transformers import PreTrainedModel
 
-from lit_sparse.attention.bridge import dense, gates_of
+from lit_sparse.attention.bridge import IMPLEMENTATION, attention_modules, gates_of
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,45 @@ def _peft() -> ModuleType:
     return peft
 
 
-@contextmanager
-def as_base(model: nn.Module) -> Iterator[None]:
-    """Inside, a model with adapters computes what its base does: adapters, gates and dropout are off."""
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with model.disable_adapter(), dense(model):  # type: ignore[operator]
+class BaseSwitch:
+    """Turns a sparsified model with adapters into its base and back, as often as a step does.
+
+    peft's and transformers' own switches walk through all modules; here their flags are found once and set directly.
+
+    Args:
+        model: as it stays: modules that are added later are not switched.
+    """
+
+    def __init__(self, model: nn.Module):
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        self._modules = list(model.modules())
+        self._adapters = [module for module in self._modules if isinstance(module, BaseTunerLayer)]
+        attention = attention_modules(model)
+        owners = [module for module in self._modules if isinstance(module, PreTrainedModel)]
+        configs = {id(module.config): module.config for module in [*owners, *attention] if hasattr(module, "config")}
+        self._configs = list(configs.values())
+        self._dense = attention[0].edge_dense_implementation
+
+    @contextmanager
+    def as_base(self, implementation: str | None = None) -> Iterator[None]:
+        """Inside, the model computes what its base does: adapters, gates and dropout are off.
+
+        Args:
+            implementation: of dense attention; None is what the model had before `sparsify`.
+        """
+        in_training = [module for module in self._modules if module.training]
+        self._set(in_training, training=False, adapters_off=True, implementation=implementation or self._dense)
+        try:
             yield
-    finally:
-        for module in in_training:
-            module.training = True
+        finally:
+            self._set(in_training, training=True, adapters_off=False, implementation=IMPLEMENTATION)
+
+    def _set(self, modules: list[nn.Module], *, training: bool, adapters_off: bool, implementation: str) -> None:
+        # Past nn.Module's __setattr__, which takes twenty times as long.
+        for module in modules:
+            module.__dict__["training"] = training
+        for adapter in self._adapters:
+            adapter.__dict__["_disable_adapters"] = adapters_off
+        for config in self._configs:
+            config._attn_implementation = implementation

@@ -26,9 +26,20 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_sparse.adapters import LoraConfig, add_lora, as_base
-from lit_sparse.attention import Backend, EdgeCounts, GateConfig, edge_counts, gates_of, sparsify
+from lit_sparse.adapters import BaseSwitch, LoraConfig, add_lora
+from lit_sparse.attention import (
+    Backend,
+    EdgeCounts,
+    GateConfig,
+    attention_modules,
+    edge_counts,
+    fused_dense,
+    gates_of,
+    sparsify,
+)
 from lit_sparse.attention.bridge import separates_documents_only_when_gated
+from lit_sparse.attention.compiled import CompiledLayers
+from lit_sparse.attention.masks import is_causal_only, packed_causal_mask
 from lit_sparse.calibration import Calibration
 from lit_sparse.callbacks.checkpoints import BEST, LAST, AtomicCheckpointIO, recover
 from lit_sparse.callbacks.progress import progress_bar
@@ -84,6 +95,7 @@ class SparseAttentionModule(RunModule):
         distillation: weight of an additional KL(base || sparse) term; 0 is none.
         backend: the attention operator.
         activation_checkpointing: recompute each layer in the backward pass to save memory.
+        compile_layers: run training steps through torch.compile, layer by layer; None does on a CUDA GPU.
         score_sequences: count sequences whose every scored token is predicted (for tasks with an answer).
         trust_remote_code: allow the model folder to run its own code.
         seed: of the gates' noise.
@@ -112,6 +124,7 @@ class SparseAttentionModule(RunModule):
         distillation: float = 0.0,
         backend: Backend = Backend.AUTO,
         activation_checkpointing: bool = False,
+        compile_layers: bool | None = None,
         score_sequences: bool = False,
         trust_remote_code: bool = False,
         seed: int = 0,
@@ -148,6 +161,7 @@ class SparseAttentionModule(RunModule):
         self.distillation = distillation
         self.backend = backend
         self.activation_checkpointing = activation_checkpointing
+        self.compile_layers = compile_layers
         self.score_sequences = score_sequences
         self.trust_remote_code = trust_remote_code
         self.seed = seed
@@ -161,6 +175,10 @@ class SparseAttentionModule(RunModule):
         self._last_step = 0
         self._resumed = False
         self._sharded = True  # if the strategy shards
+        self._layers: list[Any] = []  # the model's attention modules
+        self._switch: BaseSwitch | None = None
+        self._compiled: CompiledLayers | None = None
+        self._is_causal_only = False
         self.evaluation = EvaluationMetric()
 
     # --- hooks to override -------------------------------------------------------------------------------------
@@ -218,6 +236,8 @@ class SparseAttentionModule(RunModule):
             model.enable_input_require_grads()
         sharding.shard(model)
         self.model = model
+        self._layers, self._is_causal_only = attention_modules(model), is_causal_only(model.config)
+        self._switch = BaseSwitch(model) if self._is_its_own_teacher else None
 
     def _build_frozen_teacher(self, base: PreTrainedModel) -> PreTrainedModel:
         teacher = self.build_teacher(base).requires_grad_(False).eval()
@@ -282,6 +302,7 @@ class SparseAttentionModule(RunModule):
             raise ValueError("sharpness_end and relaxation end at the run's last step: set trainer.max_steps")
         self.train()  # models are loaded in evaluation mode, in which gates are not sampled
         self._place_teacher()
+        self._compile()
         # Strategies that shard load the checkpoint after this hook.
         if self._resumed or self.trainer.ckpt_path is not None or self._datamodule() is None:
             return
@@ -304,6 +325,15 @@ class SparseAttentionModule(RunModule):
                 self._sharding().weights_written()
         self.constraint.prepare(self.start.base_ce)
 
+    def _compile(self) -> None:
+        assert self.model is not None
+        sharded = self._sharding().shards_weights
+        if self.compile_layers and sharded:
+            raise ValueError("compile_layers does not go with strategies that shard weights: set it to false")
+        on_gpu = torch.device(self.device).type == "cuda" and not sharded
+        if on_gpu if self.compile_layers is None else self.compile_layers:
+            self._compiled = CompiledLayers(self.model)
+
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], description: str = "evaluating") -> Evaluation:
         """Deterministic gates on batches outside of Lightning's loops; with a progress bar."""
@@ -323,34 +353,37 @@ class SparseAttentionModule(RunModule):
     def forward(self, batch: Batch) -> tuple[Tensor, EdgeCounts]:
         """Logits (B, T, vocabulary) of the sparse model and the edges of this pass."""
         assert self.model is not None
-        outputs = self.model(
-            input_ids=batch["input_ids"],
-            position_ids=batch["position_ids"],
-            use_cache=False,
-            output_attentions=True,
-        )
+        outputs = self.model(**self._inputs(batch, fused=True), output_attentions=True)
         return outputs.logits, edge_counts(outputs.attentions)
+
+    def _inputs(self, batch: Batch, *, fused: bool) -> dict[str, Any]:
+        inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
+        if fused and self._is_causal_only:
+            inputs["attention_mask"] = packed_causal_mask(batch["position_ids"])
+        return inputs
 
     @torch.no_grad()
     def base_logits(self, batch: Batch) -> Tensor:
         """Logits (B, T, vocabulary) of the frozen base model."""
-        inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}
-        if self._is_its_own_teacher:
-            assert self.model is not None
-            with as_base(self.model):
-                return self.model(**inputs).logits
-        return self.teacher(**inputs).logits
+        if self._switch is None:
+            return self.teacher(**self._inputs(batch, fused=False)).logits
+        assert self.model is not None
+        fused = self._is_causal_only and fused_dense.serves(self._layers, batch["input_ids"].device)
+        with self._switch.as_base(fused_dense.FUSED_DENSE if fused else None):
+            return self.model(**self._inputs(batch, fused=fused)).logits
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         assert self.model is not None
         replicas = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
         noise = self.seed, self.trainer.global_step, batch_idx
         ranks, rank = replicas["num_replicas"], replicas["rank"]
-        seed_step(self.model, noise, len(batch["input_ids"]), ranks, rank, torch.device(self.device))
+        seed_step(self._layers, noise, len(batch["input_ids"]), ranks, rank, torch.device(self.device))
+        if self._compiled is not None:
+            self._compiled.attach()
         if self.sharpness_end is not None:
             first = self.gate_config.sharpness
-            for gate in gates_of(self.model):
-                gate.sharpness = first * (self.sharpness_end / first) ** self._done()
+            for layer in self._layers:
+                layer.edge_gate.sharpness = first * (self.sharpness_end / first) ** self._done()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         base_logits = self.base_logits(batch)
@@ -385,7 +418,9 @@ class SparseAttentionModule(RunModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         assert self.model is not None
-        clear_seeds(self.model)
+        clear_seeds(self._layers)
+        if self._compiled is not None:
+            self._compiled.detach()
         self._update_multiplier()
 
     def _update_multiplier(self) -> None:

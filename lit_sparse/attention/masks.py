@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from transformers import PreTrainedConfig
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 _CHUNK = 1 << 22  # edges looked at together while a mask is summed up: a few MB
@@ -50,6 +51,11 @@ class EdgeMask:
     def dense(self) -> Bool[Tensor, "#batch 1 query key"]:
         return self.block(slice(0, self.start.shape[1]), slice(0, self.keys))
 
+    def as_attention_mask(self) -> Int[Tensor, "#batch 1 query 2"]:
+        """The tensor that travels through transformers; without holes."""
+        assert self.holes is None
+        return torch.stack([self.start, self.stop], dim=-1)[:, None]
+
     def allowed(self) -> Int[Tensor, "#batch query"]:
         """How many keys each query sees."""
         if self.holes is not None:
@@ -67,6 +73,23 @@ class EdgeMask:
         last = after.flip(-1).cummin(dim=-1).values.flip(-1).to(torch.int32)
         start, stop = torch.maximum(self.start, first), torch.minimum(self.stop, last)
         return EdgeMask(start, torch.maximum(stop, start), self.keys, self.holes)
+
+
+def packed_causal_mask(position_ids: Int[Tensor, "batch query"]) -> Int[Tensor, "batch 1 query 2"]:
+    """The mask of packed documents, without a look at values: a model given it never waits for its GPU.
+
+    position_ids: restart at each document.
+    """
+    length = position_ids.shape[1]
+    return EdgeMask.causal(length, length, position_ids.device).within_documents(position_ids).as_attention_mask()
+
+
+def is_causal_only(config: PreTrainedConfig) -> bool:
+    """Whether every layer of a model sees all earlier tokens of its document: no windows, chunks or prefixes."""
+    config = config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    limits = ("sliding_window", "attention_chunk_size", "use_bidirectional_attention")
+    return kinds == {"full_attention"} and not any(getattr(config, name, None) for name in limits)
 
 
 @torch.compiler.disable  # it looks at values: one clean graph break before the first layer
