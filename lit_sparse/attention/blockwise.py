@@ -145,7 +145,7 @@ def backward(
     q, k, v = _fold(query, kv_heads, exact), _flat(key, exact), _flat(value, exact)
     do = _fold(d_output.transpose(1, 2), kv_heads, exact)
     delta = _fold_rows(torch.linalg.vecdot(d_output.to(exact), output.to(exact)).transpose(1, 2), kv_heads)
-    d_query, d_key, d_value = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    d_query, d_key, d_value = (torch.zeros_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     gate_gradient = torch.zeros_like(delta)
     kernels = _row_kernels(problem)
     d_offset = None if problem.offset is None else torch.zeros_like(problem.offset)
