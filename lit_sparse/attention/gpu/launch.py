@@ -103,7 +103,7 @@ def forward(
     output = value.new_empty(batch, rows, heads, value.shape[-1])
     lse, expected, opened = (query.new_empty(batch, heads, rows, dtype=torch.float32) for _ in range(3))
     mass = query.new_empty(batch, heads, rows if formula.renormalise else 0, dtype=torch.float32)
-    tensors = [*_inputs(query, key, value, mask, cutoff, offset, seeds), output, lse, mass, expected, opened]
+    tensors = [*_inputs(query, key, value, mask, cutoff, offset, seeds, formula), output, lse, mass, expected, opened]
     _launch("forward", tensors, query, key, value, mask, offset, seeds, formula)
     allowed = mask.allowed().sum(-1)[:, None].expand(batch, heads)
     sums = [counts.sum(-1, dtype=torch.float64) for counts in (expected, opened)]
@@ -131,7 +131,7 @@ def backward(
     d_query, d_key, d_value = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
     row_delta, row_sum = torch.empty_like(lse), torch.empty_like(lse)
     d_offset = None if offset is None else torch.empty_like(offset, memory_format=torch.contiguous_format)
-    inputs = _inputs(query, key, value, mask, cutoff, offset, seeds)
+    inputs = _inputs(query, key, value, mask, cutoff, offset, seeds, formula)
     tensors = [*inputs, output, lse, mass, d_output, d_expected, d_query, row_delta, row_sum]
     _launch("query", tensors, query, key, value, mask, offset, seeds, formula)
     tensors = [*inputs, lse, mass, d_output, d_expected, row_delta, row_sum, d_key, d_value, d_offset]
@@ -164,10 +164,11 @@ def _inputs(
     cutoff: Tensor,
     offset: Tensor | None,
     seeds: Tensor | None,
+    formula: Formula,
 ) -> list[Tensor | None]:
     interval = [x.to(torch.int32).contiguous() for x in (mask.start, mask.stop)]
     optional = [None if x is None else x.contiguous() for x in (offset, seeds)]
-    return [query, key, value, *interval, cutoff.contiguous(), *optional]
+    return [query, key, value, *interval, cutoff.contiguous(), *optional, formula.sharpness.to(torch.float32)]
 
 
 def _launch(
@@ -186,7 +187,7 @@ def _launch(
     strides = [stride for x in (query, key, value) for stride in x.stride()[:3]]
     mask_batch = rows if mask.start.shape[0] > 1 else 0
     sizes = [heads, heads // kv_heads, rows, keys]
-    scalars = [formula.sharpness, formula.scaling, formula.softcap]
+    scalars = [formula.scaling, formula.softcap]
 
     def grid(meta: dict[str, int]) -> tuple[int, int]:
         if name == "key":
