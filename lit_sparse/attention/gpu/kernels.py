@@ -109,7 +109,7 @@ def _accumulated(s, unit, top, total):
 
 @triton.jit
 def forward_kernel(
-    query, key, value, start, stop, cutoff, offset, seeds, sharpness, output, lse, mass, expected, opened,
+    query, key, value, start, stop, cutoff, offset, seeds, sharpness, output, lse, mass, counts,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row, mask_batch,
     heads, group, rows, keys, scaling, softcap,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_VALUE: tl.constexpr,
@@ -191,8 +191,10 @@ def forward_kernel(
         sums *= (1 / open_mass)[:, None]
         tl.store(mass + here, open_mass, mask=row < rows)
     tl.store(lse + here, normaliser * _LN_2, mask=row < rows)
-    tl.store(expected + here, probable, mask=row < rows)
-    tl.store(opened + here, count, mask=row < rows)
+    counts += tl.program_id(1).to(tl.int64) * 3 * rows + row
+    tl.store(counts, probable, mask=row < rows)
+    tl.store(counts + rows, count, mask=row < rows)
+    tl.store(counts + 2 * rows, tl.maximum(last - first, 0).to(tl.float32), mask=row < rows)
     output += (batch * rows * heads + head) * VALUE_DIM
     _store(output, row, rows, heads * VALUE_DIM, sums, VALUE_DIM, BLOCK_VALUE)
 
