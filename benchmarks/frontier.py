@@ -156,7 +156,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
         sampled = {}
         if options.sampled is not None:
             for gate in gates_of(model):
-                gate.train().sharpness = options.sampled
+                gate.train().set_sharpness(options.sampled)
             torch.manual_seed(0)
             found = score_text(model, dense, blocks, batch_size=4)
             model.eval()

@@ -383,7 +383,7 @@ class SparseAttentionModule(RunModule):
         if self.sharpness_end is not None:
             first = self.gate_config.sharpness
             for layer in self._layers:
-                layer.edge_gate.sharpness = first * (self.sharpness_end / first) ** self._done()
+                layer.edge_gate.set_sharpness(first * (self.sharpness_end / first) ** self._done())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         base_logits = self.base_logits(batch)

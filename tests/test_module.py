@@ -302,7 +302,7 @@ def test_gates_sharpen_geometrically_over_the_run(llama_folder):
 
     class Look(Watch):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            seen.append([gate.form().sharpness for gate in gates_of(pl_module.model)])
+            seen.append([float(gate.form().sharpness) for gate in gates_of(pl_module.model)])
 
     module = make(llama_folder, gate=GateConfig(sharpness=2.0), sharpness_end=32.0)
     fit(module, callbacks=[Look()])

@@ -195,6 +195,7 @@ def _problem(
     mask = EdgeMask(mask.start.contiguous(), mask.stop.contiguous(), mask.keys, mask.holes)
     lse = query.new_full((batch * kv_heads, rows * group), torch.inf, dtype=exact)
     mass = torch.ones_like(lse if formula.renormalise else lse[:, :0])
+    formula = formula._replace(sharpness=formula.sharpness.to(exact))
     cutoff, seeds = cutoff.detach().to(exact).contiguous(), None if seeds is None else seeds.contiguous()
     offset = None if offset is None else offset.detach().to(exact).contiguous()
     counts = torch.zeros_like(lse), torch.zeros_like(lse)

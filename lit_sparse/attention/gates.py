@@ -86,9 +86,13 @@ KeyOffset = Float[Tensor, "batch kv_head key"]
 
 
 class GateForm(NamedTuple):
-    """What a fused operator needs: z = sharpness * (logits - normalised * log_normaliser + key offset - cutoff)."""
+    """What a fused operator needs: z = sharpness * (logits - normalised * log_normaliser + key offset - cutoff).
 
-    sharpness: float
+    Sharpness is a tensor although it is no parameter: training changes it every step, and a number in Python would have
+    torch.compile compile anew and a CUDA graph keep the old one.
+    """
+
+    sharpness: Float[Tensor, ""]
     cutoff: Float[Tensor, " head"]
     normalised: bool
 
@@ -108,7 +112,9 @@ class Gate(nn.Module):
         self.closable = True
         self.center: Tensor | None
         self.register_buffer("center", None)
-        self.sharpness = config.sharpness  # training may raise it
+        self.sharpness: Float[Tensor, ""]
+        self.register_buffer("sharpness", torch.empty((), dtype=torch.float32), persistent=False)
+        self.set_sharpness(config.sharpness)
 
     def form(self) -> GateForm:
         """The gate's coefficients, differentiable in its parameters."""
@@ -121,6 +127,11 @@ class Gate(nn.Module):
     def set_cutoff(self, cutoff: Float[Tensor, " head"]) -> None:
         """Opens at evaluation exactly the edges whose score exceeds `cutoff` (calibration sets this)."""
         raise TypeError(f"{type(self).__name__} must implement set_cutoff()")
+
+    @torch.no_grad()
+    def set_sharpness(self, value: float) -> None:
+        """Makes the gates sharper or softer, in place; training may do so every step."""
+        self.sharpness.fill_(value)
 
     def add_center(self, kv_heads: int, value_dim: int) -> None:
         """A center of zeros, which changes nothing until calibration or a folder sets it."""
@@ -170,8 +181,13 @@ class Gate(nn.Module):
     def _apply(self, fn, recurse=True):
         # A cutoff near -7 has a spacing of 0.03 in bfloat16, more than a training step: stay in float32.
         before = [parameter.detach() for parameter in self.parameters(recurse=False)]
-        center = self.center
+        center, sharpness = self.center, self.sharpness
         super()._apply(fn, recurse)
+        if sharpness.is_meta and not self.sharpness.is_meta:  # no checkpoint gives it a value
+            self.sharpness = torch.empty((), dtype=torch.float32, device=self.sharpness.device)
+            self.set_sharpness(self.config.sharpness)
+        elif self.sharpness.dtype in (torch.bfloat16, torch.float16):
+            self.sharpness = sharpness.to(self.sharpness.device, torch.float32)
         if center is not None and self.center is not None and self.center.dtype in (torch.bfloat16, torch.float16):
             self.center = center.to(self.center.device, torch.float32)
         for parameter, exact in zip(self.parameters(recurse=False), before, strict=True):
@@ -220,7 +236,12 @@ class LogitGate(Gate):
         self.bias = self._parameter(config.bias)
 
     def form(self) -> GateForm:
-        return GateForm(sharpness=1.0, cutoff=-self.bias, normalised=False)
+        return GateForm(sharpness=self.sharpness, cutoff=-self.bias, normalised=False)
+
+    @torch.no_grad()
+    def set_sharpness(self, value: float) -> None:
+        """The slope of this gate is 1, whatever the others' is."""
+        self.sharpness.fill_(1.0)
 
     @torch.no_grad()
     def set_cutoff(self, cutoff: Float[Tensor, " head"]) -> None:

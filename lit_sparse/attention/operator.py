@@ -33,14 +33,15 @@ from lit_sparse.attention.masks import EdgeMask
 
 
 class Formula(NamedTuple):
-    """What is computed, beside the tensors: z = sharpness * (s - normalised * lse + offset - cutoff), s = scaling q.k.
+    """What is computed, beside the inputs: z = sharpness * (s - normalised * lse + offset - cutoff), s = scaling q.k.
 
+    sharpness: 0-d, at least float32; kernels load it.
     renormalise: divide by the open edges' mass instead of all keys'.
     scaling: positive.
     softcap: s is softcap * tanh(scaling q . k / softcap); 0 for none.
     """
 
-    sharpness: float
+    sharpness: Float[Tensor, ""]
     normalised: bool
     renormalise: bool
     scaling: float
@@ -127,7 +128,7 @@ def _forward(
     cutoff: Tensor,
     offset: Tensor | None,
     seeds: Tensor | None,
-    sharpness: float,
+    sharpness: Tensor,
     normalised: bool,
     renormalise: bool,
     scaling: float,
@@ -178,7 +179,7 @@ def _backward(
     cutoff: Tensor,
     offset: Tensor | None,
     seeds: Tensor | None,
-    sharpness: float,
+    sharpness: Tensor,
     normalised: bool,
     renormalise: bool,
     scaling: float,
@@ -206,7 +207,7 @@ def _(query, key, value, start, stop, holes, cutoff, offset, *rest):
 
 
 def _setup_context(ctx, inputs, output):
-    tensors, ctx.rest = inputs[:9], inputs[9:]
+    tensors, ctx.rest = inputs[:10], inputs[10:]
     ctx.save_for_backward(*tensors, output[0], output[2], output[3])
 
 
@@ -218,7 +219,7 @@ def _differentiate(ctx, d_output, d_edges, d_lse, d_mass):
     )
     d_query, d_key, d_value, d_cutoff, d_offset = gradients
     d_offset = None if tensors[7] is None else d_offset
-    return d_query, d_key, d_value, None, None, None, d_cutoff, d_offset, *[None] * (1 + len(ctx.rest))
+    return d_query, d_key, d_value, None, None, None, d_cutoff, d_offset, *[None] * (2 + len(ctx.rest))
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)

@@ -64,8 +64,8 @@ class LayerScores:
             return None
         z = float(self._gate_logits[head, query, key])
         form = gate.form()
-        cutoff = float(form.cutoff[head])
-        return GateReading(gate.family, z, z / form.sharpness + cutoff, cutoff, form.sharpness)
+        cutoff, sharpness = float(form.cutoff[head]), float(form.sharpness)
+        return GateReading(gate.family, z, z / sharpness + cutoff, cutoff, sharpness)
 
     @cached_property
     def _gate_logits(self) -> Float[Tensor, "head query key"]:

@@ -24,9 +24,10 @@ def own_family():
         def __init__(self, config: GateConfig, num_heads: int):
             super().__init__(config, num_heads)
             self.level = self._parameter(-2.0)
+            self.set_sharpness(5.0)
 
         def form(self) -> GateForm:
-            return GateForm(sharpness=5.0, cutoff=self.level, normalised=True)
+            return GateForm(sharpness=self.sharpness, cutoff=self.level, normalised=True)
 
         @torch.no_grad()
         def set_cutoff(self, cutoff):
@@ -214,3 +215,24 @@ def test_an_edge_to_a_value_of_nothing_is_closed_whatever_its_probability(operat
         assert edges[0, :, 1].tolist() == [opened, opened]
         (gradient,) = torch.autograd.grad(edges[..., 0].sum(), v, allow_unused=True)
         assert gradient is None or torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(("family", "slope"), [("logit", 1.0), ("probability", 3.3), ("contribution", 3.3)])
+def test_sharpness_is_a_number_that_kernels_load(family, slope):
+    """Exact whatever becomes of the weights, changed in place, and no part of a checkpoint."""
+    gate = build_gate(GateConfig(family=family), 3)
+    where = gate.form().sharpness.data_ptr()
+    gate.set_sharpness(3.3)
+    assert gate.form().sharpness.data_ptr() == where and gate.sharpness.shape == ()
+    gate.to(torch.bfloat16)
+    assert gate.sharpness.dtype is torch.float32 and gate.sharpness == torch.tensor(slope)
+    assert "sharpness" not in gate.state_dict()
+
+
+@pytest.mark.parametrize(("family", "slope"), [("logit", 1.0), ("probability", 5.0)])
+def test_a_gate_built_without_memory_gets_its_sharpness_with_it(family, slope):
+    with torch.device("meta"):
+        gate = build_gate(GateConfig(family=family, sharpness=5.0), 3)
+    assert gate.sharpness.is_meta
+    assert gate.to(torch.bfloat16).to_empty(device="cpu").sharpness == torch.tensor(slope)
+    assert gate.sharpness.dtype is torch.float32

@@ -13,8 +13,19 @@ from triton.compiler import ASTSource, CompiledKernel
 from lit_sparse.attention.gpu.launch import KERNELS, Blocks, padded
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-_SINGLE = {"cutoff", "offset", "lse", "mass", "expected", "opened", "d_expected", "row_delta", "row_sum", "d_offset"}
-_SCALARS = {"sharpness", "scaling", "softcap"}
+_SINGLE = {
+    "cutoff",
+    "offset",
+    "sharpness",
+    "lse",
+    "mass",
+    "counts",
+    "d_expected",
+    "row_delta",
+    "row_sum",
+    "d_offset",
+}
+_SCALARS = {"scaling", "softcap"}
 _COUNTS = {"heads", "group"}
 _OTHER = {"start": "*i32", "stop": "*i32", "seeds": "*i64"}
 

@@ -109,9 +109,9 @@ def _accumulated(s, unit, top, total):
 
 @triton.jit
 def forward_kernel(
-    query, key, value, start, stop, cutoff, offset, seeds, output, lse, mass, expected, opened,
+    query, key, value, start, stop, cutoff, offset, seeds, sharpness, output, lse, mass, counts,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row, mask_batch,
-    heads, group, rows, keys, sharpness, scaling, softcap,
+    heads, group, rows, keys, scaling, softcap,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_VALUE: tl.constexpr,
     NORMALISED: tl.constexpr, RENORMALISE: tl.constexpr, CAPPED: tl.constexpr, SAMPLED: tl.constexpr,
     WEIGHED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
@@ -132,6 +132,7 @@ def forward_kernel(
     column = noise.columns(BLOCK_KEYS)
     q = _load(query, row, rows, query_row, DIM, BLOCK_DIM)
 
+    sharpness = tl.load(sharpness)
     shift = tl.zeros((BLOCK_ROWS,), tl.float32) + tl.load(cutoff + head).to(tl.float32) * _LOG2_E
     top = tl.full((BLOCK_ROWS,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
@@ -190,8 +191,10 @@ def forward_kernel(
         sums *= (1 / open_mass)[:, None]
         tl.store(mass + here, open_mass, mask=row < rows)
     tl.store(lse + here, normaliser * _LN_2, mask=row < rows)
-    tl.store(expected + here, probable, mask=row < rows)
-    tl.store(opened + here, count, mask=row < rows)
+    counts += tl.program_id(1).to(tl.int64) * 3 * rows + row
+    tl.store(counts, probable, mask=row < rows)
+    tl.store(counts + rows, count, mask=row < rows)
+    tl.store(counts + 2 * rows, tl.maximum(last - first, 0).to(tl.float32), mask=row < rows)
     output += (batch * rows * heads + head) * VALUE_DIM
     _store(output, row, rows, heads * VALUE_DIM, sums, VALUE_DIM, BLOCK_VALUE)
 
@@ -228,10 +231,10 @@ def _gradients(
 
 @triton.jit
 def query_kernel(
-    query, key, value, start, stop, cutoff, offset, seeds, output, lse, mass, d_output, d_expected,
+    query, key, value, start, stop, cutoff, offset, seeds, sharpness, output, lse, mass, d_output, d_expected,
     d_query, row_delta, row_sum,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row, mask_batch,
-    heads, group, rows, keys, sharpness, scaling, softcap,
+    heads, group, rows, keys, scaling, softcap,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_VALUE: tl.constexpr,
     NORMALISED: tl.constexpr, RENORMALISE: tl.constexpr, CAPPED: tl.constexpr, SAMPLED: tl.constexpr,
     WEIGHED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
@@ -266,6 +269,7 @@ def query_kernel(
     inverse_mass = delta
     if RENORMALISE:
         inverse_mass = 1 / tl.load(mass + here, mask=row < rows, other=1.0)
+    sharpness = tl.load(sharpness)
     shift = tl.zeros((BLOCK_ROWS,), tl.float32) + tl.load(cutoff + head).to(tl.float32) * _LOG2_E
     if NORMALISED:
         shift += normaliser
@@ -322,10 +326,10 @@ def _rows_that_see(start, stop, low, high, rows, keys):
 
 @triton.jit
 def key_kernel(
-    query, key, value, start, stop, cutoff, offset, seeds, lse, mass, d_output, d_expected, row_delta, row_sum,
-    d_key, d_value, d_offset,
+    query, key, value, start, stop, cutoff, offset, seeds, sharpness, lse, mass, d_output, d_expected,
+    row_delta, row_sum, d_key, d_value, d_offset,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row, mask_batch,
-    heads, group, rows, keys, sharpness, scaling, softcap,
+    heads, group, rows, keys, scaling, softcap,
     DIM: tl.constexpr, VALUE_DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, BLOCK_VALUE: tl.constexpr,
     NORMALISED: tl.constexpr, RENORMALISE: tl.constexpr, CAPPED: tl.constexpr, SAMPLED: tl.constexpr,
     WEIGHED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr,
@@ -347,6 +351,7 @@ def key_kernel(
 
     unit = _unit(scaling, softcap, CAPPED)
     seed = tl.load(seeds + batch) if SAMPLED else 0
+    sharpness = tl.load(sharpness)
     dk = tl.zeros((BLOCK_KEYS, BLOCK_DIM), tl.float32)
     dv = tl.zeros((BLOCK_KEYS, BLOCK_VALUE), tl.float32)
     if WEIGHED:

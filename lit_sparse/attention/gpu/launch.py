@@ -101,13 +101,13 @@ def forward(
     query, key, value = _rows(query), _rows(key), _rows(value)
     batch, heads, rows, _ = query.shape
     output = value.new_empty(batch, rows, heads, value.shape[-1])
-    lse, expected, opened = (query.new_empty(batch, heads, rows, dtype=torch.float32) for _ in range(3))
+    lse = query.new_empty(batch, heads, rows, dtype=torch.float32)
+    counts = query.new_empty(batch, heads, 3, rows, dtype=torch.float32)
     mass = query.new_empty(batch, heads, rows if formula.renormalise else 0, dtype=torch.float32)
-    tensors = [*_inputs(query, key, value, mask, cutoff, offset, seeds), output, lse, mass, expected, opened]
+    tensors = [*_inputs(query, key, value, mask, cutoff, offset, seeds, formula), output, lse, mass, counts]
     _launch("forward", tensors, query, key, value, mask, offset, seeds, formula)
-    allowed = mask.allowed().sum(-1)[:, None].expand(batch, heads)
-    sums = [counts.sum(-1, dtype=torch.float64) for counts in (expected, opened)]
-    return Forward(output, torch.stack([*sums, allowed.double()], dim=-1).float(), lse, mass)
+    edges = counts.sum(-1, dtype=torch.float64).float()  # float32 would miscount from 2^24 edges on
+    return Forward(output, edges, lse, mass)
 
 
 def backward(
@@ -131,12 +131,12 @@ def backward(
     d_query, d_key, d_value = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
     row_delta, row_sum = torch.empty_like(lse), torch.empty_like(lse)
     d_offset = None if offset is None else torch.empty_like(offset, memory_format=torch.contiguous_format)
-    inputs = _inputs(query, key, value, mask, cutoff, offset, seeds)
+    inputs = _inputs(query, key, value, mask, cutoff, offset, seeds, formula)
     tensors = [*inputs, output, lse, mass, d_output, d_expected, d_query, row_delta, row_sum]
     _launch("query", tensors, query, key, value, mask, offset, seeds, formula)
     tensors = [*inputs, lse, mass, d_output, d_expected, row_delta, row_sum, d_key, d_value, d_offset]
     _launch("key", tensors, query, key, value, mask, offset, seeds, formula)
-    d_cutoff = -row_sum.sum(dim=(0, 2), dtype=torch.float64).to(cutoff.dtype)
+    d_cutoff = row_sum.sum(dim=(0, 2)).neg_().to(cutoff.dtype)
     return Gradients(d_query, d_key, d_value, d_cutoff, d_offset)
 
 
@@ -164,10 +164,11 @@ def _inputs(
     cutoff: Tensor,
     offset: Tensor | None,
     seeds: Tensor | None,
+    formula: Formula,
 ) -> list[Tensor | None]:
     interval = [x.to(torch.int32).contiguous() for x in (mask.start, mask.stop)]
     optional = [None if x is None else x.contiguous() for x in (offset, seeds)]
-    return [query, key, value, *interval, cutoff.contiguous(), *optional]
+    return [query, key, value, *interval, cutoff.contiguous(), *optional, formula.sharpness.to(torch.float32)]
 
 
 def _launch(
@@ -186,46 +187,45 @@ def _launch(
     strides = [stride for x in (query, key, value) for stride in x.stride()[:3]]
     mask_batch = rows if mask.start.shape[0] > 1 else 0
     sizes = [heads, heads // kv_heads, rows, keys]
-    scalars = [formula.sharpness, formula.scaling, formula.softcap]
+    scalars = [formula.scaling, formula.softcap]
 
     def grid(meta: dict[str, int]) -> tuple[int, int]:
         if name == "key":
             return triton.cdiv(keys, meta["BLOCK_KEYS"]), batch * kv_heads
         return triton.cdiv(rows, meta["BLOCK_ROWS"]), batch * heads
 
+    arguments = [*tensors, *strides, mask_batch, *sizes, *scalars]
     # Fused multiply-add is asked for by name: Triton 3.10 changes the default.
+    meta = {**constants(query, value, offset, seeds, formula), "enable_fp_fusion": True}
+    if not query.is_cuda:  # interpreted: there is nothing to time
+        choice = _config(_choices(name, query, meta)[0])
+        KERNELS[name][grid](*arguments, **meta, **choice.all_kwargs())
+        return
     with torch.cuda.device_of(query):
-        _TUNED[name][grid](
-            *tensors,
-            *strides,
-            mask_batch,
-            *sizes,
-            *scalars,
-            **constants(query, value, offset, seeds, formula),
-            enable_fp_fusion=True,
-        )
+        _TUNED[name][grid](*arguments, **meta)
+
+
+def _choices(name: str, query: Tensor, meta: dict[str, Any]) -> list[Blocks]:
+    dim = max(meta["BLOCK_DIM"], meta["BLOCK_VALUE"])
+    major, minor = torch.cuda.get_device_capability(query.device) if query.is_cuda else (0, 0)
+    return blocks(name, query.element_size(), dim, 10 * major + minor, weighed=meta["WEIGHED"])
+
+
+def _config(choice: Blocks) -> triton.Config:
+    meta = {"BLOCK_ROWS": choice.rows, "BLOCK_KEYS": choice.keys}
+    return triton.Config(meta, num_warps=choice.warps, num_stages=choice.stages)
 
 
 def _tuned(name: str) -> Any:
-    """The kernel, timed once for each kind of problem where the table leaves a choice."""
+    """The kernel, its choices of blocks timed once for each kind of problem."""
 
     def suited(configs: list[triton.Config], arguments: dict[str, Any], **meta: Any) -> list[triton.Config]:
-        dim = max(meta["BLOCK_DIM"], meta["BLOCK_VALUE"])
-        query = arguments["query"]
-        major, minor = torch.cuda.get_device_capability(query.device) if query.is_cuda else (0, 0)
-        choices = blocks(name, query.element_size(), dim, 10 * major + minor, weighed=meta["WEIGHED"])
-        if not query.is_cuda:  # interpreted
-            choices = choices[:1]
-        return [config(choice) for choice in choices]
-
-    def config(choice: Blocks) -> triton.Config:
-        meta = {"BLOCK_ROWS": choice.rows, "BLOCK_KEYS": choice.keys}
-        return triton.Config(meta, num_warps=choice.warps, num_stages=choice.stages)
+        return [_config(choice) for choice in _choices(name, arguments["query"], meta)]
 
     entries = [*BLOCKS.items(), *WEIGHED_BLOCKS.items()]
     every = {choice for key, lists in entries if key[0] == name for choices in lists for choice in choices}
     return triton.autotune(
-        [config(choice) for choice in sorted(every)],
+        [_config(choice) for choice in sorted(every)],
         key=["DIM", "VALUE_DIM", "NORMALISED", "RENORMALISE", "CAPPED", "SAMPLED", "WEIGHED"],
         prune_configs_by={"early_config_prune": suited},
     )(KERNELS[name])

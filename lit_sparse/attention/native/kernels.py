@@ -90,7 +90,7 @@ def _block(problem: "Problem", tile: "Tile", scores: Tensor) -> Block:
         offset=pointer(problem.offset),
         keys=mask.keys,
         seeds=pointer(problem.seeds),
-        sharpness=formula.sharpness,
+        sharpness=pointer(formula.sharpness),
         scaling=formula.scaling,
         softcap=formula.softcap,
         normalised=formula.normalised,

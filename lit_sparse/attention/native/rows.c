@@ -23,7 +23,8 @@ typedef struct {
   const float *offset;         /* (batch * kv_heads, keys), or NULL */
   int64_t keys;
   const int64_t *seeds;        /* (batch), or NULL for deterministic gates */
-  float sharpness, scaling, softcap;
+  const float *sharpness;      /* one number */
+  float scaling, softcap;
   int32_t normalised, renormalise;
   float *lse, *mass, *expected, *opened; /* (batch * kv_heads, queries * group) */
   const float *delta;                    /* the same; do . o */
@@ -128,7 +129,7 @@ INLINE void forward_row(const Block *b, int64_t index, float *noise, const int s
 #pragma omp simd reduction(+ : total)
   for (int64_t j = first; j < last; j++) total += exponential(s[j] - peak);
   const float lse = last > first ? peak + logf(total) : INFINITY;
-  const float shift = b->cutoff[row.head] + (b->normalised ? lse : 0.0f), sharpness = b->sharpness;
+  const float shift = b->cutoff[row.head] + (b->normalised ? lse : 0.0f), sharpness = b->sharpness[0];
   const float *u = sampled ? row_noise(b, &row, noise) : NULL;
 #pragma omp simd reduction(+ : expected, opened, mass)
   for (int64_t j = first; j < last; j++) {
@@ -161,7 +162,7 @@ INLINE void backward_row(const Block *b, int64_t index, float *noise, float *wei
   float *restrict s = b->scores + index * b->columns, *restrict g = b->gradients + index * b->columns;
   float *restrict p_ = weights, *restrict slope = slopes;
   float *restrict key_gradient = weighed ? b->key_gradient + index * b->columns : NULL;
-  const float scaling = capped ? b->scaling / b->softcap : b->scaling, cap = b->softcap, sharpness = b->sharpness;
+  const float scaling = capped ? b->scaling / b->softcap : b->scaling, cap = b->softcap, sharpness = b->sharpness[0];
   const float lse = b->lse[row.statistics], shift = b->cutoff[row.head] + (b->normalised ? lse : 0.0f);
   const float delta = b->delta[row.statistics], d_expected = b->d_expected[row.sample_head];
   const float inverse = b->renormalise ? 1.0f / b->mass[row.statistics] : 1.0f;
