@@ -305,7 +305,7 @@ def measure(model: nn.Module, batches: Sequence[Batch]) -> Calibrated:
         sparse = model(**inputs, output_attentions=True)
         losses = token_losses(sparse.logits, base, batch["labels"])
         kl += float(losses.kl.sum())
-        tokens += len(losses.kl)
+        tokens += float(losses.tokens())
         edges = edge_counts(sparse.attentions)
         opened += float(edges.opened.sum())
         allowed += float(edges.allowed.sum())

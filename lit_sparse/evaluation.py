@@ -68,7 +68,7 @@ class EvaluationMetric(Metric):
     def update(
         self,
         losses: TokenLosses,
-        per_token: Float[Tensor, " token"],
+        per_token: Float[Tensor, "batch query"],
         edges: EdgeCounts,
         queries: int,
         predictions: Tensor | None = None,
@@ -77,7 +77,7 @@ class EvaluationMetric(Metric):
         """One batch.
 
         Args:
-            per_token: the constrained quantity of each scored token.
+            per_token: the constrained quantity of each token; only scored ones count.
             queries: query positions in the batch, scored or not.
             predictions: argmax tokens (B, T), to count sequences that are right throughout.
             labels: (B, T), shifted; needed with predictions.
@@ -85,8 +85,8 @@ class EvaluationMetric(Metric):
         self.ce += losses.ce.double().sum()
         self.base_ce += losses.base_ce.double().sum()
         self.kl += losses.kl.double().sum()
-        self.constraint += per_token.double().sum()
-        self.tokens += len(losses.ce)
+        self.constraint += torch.where(losses.scored, per_token, 0).double().sum()
+        self.tokens += losses.tokens()
         self.queries += queries
         self.opened = self.opened + edges.opened.double()
         self.allowed = self.allowed + edges.allowed.double()

@@ -199,7 +199,7 @@ class SparseAttentionModule(RunModule):
         return True
 
     def constraint_per_token(self, losses: TokenLosses) -> Tensor:
-        """The constrained quantity of each scored token (N,)."""
+        """The constrained quantity of each token (B, T); only scored ones count."""
         return self.constraint.per_token(losses)
 
     def edge_loss(self, edges: EdgeCounts) -> Tensor:
@@ -389,24 +389,24 @@ class SparseAttentionModule(RunModule):
         base_logits = self.base_logits(batch)
         logits, edges = self(batch)
         losses = token_losses(logits, base_logits, batch["labels"])
-        per_token = self.constraint_per_token(losses)
-        edges, tokens = over_ranks(edges, len(per_token), self.trainer.world_size, self._sum_over_ranks)
-        value = per_token.sum() / tokens
+        own_tokens = losses.tokens()
+        edges, tokens = over_ranks(edges, own_tokens, self.trainer.world_size, self._sum_over_ranks)
+        total = torch.where(losses.scored, self.constraint_per_token(losses), 0).sum()
+        value = total / tokens
         weight = self.multiplier.value
         loss = (self.edge_loss(edges) + weight * value) / (1 + weight)
         if self.distillation:
             loss = loss + self.distillation * losses.kl.sum() / tokens / (1 + weight)
         if not torch.isfinite(loss):
-            raise NonFiniteLossError(self.trainer.global_step, float(loss), float(losses.ce.mean()))
-        own_tokens = per_token.new_tensor(float(len(per_token)))
-        self._window.append(torch.stack([per_token.detach().sum(), own_tokens]))
+            raise NonFiniteLossError(self.trainer.global_step, float(loss), float(losses.ce.sum() / own_tokens))
+        self._window.append(torch.stack([total.detach().double(), own_tokens.double()]))
         self.tokens_seen += batch["input_ids"].numel() * self.trainer.world_size
-        mean = per_token.detach().mean()
+        mean = total.detach() / own_tokens
         self.log_dict(
             {
                 "train/loss": loss.detach(),
-                "train/ce": losses.ce.detach().mean(),
-                "train/kl": losses.kl.detach().mean(),
+                "train/ce": losses.ce.detach().sum() / own_tokens,
+                "train/kl": losses.kl.detach().sum() / own_tokens,
                 "train/constraint": mean,
                 "train/slack": self.constraint.tolerance - mean,
                 "train/lambda": weight,

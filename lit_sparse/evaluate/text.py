@@ -15,7 +15,7 @@ from lit_sparse.data.packing import PackedBlocks, pack_documents
 from lit_sparse.data.sources import LocalFiles
 from lit_sparse.evaluate.scores import TextScore, mean_of
 from lit_sparse.evaluation import EvaluationMetric
-from lit_sparse.objective.losses import IGNORED, token_losses
+from lit_sparse.objective.losses import token_losses
 
 
 def text_files(pattern: str) -> LocalFiles:
@@ -95,10 +95,8 @@ def score_text(
         losses = token_losses(outputs.logits, base_logits, batch["labels"])
         edges = edge_counts(outputs.attentions) if gated else _no_edges(model.device)
         metric.update(losses, losses.kl, edges, batch["input_ids"].numel())
-        columns = (torch.ones_like(losses.ce), losses.ce, losses.base_ce, losses.ce - losses.base_ce, losses.kl)
-        block = (batch["labels"] != IGNORED).nonzero()[:, 0]
-        per_token = torch.stack(columns, dim=1).double().cpu()
-        sums.append(torch.zeros(len(indices), len(columns), dtype=torch.float64).index_add_(0, block.cpu(), per_token))
+        columns = (losses.scored, losses.ce, losses.base_ce, losses.ce - losses.base_ce, losses.kl)
+        sums.append(torch.stack([column.double().sum(-1) for column in columns], dim=1).cpu())
         advance(start + len(indices), len(blocks))
     tokens, *by_block = torch.cat(sums).T.tolist()
     ce, base_ce, difference, kl = (mean_of(column, tokens) for column in by_block)

@@ -34,8 +34,9 @@ class Constraint:
         """How far a value is over (> 0) or under (< 0) the tolerance, relative to `scale`."""
         return (value - self.tolerance) / self.scale
 
-    def per_token(self, losses: TokenLosses) -> Float[Tensor, " token"]:
-        """The constrained quantity of each scored token, differentiable in the model's logits."""
+    def per_token(self, losses: TokenLosses) -> Float[Tensor, "batch query"]:
+        """The constrained quantity of each token, differentiable in the model's logits. Values at tokens that are not
+        scored do not count."""
         raise TypeError(f"{type(self).__name__} must implement per_token()")
 
     def state_dict(self) -> dict[str, float]:
@@ -58,7 +59,7 @@ class Paired(Constraint):
 
     name = "paired"
 
-    def per_token(self, losses: TokenLosses) -> Float[Tensor, " token"]:
+    def per_token(self, losses: TokenLosses) -> Float[Tensor, "batch query"]:
         return losses.ce - losses.base_ce
 
 
@@ -67,7 +68,7 @@ class KL(Constraint):
 
     name = "kl"
 
-    def per_token(self, losses: TokenLosses) -> Float[Tensor, " token"]:
+    def per_token(self, losses: TokenLosses) -> Float[Tensor, "batch query"]:
         return losses.kl
 
 
@@ -88,7 +89,7 @@ class Absolute(Constraint):
         self._measured = tau is None
         self.epsilon = epsilon
 
-    def per_token(self, losses: TokenLosses) -> Float[Tensor, " token"]:
+    def per_token(self, losses: TokenLosses) -> Float[Tensor, "batch query"]:
         return losses.ce
 
     def prepare(self, base_ce: float) -> None:

@@ -1,28 +1,39 @@
 """Per-token cross-entropy and KL divergence from the base model, over a large vocabulary.
 
 Plain autograd would hold half a dozen (tokens, vocabulary) tensors in float32. Here the forward keeps the two inputs
-in their own dtype and one number a token; both gradients have closed forms,
+in their own dtype and a few numbers a token; both gradients have closed forms,
 
     d CE / d logits = softmax(logits) - onehot(label)        d KL(base || model) / d logits = softmax(logits) - base
+
+Forward and backward are one operator each, `torch.ops.lit_sparse.token_losses` and `token_losses_backward`: one Triton
+kernel on an NVIDIA GPU (`fused`), blocks of positions elsewhere (`blocks`). The logits themselves are still written to
+memory; computing them from hidden states inside the operator would save that.
 """
 
-from collections.abc import Iterator
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-IGNORED = -100
-_CHUNK = 2**21  # logits at a time: 8 MB of float32, which allocators reuse and caches nearly hold
+from lit_sparse.attention import gpu
+from lit_sparse.objective import blocks
+
+IGNORED = blocks.IGNORED
 
 
 class TokenLosses(NamedTuple):
-    """One number a scored token, (N,): in nats, differentiable in the model's logits except `base_ce`."""
+    """Nats at each position, 0 where it is not scored; differentiable in the model's logits except `base_ce`."""
 
-    ce: Float[Tensor, " token"]
-    base_ce: Float[Tensor, " token"]
-    kl: Float[Tensor, " token"]
+    ce: Float[Tensor, "batch query"]
+    base_ce: Float[Tensor, "batch query"]
+    kl: Float[Tensor, "batch query"]
+    scored: Bool[Tensor, "batch query"]
+
+    def tokens(self) -> Int[Tensor, ""]:
+        """The number of scored positions, on their device."""
+        return self.scored.sum()
 
 
 def token_losses(
@@ -35,45 +46,57 @@ def token_losses(
     Args:
         labels: already shifted: `labels[:, t]` is the token to predict at position t.
     """
-    scored = labels != IGNORED
-    ce, kl, base_ce = _TokenLosses.apply(logits[scored], base_logits[scored], labels[scored])
-    return TokenLosses(ce, base_ce, kl)
+    ce, base_ce, kl = _TokenLosses.apply(logits, base_logits, labels)
+    return TokenLosses(ce, base_ce, kl, labels != IGNORED)
 
 
 class _TokenLosses(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, base_logits, labels):
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        ce, kl, base_ce, normaliser, base_normaliser = (logits.new_empty(len(labels), dtype=wide) for _ in range(5))
-        for rows in _chunks(logits):
-            x, y = logits[rows].to(wide), base_logits[rows].to(wide)
-            normaliser[rows] = x.logsumexp(-1)
-            base_normaliser[rows] = y.logsumexp(-1)
-            label = labels[rows, None]
-            ce[rows] = normaliser[rows] - x.gather(-1, label).squeeze(-1)
-            base_ce[rows] = base_normaliser[rows] - y.gather(-1, label).squeeze(-1)
-            base = torch.exp(y - base_normaliser[rows, None])
-            # sum p_base (log p_base - log p): both normalisers are constants of the row, and sum p_base = 1
-            kl[rows] = base.mul_(y - x).sum(-1) - base_normaliser[rows] + normaliser[rows]
-        ctx.save_for_backward(logits, base_logits, labels, normaliser, base_normaliser)
+        ce, base_ce, kl, lse, base_lse = torch.ops.lit_sparse.token_losses(logits, base_logits, labels)
+        ctx.save_for_backward(logits, base_logits, labels, lse, base_lse)
         ctx.mark_non_differentiable(base_ce)
-        return ce, kl, base_ce
+        return ce, base_ce, kl
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_ce, d_kl, _):
-        logits, base_logits, labels, normaliser, base_normaliser = ctx.saved_tensors
-        gradient = torch.empty_like(logits)
-        for rows in _chunks(logits):
-            x = logits[rows].to(normaliser.dtype)
-            step = (x - normaliser[rows, None]).exp_().mul_((d_ce[rows] + d_kl[rows])[:, None])
-            step.scatter_add_(-1, labels[rows, None], -d_ce[rows, None])
-            y = base_logits[rows].to(normaliser.dtype)
-            step.addcmul_((y - base_normaliser[rows, None]).exp_(), d_kl[rows, None], value=-1)
-            gradient[rows] = step.to(gradient.dtype)
-        return gradient, None, None
+    def backward(ctx, d_ce, _, d_kl):
+        return torch.ops.lit_sparse.token_losses_backward(*ctx.saved_tensors, d_ce, d_kl), None, None
 
 
-def _chunks(logits: Tensor) -> Iterator[slice]:
-    rows = max(1, _CHUNK // logits.shape[-1])
-    return (slice(start, start + rows) for start in range(0, len(logits), rows))
+def _implementation(logits: Tensor, base_logits: Tensor) -> ModuleType:
+    wide = torch.promote_types(logits.dtype, base_logits.dtype) == torch.float64
+    if logits.is_cuda and not wide and gpu.available():
+        from lit_sparse.objective import fused
+
+        return fused
+    return blocks
+
+
+@torch.library.custom_op("lit_sparse::token_losses", mutates_args=())
+def _forward(logits: Tensor, base_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    return _implementation(logits, base_logits).forward(logits, base_logits, labels)
+
+
+@_forward.register_fake
+def _(logits, base_logits, labels):
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return tuple(logits.new_empty(labels.shape, dtype=wide) for _ in range(5))
+
+
+@torch.library.custom_op("lit_sparse::token_losses_backward", mutates_args=())
+def _backward(
+    logits: Tensor,
+    base_logits: Tensor,
+    labels: Tensor,
+    lse: Tensor,
+    base_lse: Tensor,
+    d_ce: Tensor,
+    d_kl: Tensor,
+) -> Tensor:
+    return _implementation(logits, base_logits).backward(logits, base_logits, labels, lse, base_lse, d_ce, d_kl)
+
+
+@_backward.register_fake
+def _(logits, base_logits, labels, lse, base_lse, d_ce, d_kl):
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)

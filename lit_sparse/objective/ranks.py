@@ -7,7 +7,7 @@ many times its gradient as there are ranks: the average is then the gradient of 
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_sparse.attention.edges import EdgeCounts
@@ -16,7 +16,9 @@ Reduce = Callable[[Tensor], Tensor]
 """The sum of a tensor over all ranks."""
 
 
-def over_ranks(edges: EdgeCounts, tokens: int, ranks: int, reduce: Reduce) -> tuple[EdgeCounts, float]:
+def over_ranks(
+    edges: EdgeCounts, tokens: Int[Tensor, ""], ranks: int, reduce: Reduce
+) -> tuple[EdgeCounts, Float[Tensor, ""]]:
     """The edges of all ranks, whose averaged gradient is that of a single process, and how many tokens are scored on a
     rank on average. One all-reduce, which all ranks must take part in.
 
@@ -25,11 +27,11 @@ def over_ranks(edges: EdgeCounts, tokens: int, ranks: int, reduce: Reduce) -> tu
         tokens: that are scored on this rank.
     """
     if ranks == 1:
-        return edges, float(tokens)
+        return edges, tokens.float()
     own = torch.stack([counts.double() for counts in edges])
-    total = reduce(torch.cat([own.detach().flatten(), own.new_tensor([tokens])]))
+    total = reduce(torch.cat([own.detach().flatten(), tokens.double()[None]]))
     sums = total[:-1].view_as(own).float()
-    return EdgeCounts(_with_gradient(sums[0], edges.expected, ranks), sums[1], sums[2]), float(total[-1]) / ranks
+    return EdgeCounts(_with_gradient(sums[0], edges.expected, ranks), sums[1], sums[2]), total[-1].float() / ranks
 
 
 def _with_gradient(

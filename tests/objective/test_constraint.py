@@ -5,7 +5,12 @@ import torch
 
 from lit_sparse.objective import KL, Absolute, Constraint, Paired, TokenLosses
 
-LOSSES = TokenLosses(ce=torch.tensor([2.0, 3.0]), base_ce=torch.tensor([1.5, 3.25]), kl=torch.tensor([0.1, 0.3]))
+LOSSES = TokenLosses(
+    ce=torch.tensor([[2.0, 3.0]]),
+    base_ce=torch.tensor([[1.5, 3.25]]),
+    kl=torch.tensor([[0.1, 0.3]]),
+    scored=torch.ones(1, 2, dtype=torch.bool),
+)
 
 
 @pytest.mark.parametrize(
@@ -14,7 +19,7 @@ LOSSES = TokenLosses(ce=torch.tensor([2.0, 3.0]), base_ce=torch.tensor([1.5, 3.2
 )
 def test_what_is_constrained(constraint, expected):
     # the numbers are float32's nearest to these decimals
-    torch.testing.assert_close(constraint.per_token(LOSSES), torch.tensor(expected), rtol=1e-6, atol=0)
+    torch.testing.assert_close(constraint.per_token(LOSSES), torch.tensor([expected]), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("kind", [Paired, KL])

@@ -1,58 +1,58 @@
-"""The chunked losses with hand-written gradients, against plain float64 torch."""
+"""The losses in blocks with hand-written gradients, against plain float64 torch."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lit_sparse.objective import losses as module
-from lit_sparse.objective import token_losses
+from lit_sparse.objective import blocks, token_losses
 
 BATCH, QUERIES, VOCABULARY = 3, 7, 11
 
 
-def example(dtype=torch.float64, seed=0):
-    """Logits, base logits, labels of which a third is not scored."""
+def example(dtype=torch.float64, seed=0, ignored=0.33):
+    """Logits, base logits, labels of which some are not scored."""
     generator = torch.Generator().manual_seed(seed)
     logits, base = (3 * torch.randn(BATCH, QUERIES, VOCABULARY, generator=generator).double() for _ in range(2))
     labels = torch.randint(VOCABULARY, (BATCH, QUERIES), generator=generator)
-    labels[torch.rand(BATCH, QUERIES, generator=generator) < 0.33] = -100
+    labels[torch.rand(BATCH, QUERIES, generator=generator) < ignored] = -100
     return logits.to(dtype).requires_grad_(), base.to(dtype), labels
 
 
 def oracle(logits, base, labels):
     scored = labels != -100
-    x, y = logits.double()[scored], base.double()[scored]
-    ce = F.cross_entropy(x, labels[scored], reduction="none")
-    base_ce = F.cross_entropy(y, labels[scored], reduction="none")
+    x, y, label = logits.double(), base.double(), labels.clamp_min(0)
+    ce = F.cross_entropy(x.transpose(1, 2), label, reduction="none")
+    base_ce = F.cross_entropy(y.transpose(1, 2), label, reduction="none")
     kl = F.kl_div(x.log_softmax(-1), y.log_softmax(-1), reduction="none", log_target=True).sum(-1)
-    return ce, base_ce, kl
+    return *(torch.where(scored, value, 0.0) for value in (ce, base_ce, kl)), scored
 
 
-@pytest.fixture(params=[1, 4, 10_000], ids=["a token a chunk", "4 tokens a chunk", "one chunk"])
-def chunk(request, monkeypatch):
-    monkeypatch.setattr(module, "_CHUNK", request.param * VOCABULARY)
+@pytest.fixture(params=[1, 4, 10_000], ids=["a token a block", "4 tokens a block", "one block"])
+def block(request, monkeypatch):
+    monkeypatch.setattr(blocks, "_BLOCK", request.param * VOCABULARY)
 
 
-@pytest.mark.usefixtures("chunk")
-def test_values_and_gradients_are_those_of_plain_torch():
-    logits, base, labels = example()
+@pytest.mark.usefixtures("block")
+@pytest.mark.parametrize("ignored", [0.0, 0.33, 1.0])
+def test_values_and_gradients_are_those_of_plain_torch(ignored):
+    logits, base, labels = example(ignored=ignored)
     mine, theirs = token_losses(logits, base, labels), oracle(logits, base, labels)
-    assert 0 < len(mine.ce) < labels.numel()
+    assert int(mine.tokens()) == (labels != -100).sum()
     for value, expected in zip(mine, theirs, strict=True):
         # float64 throughout; the order of sums differs
         torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
     # Different weights for each token and loss, so that no mix-up cancels.
-    weights = torch.linspace(0.5, 2.0, len(mine.ce), dtype=torch.float64)
-    (ours,) = torch.autograd.grad((weights * mine.ce - 0.3 * weights.flip(0) * mine.kl).sum(), logits)
-    (plain,) = torch.autograd.grad((weights * theirs[0] - 0.3 * weights.flip(0) * theirs[2]).sum(), logits)
+    weights = torch.linspace(0.5, 2.0, labels.numel(), dtype=torch.float64).view_as(labels)
+    (ours,) = torch.autograd.grad((weights * mine.ce - 0.3 * weights.flip(1) * mine.kl).sum(), logits)
+    (plain,) = torch.autograd.grad((weights * theirs[0] - 0.3 * weights.flip(1) * theirs[2]).sum(), logits)
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
     assert (ours[labels == -100] == 0).all()
 
 
-@pytest.mark.usefixtures("chunk")
+@pytest.mark.usefixtures("block")
 def test_gradcheck():
     logits, base, labels = example()
-    assert torch.autograd.gradcheck(lambda x: token_losses(x, base, labels)[::2], (logits,))
+    assert torch.autograd.gradcheck(lambda x: token_losses(x, base, labels)[:3:2], (logits,))
 
 
 def test_one_loss_alone_has_its_own_gradient():
@@ -76,22 +76,28 @@ def test_inputs_are_left_alone(dtype):
     assert torch.equal(again.ce, losses.ce) and torch.equal(again.kl, losses.kl)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_chunks_are_not_overwritten(dtype):
-    """The function's own inputs, which backward reads again: a chunk in their dtype is a view of them."""
-    logits, base, labels = example(dtype)
-    x, y, label = logits.detach()[0].requires_grad_(), base[0], labels[0].clamp_min(0)
-    before = x.detach().clone(), y.clone()
-    ce, kl, _ = module._TokenLosses.apply(x, y, label)
-    first, second = (torch.autograd.grad((ce + kl).sum(), x, retain_graph=True)[0] for _ in range(2))
-    assert torch.equal(first, second)
-    assert torch.equal(x.detach(), before[0]) and torch.equal(y, before[1])
+def test_positions_that_are_not_scored_may_hold_anything():
+    logits, base, labels = example()
+    broken = torch.where((labels == -100)[..., None], torch.nan, logits.detach()).requires_grad_()
+    losses, expected = token_losses(broken, base, labels), token_losses(logits, base, labels)
+    assert all(torch.equal(value, clean) for value, clean in zip(losses, expected, strict=True))
+    (losses.ce.sum() + losses.kl.sum()).backward()
+    assert (broken.grad[labels == -100] == 0).all() and torch.isfinite(broken.grad).all()
+
+
+def test_the_operators_are_registered_as_torch_wants_them():
+    logits, base, labels = example(torch.float32)
+    torch.library.opcheck(torch.ops.lit_sparse.token_losses, (logits.detach(), base, labels))
+    lse = torch.zeros(BATCH, QUERIES)
+    torch.library.opcheck(
+        torch.ops.lit_sparse.token_losses_backward, (logits.detach(), base, labels, lse, lse, lse, lse)
+    )
 
 
 def test_bfloat16_inputs_are_computed_in_float32():
     logits, base, labels = example(torch.bfloat16)
     mine, theirs = token_losses(logits, base, labels), oracle(logits, base, labels)
-    for value, expected in zip(mine, theirs, strict=True):
+    for value, expected in zip(mine[:3], theirs[:3], strict=True):
         assert value.dtype == torch.float32
         # the oracle has the same rounded inputs, so what is left is float32's rounding of logits up to about 10
         torch.testing.assert_close(value.double(), expected, rtol=1e-5, atol=1e-5)
