@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import nn
 from transformers import PreTrainedModel
 
@@ -37,7 +38,8 @@ def add_lora(model: PreTrainedModel, config: LoraConfig):
     """
     peft = _peft()
     learnable = [gate.config.learnable and gate.closable for gate in gates_of(model)]
-    wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **asdict(config)))
+    with torch.device("cpu"):  # a seed draws the same start on every device; peft then moves it to its layer
+        wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **asdict(config)))
     for gate, learns in zip(gates_of(wrapped), learnable, strict=True):
         gate.requires_grad_(learns)
     return wrapped

@@ -50,7 +50,7 @@ def resolve_model(name: str) -> str:
 
 
 def load_model(name: str, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> PreTrainedModel:
-    """A causal language model, dense, in evaluation mode, its attention dropout switched off (see `load_config`).
+    """A causal language model on the CPU, dense, in evaluation mode, without attention dropout (see `load_config`).
 
     Raises:
         ValueError: missing or corrupt weights, or a name that cannot be found (with the reason).
@@ -58,9 +58,11 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32, trust_remote_co
     source = resolve_model(name)
     try:
         config = _without_attention_dropout(AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code))
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
-        )
+        # Lightning builds under `torch.device("cuda")`, where transformers wants accelerate to place the weights.
+        with torch.device("cpu"):
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+            )
     except Exception as error:  # transformers, safetensors and the hub raise a dozen kinds of errors here
         hint = "" if Path(source).is_dir() else f" (without a network: `hf download {name}` where there is one)"
         raise ValueError(f"cannot load the base model {name!r}: {_first_line(error)}{hint}") from error
@@ -123,7 +125,8 @@ def _converted(package: str) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=source.name)
+        with torch.device("cpu"):
+            model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=source.name)
         # The weights are dequantised by now; the marks of quantisation would forbid saving them.
         model.hf_quantizer = None
         for mark in ("is_quantized", "quantization_method"):

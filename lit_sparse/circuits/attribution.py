@@ -107,7 +107,7 @@ def exact(
     graph = stack.graph
     written, logits = activations(stack, clean)
     difference = activations(stack, corrupted)[0] - written
-    normal = metric(logits).mean()
+    normal = metric(logits).mean().cpu()
     scores = torch.zeros(len(graph.writers), len(graph.readers), dtype=difference.dtype)
     batch = len(clean)
 
