@@ -1,0 +1,28 @@
+"""A short table of what `step.py` and `kernels.py` wrote into a folder.
+
+    python scripts/gpu/summary.py DIR
+"""
+
+import json
+import sys
+from pathlib import Path
+
+SHOWN = ("tokens_a_second", "seconds_a_step", "peak_memory_gb", "total_memory_gb", "seconds_a_step_at_40_percent")
+
+
+def main(folder: Path) -> None:
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text())
+        if isinstance(found, dict) and "error" in found:
+            print(f"{path.stem}: FAILED, {found['error'].splitlines()[0][:200]}")
+        elif path.stem.startswith(("step-", "estimate-")):
+            print(f"{path.stem}: " + ", ".join(f"{key} {found[key]:,.3g}" for key in SHOWN if key in found))
+        elif path.stem == "profile":
+            print(f"profile: {found}")
+    table = folder / "profile.txt"
+    if table.is_file():
+        print(*(line[:90] + line[-60:] for line in table.read_text().splitlines()[3:18]), sep="\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
