@@ -1,5 +1,7 @@
 """The learning rate over a run: warm-up, then a linear decay."""
 
+from typing import Any
+
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -20,9 +22,20 @@ class WarmupDecay(LambdaLR):
     def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 20):
         if not 0 <= warmup_steps < total_steps:
             raise ValueError(f"warmup_steps must lie in [0, total_steps), got {warmup_steps} of {total_steps}")
+        self.total_steps, self.warmup_steps = total_steps, warmup_steps
+        super().__init__(optimizer, lambda step: self._factor(step))
 
-        def factor(step: int) -> float:
-            rising = (step + 1) / (warmup_steps + 1)
-            return max(0.0, min(rising, (total_steps - step) / (total_steps - warmup_steps)))
+    def end_at(self, total_steps: int) -> None:
+        """Moves the end of a run that is under way; rates follow from the next step on. An end within the warm-up cuts
+        the warm-up short."""
+        self.total_steps = total_steps
+        self.warmup_steps = min(self.warmup_steps, total_steps - 1)
 
-        super().__init__(optimizer, factor)
+    def _factor(self, step: int) -> float:
+        rising = (step + 1) / (self.warmup_steps + 1)
+        return max(0.0, min(rising, (self.total_steps - step) / (self.total_steps - self.warmup_steps)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Without the schedule's form, which is the config's or a callback's to say: a run may be resumed with more
+        steps."""
+        return {key: value for key, value in super().state_dict().items() if key not in ("total_steps", "warmup_steps")}

@@ -155,9 +155,7 @@ def tiny_cases(scratch: Path) -> dict[str, list[Case]]:
     small = {**olmo, **sizes, "num_attention_heads": 4, "num_key_value_heads": 4, "eos_token_id": 2}
     return {
         "smollm2": [Case("2x32", folder, 2, 32), Case("1x64", folder, 1, 64)],
-        "olmo": [
-            Case("olmo-1x32", write_config(scratch / "olmo", small), 1, 32, precision=TRUE, checkpointing=True)
-        ],
+        "olmo": [Case("olmo-1x32", write_config(scratch / "olmo", small), 1, 32, precision=TRUE, checkpointing=True)],
     }
 
 

@@ -1,6 +1,6 @@
 """A short table of what `step.py` and `kernels.py` wrote into a folder.
 
-    python scripts/gpu/summary.py DIR
+python scripts/gpu/summary.py DIR
 """
 
 import json
