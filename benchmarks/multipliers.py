@@ -13,6 +13,7 @@ import math
 
 from machine import RESULTS, machine
 from matplotlib.figure import Figure
+from torch import Tensor
 from toy import train_toy
 
 from lit_sparse.objective import Multiplier
@@ -25,7 +26,7 @@ class Unclipped(Multiplier):
         super().__init__(initial, maximum=1e30)
         self.rate = rate
 
-    def update(self, violation: float) -> None:
+    def update(self, violation: Tensor) -> None:
         self.log_value = self._clamp(self.log_value + self.rate * violation)
 
 

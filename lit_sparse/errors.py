@@ -5,13 +5,13 @@ from pathlib import Path
 
 
 class NonFiniteLossError(RuntimeError):
-    """The training loss became NaN or infinite. Weights are still those of the last finite step."""
+    """The training loss became NaN or infinite. No checkpoint has been written since."""
 
     def __init__(self, step: int, loss: float, ce: float | None = None):
         entropy = "" if ce is None else f" (cross-entropy {ce})"
         super().__init__(
-            f"the loss became {loss} at step {step}{entropy}; training stopped before the weights were "
-            "touched, and the last checkpoint on disk is good. Resume from it with a lower learning rate, or clip "
+            f"the loss became {loss} at step {step}{entropy}; training stopped, nothing has been "
+            "saved since, and the last checkpoint on disk is good. Resume from it with a lower learning rate, or clip "
             "gradients (trainer.gradient_clip_val)."
         )
 

@@ -99,7 +99,7 @@ def summarise(trainer: Trainer, module: SparseAttentionModule, end: Evaluation, 
         "seconds": module.seconds,
         "held_out_tokens": end.tokens,
         "gate": module.gate_config.family,
-        "lambda": module.multiplier.value,
+        "lambda": float(module.multiplier.value),
     }
     if end.exact_match == end.exact_match:  # NaN where sequences were not scored
         summary["exact_match"] = end.exact_match

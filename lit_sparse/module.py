@@ -171,7 +171,10 @@ class SparseAttentionModule(RunModule):
         self.last_evaluation: Evaluation | None = None
         self.tokens_seen = 0
         self._teacher: list[PreTrainedModel] = []  # in a list, so that it is no submodule and never saved
-        self._window: list[Tensor] = []  # (violation sum, tokens) of each micro-batch since the last step
+        self._window: list[
+            Tensor
+        ] = []  # (constraint, tokens, loss, CE), summed, of each micro-batch since the last step
+        self._broken: Tensor | None = None  # since the last look: (1 or 0, step, loss, CE) of a loss that is not finite
         self._last_step = 0
         self._resumed = False
         self._sharded = True  # if the strategy shards
@@ -393,25 +396,25 @@ class SparseAttentionModule(RunModule):
         edges, tokens = over_ranks(edges, own_tokens, self.trainer.world_size, self._sum_over_ranks)
         total = torch.where(losses.scored, self.constraint_per_token(losses), 0).sum()
         value = total / tokens
-        weight = self.multiplier.value
-        loss = (self.edge_loss(edges) + weight * value) / (1 + weight)
+        multiplier = self.multiplier.to(value.device).value
+        weight, sum_of_weights = multiplier.to(value.dtype), (1 + multiplier).to(value.dtype)
+        loss = (self.edge_loss(edges) + weight * value) / sum_of_weights
         if self.distillation:
-            loss = loss + self.distillation * losses.kl.sum() / tokens / (1 + weight)
-        if not torch.isfinite(loss):
-            raise NonFiniteLossError(self.trainer.global_step, float(loss), float(losses.ce.sum() / own_tokens))
-        self._window.append(torch.stack([total.detach().double(), own_tokens.double()]))
+            loss = loss + self.distillation * losses.kl.sum() / tokens / sum_of_weights
+        ce = losses.ce.detach().sum()
+        self._window.append(torch.stack([x.detach().to(multiplier) for x in (total, own_tokens, loss, ce)]))
         self.tokens_seen += batch["input_ids"].numel() * self.trainer.world_size
         mean = total.detach() / own_tokens
         self.log_dict(
             {
                 "train/loss": loss.detach(),
-                "train/ce": losses.ce.detach().sum() / own_tokens,
+                "train/ce": ce / own_tokens,
                 "train/kl": losses.kl.detach().sum() / own_tokens,
                 "train/constraint": mean,
                 "train/slack": self.constraint.tolerance - mean,
-                "train/lambda": weight,
+                "train/lambda": multiplier,
                 "train/edge_fraction": (edges.opened.sum() / edges.allowed.sum()).detach(),
-                "train/tokens": float(self.tokens_seen),
+                "train/tokens": torch.tensor(float(self.tokens_seen)),  # logging a float copies it to the device
             }
         )
         return loss
@@ -422,20 +425,46 @@ class SparseAttentionModule(RunModule):
         if self._compiled is not None:
             self._compiled.detach()
         self._update_multiplier()
+        if self._last_step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._check_finite()
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        self._check_finite()
 
     def _update_multiplier(self) -> None:
         # Strategies differ in how often optimizer hooks fire; a step is over when global_step has moved.
         if not self._window or self.trainer.global_step == self._last_step:
             return
         self._last_step = self.trainer.global_step
-        total = torch.stack(self._window).double().sum(dim=0)
+        micro_batches = len(self._window) * self.trainer.world_size
+        total, tokens, loss, ce = self._sum_over_ranks(torch.stack(self._window).sum(dim=0))
         self._window.clear()
-        total = self._sum_over_ranks(total)
-        violation = self.constraint.violation(float(total[0] / total[1])) + self.margin
+        self._note_finite(loss / micro_batches, ce / tokens)
+        violation = self.constraint.violation(total / tokens) + self.margin
         if self.relaxation > 1:
             looser = self.relaxation ** (1.0 - self._done())
             violation = (violation + 1.0) / looser - 1.0
         self.multiplier.update(violation)
+
+    def _note_finite(self, loss: Tensor, ce: Tensor) -> None:
+        """Keeps the first step whose loss is not finite, on the device: looking at it would wait for the step."""
+        step = torch.full_like(loss, self._last_step - 1)
+        now = torch.stack([(~loss.isfinite()).to(loss.dtype), step, loss, ce])
+        if self._broken is not None:
+            now = torch.where(self._broken[0] > 0, self._broken, now)
+        self._broken = now
+
+    def _check_finite(self) -> None:
+        """Raises:
+        NonFiniteLossError: a step's loss was not finite.
+        """
+        if self._broken is None:
+            return
+        broken, step, loss, ce = self._broken.tolist()
+        self._broken = None
+        if broken:
+            raise NonFiniteLossError(int(step), loss, ce)
 
     # --- validation --------------------------------------------------------------------------------------------
 
@@ -453,6 +482,7 @@ class SparseAttentionModule(RunModule):
 
     def on_validation_start(self) -> None:
         self._place_teacher()  # the command may be `validate` or `test`
+        self._check_finite()
 
     on_test_start = on_validation_start
 
@@ -475,6 +505,7 @@ class SparseAttentionModule(RunModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._update_multiplier()  # callbacks that save at the end of a step come before the module's own hook
+        self._check_finite()
         start = self.start
         checkpoint["lit_sparse"] = {
             "model": self.base_name,

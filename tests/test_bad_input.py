@@ -198,31 +198,51 @@ class TestCheckpoints:
         assert not (tmp_path / "pwned").exists()
 
 
-@pytest.mark.parametrize(("accumulation", "bad"), [(1, 4), (2, 9)])
-def test_a_loss_that_is_not_finite(make_config, refused, monkeypatch, tmp_path, accumulation, bad):
-    """NaN in one micro-batch (counted from 0): the weights on disk and in memory are those of the last finite step."""
-    seen, modules = [], []
+@pytest.mark.parametrize(("accumulation", "bad", "look_every"), [(1, 4, 1), (2, 9, 1), (2, 9, 50)])
+def test_a_loss_that_is_not_finite(make_config, refused, monkeypatch, tmp_path, accumulation, bad, look_every):
+    """NaN in one micro-batch (counted from 0): the weights on disk are those of the last finite step."""
+    seen = []
 
     def broken(self, losses):
-        modules.append(self)
         if self.training:
             seen.append(None)
         value = self.constraint.per_token(losses)
         return value * float("nan") if self.training and len(seen) == bad + 1 else value
 
     monkeypatch.setattr(SparseAttentionModule, "constraint_per_token", broken)
-    settings = {"trainer.accumulate_grad_batches": accumulation, "trainer.val_check_interval": accumulation}
+    settings = {
+        "trainer.accumulate_grad_batches": accumulation,
+        "trainer.val_check_interval": accumulation,
+        "trainer.log_every_n_steps": look_every,
+    }
     config = make_config("run", settings)
     message = refused("fit", "--config", config, trained=True)
     step = bad // accumulation
     says(message, f"at step {step}", "nan", "learning rate", "gradient_clip_val")
-    assert all(torch.isfinite(parameter).all() for parameter in modules[-1].parameters())
     last = AtomicCheckpointIO().load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert last["global_step"] == step
     assert all(torch.isfinite(value).all() for value in last["state_dict"].values())
     monkeypatch.undo()
     main(["fit", "--config", str(config), "--on_existing", "resume"])
     assert (tmp_path / "run" / "summary.json").is_file()
+
+
+@pytest.mark.parametrize("validate_every", [5, 10])
+def test_a_loss_that_is_not_finite_is_found_before_anything_is_saved(
+    make_config, refused, monkeypatch, tmp_path, validate_every
+):
+    """Nobody looks at the loss between steps: it is found at the next validation, or when training ends."""
+    seen = []
+
+    def broken(self, losses):
+        if self.training:
+            seen.append(None)
+        return self.constraint.per_token(losses) * (float("nan") if len(seen) == 3 else 1.0)
+
+    monkeypatch.setattr(SparseAttentionModule, "constraint_per_token", broken)
+    settings = {"trainer.log_every_n_steps": 50, "trainer.val_check_interval": validate_every}
+    says(refused("fit", "--config", make_config("run", settings), trained=True), "at step 2", "nan")
+    assert not list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
 
 
 class TestNoDiskSpace:

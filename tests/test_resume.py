@@ -48,7 +48,14 @@ def recorded(monkeypatch):
                 raise RuntimeError("the power went")
             loss = original(self, batch, batch_idx)
             data = batch["input_ids"].tolist()
-            note = [batch_idx, self.trainer.global_step, data, noise, self.multiplier.value, float(loss.detach())]
+            note = [
+                batch_idx,
+                self.trainer.global_step,
+                data,
+                noise,
+                float(self.multiplier.value),
+                float(loss.detach()),
+            ]
             notes[number] = [*note, float(self.trainer.callback_metrics["train/edge_fraction"]), self.tokens_seen]
             return loss
 

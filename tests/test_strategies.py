@@ -92,7 +92,7 @@ class Notes(Callback):
         self.save_to, self.rows, self.saved = save_to, [], False
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.rows.append({"step": trainer.global_step, "lambda": pl_module.multiplier.value})
+        self.rows.append({"step": trainer.global_step, "lambda": float(pl_module.multiplier.value)})
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         edges = float(trainer.callback_metrics["train/edge_fraction"])
@@ -195,7 +195,7 @@ def run_case(case, world_size):
     data = make_data(world_size)
     trainer.fit(module, datamodule=data, ckpt_path=f"{case['folder']}/full.ckpt" if case.get("resume") else None)
     start = None if module.start is None else module.start.metrics()
-    return {"rows": notes.rows, "lambda": module.multiplier.value, "start": start}
+    return {"rows": notes.rows, "lambda": float(module.multiplier.value), "start": start}
 
 
 def evaluate_case(case, world_size):

@@ -1,6 +1,7 @@
 """Tokens per second and model-FLOP utilisation; operations per token against PyTorch's own count."""
 
 import csv
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Mi
 
 from lit_sparse.adapters import LoraConfig, add_lora
 from lit_sparse.attention import sparsify
-from lit_sparse.callbacks import Throughput
+from lit_sparse.callbacks import Throughput, throughput
 from lit_sparse.callbacks.throughput import _known_peak
 from lit_sparse.cli import main
 from lit_sparse.costs import flops_of_model, flops_per_token, matmul_weights
@@ -93,6 +94,65 @@ def test_utilisation_is_absent_where_nobody_knows_the_peak(make_config, tmp_path
     main(["fit", "--config", str(make_config())])
     row = _logged(tmp_path / "run" / "metrics.csv")[0]
     assert "train/tokens_per_second" in row and "train/mfu" not in row
+
+
+class FakeMark:
+    """A GPU's event: the GPU reaches the first `done` that were recorded. A micro-batch takes 2 s."""
+
+    recorded, done = 0, 0
+
+    def __init__(self, enable_timing):
+        assert enable_timing
+
+    def record(self):
+        FakeMark.recorded += 1
+        self.number = FakeMark.recorded
+
+    def query(self):
+        return self.number <= FakeMark.done
+
+    def elapsed_time(self, end):
+        assert end.query() and end.number == self.number + 1, "the GPU has not got there"
+        return 2000.0
+
+
+def test_a_gpus_own_clock_is_read_without_waiting(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", FakeMark)
+    logged = []
+    module = SimpleNamespace(device=torch.device("cuda"), log_dict=lambda values: logged.append(values))
+    trainer = SimpleNamespace(world_size=2, precision="bf16-mixed")
+    callback, batch = Throughput(smoothing=0.5), {"input_ids": torch.zeros(4, 16)}
+    callback.on_train_start(trainer, module)
+    for index, done in enumerate((0, 1, 4, 8, 8)):
+        callback.on_train_batch_start(trainer, module, batch, index)
+        FakeMark.done = done
+        callback.on_train_batch_end(trainer, module, None, batch, index)
+    assert len(logged) == 3  # nothing was known in the first two steps
+    assert all(float(values["train/tokens_per_second"]) == 2 * 4 * 16 / 2.0 for values in logged)
+    assert len(callback._running) == 1
+
+
+def test_a_cpus_time_is_that_of_its_micro_batches(monkeypatch):
+    clock = iter([0.0, 2.0, 7.0, 8.0])  # 2 s, 5 s between, 1 s
+    monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(clock))
+    logged = []
+    module = SimpleNamespace(device=torch.device("cpu"), log_dict=lambda values: logged.append(values))
+    trainer = SimpleNamespace(world_size=1, precision="32-true")
+    callback, batch = Throughput(smoothing=0.5), {"input_ids": torch.zeros(4, 16)}
+    for index in range(2):
+        callback.on_train_batch_start(trainer, module, batch, index)
+        callback.on_train_batch_end(trainer, module, None, batch, index)
+    assert [float(values["train/tokens_per_second"]) for values in logged] == pytest.approx([64 / 2, 64 / 1.5])
+
+
+@pytest.mark.parametrize(
+    ("precision", "peak"), [("bf16-mixed", 989.4e12), ("16-mixed", 989.4e12), ("32-true", 66.9e12)]
+)
+def test_an_h200_computes_as_an_h100(monkeypatch, precision, peak):
+    for name in ("NVIDIA H200", "NVIDIA H100 80GB HBM3"):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        monkeypatch.setattr("lightning.fabric.accelerators.cuda._is_ampere_or_later", lambda: True)
+        assert _known_peak(torch.device("cuda:0"), precision) == pytest.approx(peak, rel=1e-12)
 
 
 def test_known_devices(monkeypatch):

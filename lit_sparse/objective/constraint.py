@@ -5,12 +5,14 @@ value. A new one is a subclass; in a config it is named by its class path.
 """
 
 import math
+from typing import TypeVar
 
 from jaxtyping import Float
 from torch import Tensor
 
 from lit_sparse.objective.losses import TokenLosses
 
+Value = TypeVar("Value", float, Tensor)
 _MIN_SCALE = 1e-3  # nats: a tau equal to the base loss must not make every violation infinite
 
 
@@ -30,7 +32,7 @@ class Constraint:
         self.scale = tolerance
         """What a violation is measured against, in nats per token."""
 
-    def violation(self, value: float) -> float:
+    def violation(self, value: Value) -> Value:
         """How far a value is over (> 0) or under (< 0) the tolerance, relative to `scale`."""
         return (value - self.tolerance) / self.scale
 

@@ -1,20 +1,31 @@
 """Controllers of the Lagrange multiplier lambda.
 
-A controller is neither an optimizer's parameter (clipping, weight decay and Adam would distort it) nor a tensor
-(bfloat16 would freeze it): it is a handful of Python floats, moved once per optimizer step by the mean violation of
-that whole step, in log space and clamped. Every rank feeds it the same all-reduced number, so it stays equal on all.
+A controller is neither an optimizer's parameter (clipping, weight decay and Adam would distort it) nor a buffer of a
+module (bfloat16 would freeze it): it is a handful of float64 numbers, moved once per optimizer step by the mean
+violation of that whole step, in log space and clamped. They live on the device of the losses, so that a step waits for
+nothing. Every rank feeds its controller the same all-reduced number, so it stays equal on all.
 """
 
 import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Scalar = Float[Tensor, ""]
 
 
 class Multiplier:
     """lambda, moved by the relative violation (value - tolerance) / tolerance_scale.
 
+    A subclass implements `update`. What it keeps between steps are 0-d tensors, named in `_state`.
+
     Args:
         initial: lambda before the first step.
         maximum: lambda stays within [1 / maximum, maximum].
     """
+
+    _state: tuple[str, ...] = ("log_value",)
 
     def __init__(self, initial: float = 1.0, maximum: float = 1e3):
         if not maximum > 1.0:
@@ -22,35 +33,50 @@ class Multiplier:
         if not 1.0 / maximum <= initial <= maximum:
             raise ValueError(f"initial lambda {initial} lies outside [1/maximum, maximum] = [{1 / maximum}, {maximum}]")
         self.maximum = maximum
-        self.log_value = math.log(initial)
+        self.log_value = scalar(math.log(initial))
 
     @property
-    def value(self) -> float:
+    def value(self) -> Scalar:
         """lambda, the weight of the constraint against the edges."""
-        return math.exp(self.log_value)
+        return self.log_value.exp()
 
-    def update(self, violation: float) -> None:
+    def update(self, violation: Scalar) -> None:
         """One optimizer step with this relative violation: > 0 is violated, < 0 is slack."""
         raise TypeError(f"{type(self).__name__} must implement update()")
 
+    def to(self, device: torch.device) -> "Multiplier":
+        """Moves the state; float64, or float32 on a device that has no float64."""
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        for key in self._state:
+            setattr(self, key, torch.as_tensor(getattr(self, key)).to(device, dtype))
+        return self
+
     def state_dict(self) -> dict[str, float]:
-        return {key: value for key, value in vars(self).items() if key in self._state}
+        return {key: float(getattr(self, key)) for key in self._state}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         for key in self._state:
-            setattr(self, key, float(state[key]))
+            setattr(self, key, scalar(state[key]))
 
-    _state: tuple[str, ...] = ("log_value",)
-
-    def _clamp(self, log_value: float) -> float:
+    def _clamp(self, log_value: Scalar) -> Scalar:
         limit = math.log(self.maximum)
-        return min(max(log_value, -limit), limit)
+        return log_value.clamp(-limit, limit)
+
+
+def scalar(value: float) -> Scalar:
+    """A number of a controller's state."""
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def _average(past: Scalar, now: Scalar, smoothing: float) -> Scalar:
+    """Exponential average, which starts (NaN) at the first value."""
+    return smoothing * torch.where(past.isnan(), now, past) + (1 - smoothing) * now
 
 
 class Fixed(Multiplier):
     """lambda stays at `initial`: an ordinary penalty."""
 
-    def update(self, violation: float) -> None:
+    def update(self, violation: Scalar) -> None:
         pass
 
 
@@ -70,12 +96,11 @@ class Geco(Multiplier):
             raise ValueError(f"geco needs rate > 0 and 0 <= smoothing < 1, got {rate} and {smoothing}")
         self.rate = rate
         self.smoothing = smoothing
-        self.average = math.nan
+        self.average = scalar(math.nan)
 
-    def update(self, violation: float) -> None:
-        past = violation if math.isnan(self.average) else self.average
-        self.average = self.smoothing * past + (1 - self.smoothing) * violation
-        self.log_value = self._clamp(self.log_value + self.rate * min(max(self.average, -1.0), 1.0))
+    def update(self, violation: Scalar) -> None:
+        self.average = _average(self.average, violation, self.smoothing)
+        self.log_value = self._clamp(self.log_value + self.rate * self.average.clamp(-1.0, 1.0))
 
 
 class NuPI(Multiplier):
@@ -110,11 +135,10 @@ class NuPI(Multiplier):
         self.proportional = proportional
         self.smoothing = smoothing
         self.log_integral = self.log_value
-        self.average = math.nan
+        self.average = scalar(math.nan)
 
-    def update(self, violation: float) -> None:
-        clipped = min(max(violation, -1.0), 1.0)
-        past = clipped if math.isnan(self.average) else self.average
-        self.average = self.smoothing * past + (1 - self.smoothing) * clipped
+    def update(self, violation: Scalar) -> None:
+        clipped = violation.clamp(-1.0, 1.0)
+        self.average = _average(self.average, clipped, self.smoothing)
         self.log_integral = self._clamp(self.log_integral + self.integral * clipped)
         self.log_value = self._clamp(self.log_integral + self.proportional * self.average)

@@ -140,7 +140,7 @@ def test_progress_bar_and_logs(finished):
 
     metrics = {}
     for row in csv.DictReader((finished / "logs/version_0/metrics.csv").open()):
-        metrics |= {name: float(value) for name, value in row.items() if value}
+        metrics |= {name: torch.tensor(float(value)) for name, value in row.items() if value}
     assert metrics["train/tokens_per_second"] > 0 and "layers/explained_variance_01" in metrics
 
     class Shown:
