@@ -124,7 +124,7 @@ def test_a_resumed_run_has_what_is_left(run, tmp_path):
     with pytest.raises(Interruption):
         run(clock, seconds=200)
     clock = Clock(first=7.0)
-    trainer, module, budget = run(clock, seconds=200, ckpt_path=str(tmp_path / "last.ckpt"))
+    trainer, module, _ = run(clock, seconds=200, ckpt_path=str(tmp_path / "last.ckpt"))
     saved_at = 100
     assert module.rates[0] == pytest.approx((200 - saved_at) / 190)  # the schedule that was fitted before
     assert trainer.global_step == 193  # it was saved at second 100

@@ -114,21 +114,27 @@ def fitting_text(target: Path, room: int) -> Path:
     files = sorted((GPU / "texts" / "train").glob("*.jsonl"))
     if not files:
         raise SystemExit("no text to take along: python scripts/gpu/texts.py .gpu/texts")
-    share = 1.0
+    texts = {file.name: file.read_bytes().splitlines(keepends=True) for file in files}
+    share = min(1.0, 0.1 * room / len(packed(texts, 0.1)))
     while True:
-        data = io.BytesIO()
-        with tarfile.open(fileobj=data, mode="w") as tar:
-            for file in files:
-                lines = [line for line in file.read_bytes().splitlines(keepends=True) if below(line, share)]
-                member = tarfile.TarInfo(file.name)
-                member.size = sum(map(len, lines))
-                tar.addfile(member, io.BytesIO(b"".join(lines)))
-        packed = lzma.compress(data.getvalue(), preset=9 | lzma.PRESET_EXTREME)
-        print(f"text: {share:.0%} of it is {len(packed) / MEGABYTE:.1f} MB of {room / MEGABYTE:.1f}", flush=True)
-        if len(packed) <= room:
-            target.write_bytes(packed)
+        data = packed(texts, share)
+        print(f"text: {share:.0%} of it is {len(data) / MEGABYTE:.1f} MB of {room / MEGABYTE:.1f}", flush=True)
+        if len(data) <= room:
+            target.write_bytes(data)
             return target
-        share *= 0.99 * room / len(packed)
+        share *= 0.99 * room / len(data)
+
+
+def packed(texts: dict[str, list[bytes]], share: float) -> bytes:
+    """This share of the lines of each file, as a compressed tar."""
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w") as tar:
+        for name, all_lines in texts.items():
+            lines = [line for line in all_lines if below(line, share)]
+            member = tarfile.TarInfo(name)
+            member.size = sum(map(len, lines))
+            tar.addfile(member, io.BytesIO(b"".join(lines)))
+    return lzma.compress(data.getvalue(), preset=9 | lzma.PRESET_EXTREME)
 
 
 def below(line: bytes, share: float) -> bool:

@@ -1,4 +1,4 @@
-"""Prose to train on where nothing can be downloaded: books, essays, manuals, dictionaries and dialogue, from packages of
+"""Prose to train on where nothing can be downloaded: books, essays, manuals, dictionaries, dialogue, from packages of
 Debian.
 
     python scripts/gpu/texts.py DIR
@@ -76,7 +76,7 @@ BOOKS = [
     Book("gnu-standards", "manuals", "**/*.text.gz", readers.plain),
     Book("zsh-doc", "manuals", "**/html/*.html", readers.html, 2 * MILLION),
     Book("rust-doc", "manuals", "usr/share/doc/rust-doc/html/book/ch*.html", readers.html, 3 * MILLION),
-    Book("erlang-doc", "manuals", "**/doc/html/*.html", readers.html, 1 * MILLION),
+    Book("erlang-doc", "manuals", "**/lib/stdlib-*/doc/html/*.html", readers.html, MILLION),
     Book("manpages", "manuals", "usr/share/man/man*/*.gz", readers.manual_page, MILLION),
     Book("manpages-dev", "manuals", "usr/share/man/man*/*.gz", readers.manual_page, MILLION),
     Book("wesnoth-1.16-httt", "fiction", CAMPAIGN, readers.campaign, held_out=True),
