@@ -27,14 +27,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 
 from lit_sparse.attention.bridge import IMPLEMENTATION, attention_modules, dense, set_implementation
 from lit_sparse.attention.edges import edge_counts
-from lit_sparse.attention.gates import Gate
-from lit_sparse.attention.masks import allowed_edges, boolean_mask
-from lit_sparse.attention.reference import attention_logits
+from lit_sparse.attention.masks import allowed_edges, mask_for_transformers
 from lit_sparse.centers import dense_attention, measure_centers
 from lit_sparse.objective.losses import IGNORED, token_losses
+from lit_sparse.sensitivity import LEVELS, LayerSensitivity
 
 Batch = dict[str, Tensor]
-_LEVELS = 40  # cutoffs tried per head
+_ROWS = 1 << 10  # tokens whose labels are drawn together
 _MEASUREMENTS = 6  # forward passes over the batches, to meet a KL
 
 
@@ -117,13 +116,17 @@ class Sensitivity:
                 on_progress(index + 1, len(batches))
         self.layers = layers
         self.closable = [layer for layer in layers if layer.gate.closable]
+        # (heads of all these layers, levels), where the search for a price reads them without waiting for a GPU
+        nothing = torch.zeros(0, LEVELS, dtype=torch.float64)
+        self._kl = torch.cat([nothing, *(layer.kl.cpu() for layer in self.closable)])
+        self._edges = torch.cat([nothing, *(layer.edges.cpu() for layer in self.closable)])
 
     def apply(self, target: Calibration, on_progress: Progress = lambda done, total: None) -> Calibrated:
         """Sets the cutoffs and returns what they give on the batches."""
         with _evaluating(self.model):
             if target.edge_fraction is not None:
-                wanted = target.edge_fraction * sum(layer.allowed for layer in self.layers)
-                wanted -= sum(layer.allowed for layer in self.layers if not layer.gate.closable)
+                wanted = target.edge_fraction * sum(float(layer.allowed) for layer in self.layers)
+                wanted -= sum(float(layer.allowed) for layer in self.layers if not layer.gate.closable)
                 price = _price(lambda price: self._edges_at(price) <= wanted)
                 # One step beyond: the cheapest price at which no more edges are open than wanted.
                 return self._set(price * (1 + 1e-6))
@@ -148,15 +151,22 @@ class Sensitivity:
             predicted *= min(max(0.92 * target / max(result.kl, 1e-12), 0.1), 10.0)
         return self._set(best[0])
 
+    def _levels_at(self, price: float) -> Tensor:
+        """Each head's level at a price."""
+        return (self._kl + price * self._edges).argmin(dim=-1, keepdim=True)
+
     def _edges_at(self, price: float) -> float:
-        return sum(layer.open_at(price) for layer in self.closable)
+        """Edges left at a price, over all heads and batches."""
+        return float(self._edges.gather(-1, self._levels_at(price)).sum())
 
     def _kl_at(self, price: float) -> float:
-        return sum(layer.kl_at(price) for layer in self.closable) / self.tokens
+        """Estimated KL at a price, in nats per token, summed over heads."""
+        return float(self._kl.gather(-1, self._levels_at(price)).sum()) / self.tokens
 
     def _set(self, price: float) -> Calibrated:
-        for layer in self.closable:
-            layer.apply_price(price)
+        heads = [layer.gate.num_heads for layer in self.closable]
+        for layer, level in zip(self.closable, self._levels_at(price).squeeze(-1).split(heads), strict=True):
+            layer.set_cutoffs(level)
         return measure(self.model, self.batches)
 
 
@@ -180,78 +190,14 @@ def _price(is_high: Callable[[float], bool]) -> float:
     return math.exp(low)
 
 
-class _LayerSensitivity:
-    """Per head and cutoff level of one layer: the KL estimate and the edges left, summed over batches."""
-
-    def __init__(self, module: Any):
-        self.gate: Gate = module.edge_gate
-        self.cutoffs: Tensor | None = None  # (H, levels), ascending; the first closes nothing
-
-    def add(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, softcap, gradient):
-        """Shapes as in `gated_attention`, values as `Gate.deviation` gives them; gradient (B, T, H, Dv) of the log
-        likelihood."""
-        logits = attention_logits(query, key, scaling=scaling, softcap=softcap)
-        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
-        normaliser = logits.logsumexp(-1, keepdim=True)
-        groups = query.shape[1] // key.shape[1]
-        g = torch.matmul(gradient.transpose(1, 2), value.repeat_interleave(groups, dim=1).transpose(-1, -2))
-        effect = torch.exp(logits - normaliser) * g * mask  # (B, H, T, S)
-        score = logits - normaliser if self.gate.form().normalised else logits
-        if (offset := self.gate.key_offset(value)) is not None:
-            score = score + offset.repeat_interleave(groups, dim=1)[:, :, None]
-        heads = score.shape[1]
-        mask = mask.expand_as(score)
-        if self.cutoffs is None:
-            self.cutoffs = torch.stack([_levels(score[:, head][mask[:, head]]) for head in range(heads)])
-            self.kl = torch.zeros_like(self.cutoffs)
-            self.edges = torch.zeros_like(self.cutoffs)
-            self.allowed = 0.0
-        levels = self.cutoffs.shape[1]
-        flat = score.transpose(0, 1).reshape(heads, -1).contiguous()
-        # An edge is closed at level k when its score <= cutoff_k, that is from its bucket on.
-        bucket = torch.searchsorted(self.cutoffs, flat).view(heads, score.shape[0], *score.shape[2:]).transpose(0, 1)
-        rows = effect.new_zeros(*effect.shape[:-1], levels + 1).scatter_add_(-1, bucket, effect)
-        closed_effect = rows.cumsum(-1)[..., :levels]
-        closed = torch.zeros_like(rows).scatter_add_(-1, bucket, mask.to(rows.dtype)).sum((0, 2)).cumsum(-1)
-        self.kl += 0.5 * closed_effect.square().sum(dim=(0, 2))
-        self.edges += closed[:, -1:] - closed[:, :levels]
-        self.allowed += float(closed[:, -1].sum())
-
-    def _choice(self, price: float) -> Tensor:
-        assert self.cutoffs is not None
-        return (self.kl + price * self.edges).argmin(dim=-1, keepdim=True)
-
-    def open_at(self, price: float) -> float:
-        """Edges left at a price, over all heads and batches."""
-        return float(self.edges.gather(-1, self._choice(price)).sum())
-
-    def kl_at(self, price: float) -> float:
-        """Estimated KL at a price, in nats, summed over tokens and heads."""
-        return float(self.kl.gather(-1, self._choice(price)).sum())
-
-    def apply_price(self, price: float) -> None:
-        assert self.cutoffs is not None
-        self.gate.set_cutoff(self.cutoffs.gather(-1, self._choice(price)).squeeze(-1))
-
-
-def _levels(scores: Tensor) -> Tensor:
-    """Cutoffs that leave 1, ..., 0.0003 and none of a head's edges open."""
-    ordered = scores.sort().values
-    left = torch.logspace(0, -3.5, _LEVELS - 1, dtype=torch.float64)
-    index = ((1 - left) * (len(ordered) - 1)).long().to(scores.device)
-    cutoffs = ordered[index]
-    cutoffs[0] -= 1.0  # below the smallest: all open
-    return torch.cat([cutoffs, ordered[-1:] + 1e-3])
-
-
 @contextmanager
-def _measuring(model: nn.Module) -> Iterator[list[_LayerSensitivity]]:
+def _measuring(model: nn.Module) -> Iterator[list[LayerSensitivity]]:
     """Inside, a backward pass through the model adds to the layers' sensitivities."""
     modules = attention_modules(model)
-    layers = {id(module): _LayerSensitivity(module) for module in modules}
+    layers = {id(module): LayerSensitivity(module) for module in modules}
 
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, **kwargs: Any):
-        mask = allowed_edges(attention_mask, query.shape[2], key.shape[2], query.device).dense()
+        mask = allowed_edges(attention_mask, query.shape[2], key.shape[2], query.device)
         softcap, scaling = kwargs.get("softcap"), kwargs.get("scaling")
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
         output = dense_attention(query, key, value, mask, scaling, softcap)
@@ -262,7 +208,7 @@ def _measuring(model: nn.Module) -> Iterator[list[_LayerSensitivity]]:
 
     name = "lit_sparse_sensitivity"
     AttentionInterface.register(name, attend)
-    AttentionMaskInterface.register(name, boolean_mask)
+    AttentionMaskInterface.register(name, mask_for_transformers)
     set_implementation(model, name)
     try:
         yield list(layers.values())
@@ -287,11 +233,18 @@ def _sensitivity_pass(model: nn.Module, batch: Batch, generator: torch.Generator
             logits = logits[batch["labels"] != IGNORED]
             with torch.no_grad():
                 draws = torch.rand(len(logits), 1, generator=generator).to(logits.device)
-                sampled = (logits.float().softmax(-1).cumsum(-1) < draws).sum(-1).clamp_max(logits.shape[-1] - 1)
+                sampled = torch.cat(
+                    [_drawn(some, draw) for some, draw in zip(logits.split(_ROWS), draws.split(_ROWS), strict=True)]
+                )
             torch.nn.functional.cross_entropy(logits, sampled, reduction="sum").backward()
     finally:
         for parameter in trainable:
             parameter.requires_grad_(True)
+
+
+def _drawn(logits: Tensor, draws: Tensor) -> Tensor:
+    """Labels (N,) of probabilities softmax(logits), from uniform numbers (N, 1)."""
+    return (logits.float().softmax(-1).cumsum(-1) < draws).sum(-1).clamp_max(logits.shape[-1] - 1)
 
 
 @torch.no_grad()

@@ -5,19 +5,21 @@ form leave c where an edge closes: mean ablation instead of zero ablation ("Inte
 2211.00593, section 2). Here c is the mean of the outputs of the heads that share a value.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from lit_sparse.attention.bridge import IMPLEMENTATION, attention_modules, set_implementation
 from lit_sparse.attention.gates import Gate
-from lit_sparse.attention.masks import allowed_edges, boolean_mask
+from lit_sparse.attention.masks import EdgeMask, allowed_edges, mask_for_transformers
 from lit_sparse.attention.reference import attention_logits
 
 _NAME = "lit_sparse_centers"
+_BLOCK = 1 << 24  # edges looked at together: 64 MB in float32
 
 
 @torch.no_grad()
@@ -39,7 +41,7 @@ def measure_centers(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> N
     tokens = 0
 
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, **kwargs: Any):
-        mask = allowed_edges(attention_mask, query.shape[2], key.shape[2], query.device).dense()
+        mask = allowed_edges(attention_mask, query.shape[2], key.shape[2], query.device)
         output = dense_attention(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap"))
         if id(module) in gates:
             by_value = output.float().unflatten(2, (value.shape[1], -1)).mean(3).sum((0, 1))
@@ -47,7 +49,7 @@ def measure_centers(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> N
         return output, None
 
     AttentionInterface.register(_NAME, attend)
-    AttentionMaskInterface.register(_NAME, boolean_mask)
+    AttentionMaskInterface.register(_NAME, mask_for_transformers)
     set_implementation(model, _NAME)
     try:
         for batch in batches:
@@ -61,11 +63,39 @@ def measure_centers(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> N
 
 
 def dense_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float | None, softcap: float | None
+    query: Tensor, key: Tensor, value: Tensor, mask: EdgeMask, scaling: float | None, softcap: float | None
 ) -> Tensor:
-    """What a family's own attention computes, (B, T, H, Dv), in plain torch; shapes as in `gated_attention`."""
+    """What a family's own attention computes, (B, T, H, Dv), in plain torch; shapes as in `gated_attention`.
+
+    A block of queries at a time, recomputed in the backward pass: O(T + S) memory.
+    """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    logits = attention_logits(query, key, scaling=scaling, softcap=softcap)
-    weights = logits.masked_fill(~mask, torch.finfo(logits.dtype).min).softmax(-1).to(value.dtype)
     groups = query.shape[1] // key.shape[1]
-    return torch.matmul(weights, value.repeat_interleave(groups, dim=1)).transpose(1, 2).contiguous()
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
+        logits = attention_logits(query, key, scaling=scaling, softcap=softcap)
+        weights = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min).softmax(-1).to(value.dtype)
+        return torch.matmul(weights, value.repeat_interleave(groups, dim=1)).transpose(1, 2)
+
+    parts = []
+    for rows, keys in query_blocks(mask, query.shape[0] * query.shape[1]):
+        block = query[:, :, rows], key[:, :, keys], value[:, :, keys], mask.block(rows, keys)
+        if torch.is_grad_enabled():
+            parts.append(checkpoint(attend, *block, use_reentrant=False, preserve_rng_state=False))
+        else:
+            parts.append(attend(*block))
+    return torch.cat(parts, dim=1).contiguous()
+
+
+def query_blocks(mask: EdgeMask, matrices: int) -> Iterator[tuple[slice, slice]]:
+    """Blocks of queries, each with the keys that one of its queries may see; memory is bounded by `_BLOCK`.
+
+    Args:
+        matrices: attention matrices looked at together, B x H.
+    """
+    first, last = torch.stack([mask.start.amin(0), mask.stop.amax(0)]).tolist()
+    step = max(1, _BLOCK // max(1, matrices * mask.keys))
+    for row in range(0, len(first), step):
+        rows = slice(row, min(row + step, len(first)))
+        start, stop = min(first[rows]), max(last[rows])
+        yield rows, slice(start, max(stop, start + 1))

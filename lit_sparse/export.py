@@ -136,6 +136,11 @@ def continue_from(folder: str | Path, model: Any, base: str) -> None:
         ValueError: not such a folder, or it does not fit the model.
     """
     folder = Path(folder)
+    if not folder.is_dir():
+        raise ValueError(
+            f"start_from={folder}: no such folder; a run with lora writes its adapters/ when it ends (that of "
+            "configs/smollm2.yaml is runs/smollm2/adapters), so run that one first"
+        )
     description = _describe(folder)
     if not has_adapters(model):
         raise ValueError(f"start_from={folder} continues adapters: set lora to what they were trained with")

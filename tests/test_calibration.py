@@ -10,6 +10,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig
 from lit_sparse.attention import attention_pattern, dense, edge_counts, gates_of, sparsify
 from lit_sparse.attention.masks import boolean_mask
 from lit_sparse.calibration import Calibrated, Calibration, _measuring, _sensitivity_pass, calibrate
+from lit_sparse.sensitivity import LEVELS, _levels
 
 FAMILIES = ["logit", "probability"]
 LENGTH, BATCH = 24, 4
@@ -182,8 +183,11 @@ def edge_effects(model: PreTrainedModel, batch: dict[str, Tensor], generator: to
     return [(raw, score, effect) for (raw, score, _), effect in zip(layers, effects, strict=True)]
 
 
+@pytest.mark.parametrize("block", [1 << 24, 1000])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_estimate_is_what_its_formula_says(family):
+def test_the_estimate_is_what_its_formula_says(family, block, monkeypatch):
+    """Whole, and by blocks of two queries."""
+    monkeypatch.setattr("lit_sparse.centers._BLOCK", block)
     model, batch = make_model({"family": family}).double(), make_batches(1)[0]
     with _measuring(model) as layers:
         _sensitivity_pass(model, batch, torch.Generator().manual_seed(7))
@@ -200,6 +204,22 @@ def test_the_estimate_is_what_its_formula_says(family):
             assert layer.edges[:, level].tolist() == (allowed & ~closed).sum((0, 2, 3)).tolist()
         assert (layer.edges[:, 0] == layer.edges[0, 0]).all() and not layer.kl[:, 0].any()
         assert not layer.edges[:, -1].any()
+
+
+def test_levels_of_a_sample(monkeypatch):
+    """Of many scores a sample gives nearly the quantiles, and exactly the first and the last cutoff."""
+    generator = torch.Generator().manual_seed(0)
+    scores = torch.rand(2, 3, 200, 100, generator=generator, dtype=torch.float64)
+    allowed = (torch.rand(3, 200, 100, generator=generator) < 0.5).expand(2, 3, 200, 100)
+    blocks = [(scores[..., rows], allowed[..., rows]) for rows in (slice(0, 30), slice(30, 100))]
+    edges = int(allowed[0].sum())
+    whole = _levels(blocks, edges)
+    monkeypatch.setattr("lit_sparse.sensitivity._SCORES", 10_000)
+    sampled = _levels(blocks, edges)
+    assert sampled.shape == whole.shape == (2, LEVELS)
+    assert torch.equal(sampled, _levels(blocks, edges))
+    assert torch.equal(sampled[:, [0, -1]], whole[:, [0, -1]])
+    torch.testing.assert_close(sampled[:, 1:-1], whole[:, 1:-1], rtol=0, atol=0.02)  # four standard errors
 
 
 def test_the_estimate_predicts_the_measured_kl():

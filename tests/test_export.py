@@ -284,5 +284,7 @@ def test_adapters_that_training_cannot_go_on_from(llama_folder, tmp_path):
             continue_from(tmp_path / "first", model, base)
     with pytest.raises(ValueError, match="no sparse model folder"):
         continue_from(tmp_path, build(), name)
+    with pytest.raises(ValueError, match="run that one first"):
+        continue_from(tmp_path / "not there yet", build(), name)
     with pytest.raises(ValueError, match="set calibration to null"):
         SparseAttentionModule(name, calibration=Calibration(kl=0.1), start_from=str(tmp_path / "first"))

@@ -7,8 +7,9 @@ import torch
 
 from lit_sparse.adapters import LoraConfig, add_lora
 from lit_sparse.attention import attention_modules, dense, gates_of, open_edges, sparsify
+from lit_sparse.attention.masks import EdgeMask
 from lit_sparse.calibration import Calibration, calibrate
-from lit_sparse.centers import measure_centers
+from lit_sparse.centers import dense_attention, measure_centers
 from lit_sparse.export import continue_from, export_adapters, export_sparse, load_sparse
 from lit_sparse.models import load_model
 from lit_sparse.module import SparseAttentionModule
@@ -147,3 +148,21 @@ def test_precision_and_switches(make_model):
     assert "centered" in repr(gate)
     with pytest.raises(ValueError, match=r"centered needs the heads' means: set calibration"):
         SparseAttentionModule("any", gate=CENTERED)
+
+
+@pytest.mark.parametrize("block", [1 << 24, 300])
+def test_dense_attention_by_blocks(block, monkeypatch):
+    """Grouped heads, packed documents, and gradients, against torch's own."""
+    monkeypatch.setattr("lit_sparse.centers._BLOCK", block)
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(2, heads, 11, 6, generator=generator, dtype=torch.float64) for heads in (4, 2, 2)]
+    positions = torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 5], [*range(11)]])
+    mask = EdgeMask.causal(11, 11).within_documents(positions)
+    ours, theirs = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
+    found = dense_attention(*ours, mask, None, None)
+    expected = torch.nn.functional.scaled_dot_product_attention(*theirs, mask.dense(), enable_gqa=True).transpose(1, 2)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+    direction = torch.randn(found.shape, generator=generator, dtype=found.dtype)
+    gradients = torch.autograd.grad(found, ours, direction), torch.autograd.grad(expected, theirs, direction)
+    for gradient, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(gradient, other, rtol=1e-9, atol=1e-11)
