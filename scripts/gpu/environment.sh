@@ -9,9 +9,14 @@ for wheel in .gpu/wheels/*.whl; do
     [ -e "$wheel" ] && "$PYTHON" -m zipfile -e "$wheel" "$CARRIED/site"
 done
 export PYTHONPATH=$PWD:$CARRIED/site LIT_SPARSE_CACHE=$CARRIED/cache
+# What the first call compiles spares the second part a minute: it comes back and goes along again, .gpu/compiled/.
+export TORCHINDUCTOR_CACHE_DIR=$CARRIED/compiled TRITON_CACHE_DIR=$CARRIED/compiled/triton TRITON_CACHE_AUTOTUNING=1
 export HF_HUB_OFFLINE=1 MPLBACKEND=Agg PYTHONUNBUFFERED=1 TOKENIZERS_PARALLELISM=true
 
 STARTED=$SECONDS
+if [ -f .gpu/compiled/compiled.tar.xz ] && [ ! -d "$TORCHINDUCTOR_CACHE_DIR" ]; then
+    tar -xJf .gpu/compiled/compiled.tar.xz -C "$CARRIED"
+fi
 
 # keep NAME: everything measured so far as one file among the results; called often, since a call may be cut off.
 keep() {

@@ -27,6 +27,8 @@ part 95 "$PYTHON" scripts/gpu/step.py smollm2 --out "$RESULTS" --seconds 60 $SIZ
 keep first
 part 45 "$PYTHON" scripts/gpu/step.py olmo --out "$RESULTS" $SIZE 2>&1 | tee "$RESULTS/olmo.log"
 keep first
+tar -C "$CARRIED" -c --exclude='*.ttir' --exclude='*.ttgir' --exclude='*.llir' --exclude='*.ptx' compiled |
+    xz -T0 -1 >"$OUT/compiled.tar.xz"
 kill "$ESTIMATE" 2>/dev/null
 wait "$ESTIMATE" 2>/dev/null
 keep first
