@@ -23,13 +23,28 @@ _SCAN = tl.constexpr(1024)
 
 
 @triton.jit
-def _load(pointer, index, count, stride, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
-    """Rows `index` of a (count, DIM) matrix, zeros outside of it."""
+def _load(pointer, index, count, stride, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, WITHIN: tl.constexpr = False):
+    """Rows `index` of a (count, DIM) matrix, zeros outside of it.
+
+    WITHIN: all of them lie inside.
+    """
     dim = tl.arange(0, BLOCK_DIM)
     pointers = pointer + index[:, None] * stride + dim[None, :]
+    if WITHIN and BLOCK_DIM == DIM:
+        return tl.load(pointers)
+    if WITHIN:
+        return tl.load(pointers, mask=dim[None, :] < DIM, other=0.0)
     if BLOCK_DIM == DIM:
         return tl.load(pointers, mask=index[:, None] < count, other=0.0)
     return tl.load(pointers, mask=(index[:, None] < count) & (dim[None, :] < DIM), other=0.0)
+
+
+@triton.jit
+def _load_row(pointer, index, count, other, WITHIN: tl.constexpr):
+    """Numbers `index` of `count`, else `other`."""
+    if WITHIN:
+        return tl.load(pointer + index)
+    return tl.load(pointer + index, mask=index < count, other=other)
 
 
 @triton.jit
@@ -79,9 +94,35 @@ def _seen(s, key, first, last):
 
 
 @triton.jit
-def _raised(offset, index, keys, sharpness):
+def _tiles(first, last, row, rows, keys, BLOCK_KEYS: tl.constexpr):
+    """The tiles of keys that a block of rows sees, as keys: from, to; and those between that every row sees whole."""
+    low, high = tl.min(first) // BLOCK_KEYS * BLOCK_KEYS, tl.max(last)
+    # Rows past the end are stored nowhere and see what the others see.
+    inner = tl.cdiv(tl.max(tl.where(row < rows, first, 0)), BLOCK_KEYS) * BLOCK_KEYS
+    outer = tl.min(tl.where(row < rows, last, keys)) // BLOCK_KEYS * BLOCK_KEYS
+    return low, high, inner, tl.maximum(inner, outer)
+
+
+@triton.jit
+def _tile(index, low, inner, outer, BLOCK: tl.constexpr, WITHIN: tl.constexpr):
+    """Where a tile begins: of those between `inner` and `outer`, or of the others, which lie on both sides."""
+    if WITHIN:
+        return inner + index * BLOCK
+    at = low + index * BLOCK
+    return tl.where(at < inner, at, at + (outer - inner))
+
+
+@triton.jit
+def _tile_count(low, high, inner, outer, BLOCK: tl.constexpr, WITHIN: tl.constexpr):
+    if WITHIN:
+        return (outer - inner) // BLOCK
+    return tl.cdiv(tl.maximum(high - low, 0) - (outer - inner), BLOCK)
+
+
+@triton.jit
+def _raised(offset, index, keys, sharpness, WITHIN: tl.constexpr):
     """What keys' offsets add to base-2 gate logits."""
-    return tl.load(offset + index, mask=index < keys, other=0.0).to(tl.float32) * (sharpness * _LOG2_E)
+    return _load_row(offset, index, keys, 0.0, WITHIN).to(tl.float32) * (sharpness * _LOG2_E)
 
 
 @triton.jit
@@ -127,7 +168,7 @@ def forward_kernel(
         offset += (batch * (heads // group) + head // group) * keys
     row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     first, last = _interval(start + batch * mask_batch, stop + batch * mask_batch, row, rows, keys)
-    low, high = tl.min(first) // BLOCK_KEYS * BLOCK_KEYS, tl.max(last)
+    low, high, inner, outer = _tiles(first, last, row, rows, keys, BLOCK_KEYS)
     unit = _unit(scaling, softcap, CAPPED)
     column = noise.columns(BLOCK_KEYS)
     q = _load(query, row, rows, query_row, DIM, BLOCK_DIM)
@@ -138,11 +179,14 @@ def forward_kernel(
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
     normaliser = tl.zeros((BLOCK_ROWS,), tl.float32)
     if NORMALISED:
-        for at in range(low, high, BLOCK_KEYS):
-            k = _load(key, at + column, keys, key_row, DIM, BLOCK_DIM)
-            s, _ = _scores(q, k, scaling, softcap, CAPPED)
-            s = _seen(s, (at + column)[None, :], first[:, None], last[:, None])
-            top, total, _, _ = _accumulated(s, unit, top, total)
+        for phase in tl.static_range(2):
+            for index in range(0, _tile_count(low, high, inner, outer, BLOCK_KEYS, phase == 0)):
+                at = _tile(index, low, inner, outer, BLOCK_KEYS, phase == 0)
+                k = _load(key, at + column, keys, key_row, DIM, BLOCK_DIM, phase == 0)
+                s, _ = _scores(q, k, scaling, softcap, CAPPED)
+                if phase == 1:
+                    s = _seen(s, (at + column)[None, :], first[:, None], last[:, None])
+                top, total, _, _ = _accumulated(s, unit, top, total)
         # As the backward will read it, so that both see the same gates.
         normaliser = tl.where(total > 0, top + tl.log2(total), float("inf")) * _LN_2 * _LOG2_E
         shift += normaliser
@@ -154,31 +198,34 @@ def forward_kernel(
     open_mass = tl.zeros((BLOCK_ROWS,), tl.float32)
     probable = tl.zeros((BLOCK_ROWS,), tl.float32)
     count = tl.zeros((BLOCK_ROWS,), tl.float32)
-    for at in range(low, high, BLOCK_KEYS):
-        k = _load(key, at + column, keys, key_row, DIM, BLOCK_DIM)
-        v = _load(value, at + column, keys, value_row, VALUE_DIM, BLOCK_VALUE)
-        s, _ = _scores(q, k, scaling, softcap, CAPPED)
-        s = _seen(s, (at + column)[None, :], first[:, None], last[:, None])
-        if NORMALISED:
-            p = tl.exp2(s * unit - normaliser[:, None])
-        else:
-            top, total, factor, p = _accumulated(s, unit, top, total)
-            sums *= factor[:, None]
-            open_mass *= factor
-        z = shift[:, None]
-        if WEIGHED:
-            z -= _raised(offset, at + column, keys, sharpness)[None, :]
-        z -= s * slope
-        u = 0.0
-        if SAMPLED:
-            u = noise.uniform(seed, head, row, at, BLOCK_ROWS, BLOCK_KEYS)
-        e, _, is_open = _gates(z, u, SAMPLED)
-        p = tl.where(is_open, p, 0.0)
-        if RENORMALISE:
-            open_mass += tl.sum(p, 1)
-        probable += tl.sum(e, 1)
-        count += tl.sum(is_open.to(tl.float32), 1)
-        sums = tl.dot(p.to(v.dtype), v, sums, input_precision="ieee")
+    for phase in tl.static_range(2):
+        for index in range(0, _tile_count(low, high, inner, outer, BLOCK_KEYS, phase == 0)):
+            at = _tile(index, low, inner, outer, BLOCK_KEYS, phase == 0)
+            k = _load(key, at + column, keys, key_row, DIM, BLOCK_DIM, phase == 0)
+            v = _load(value, at + column, keys, value_row, VALUE_DIM, BLOCK_VALUE, phase == 0)
+            s, _ = _scores(q, k, scaling, softcap, CAPPED)
+            if phase == 1:
+                s = _seen(s, (at + column)[None, :], first[:, None], last[:, None])
+            if NORMALISED:
+                p = tl.exp2(s * unit - normaliser[:, None])
+            else:
+                top, total, factor, p = _accumulated(s, unit, top, total)
+                sums *= factor[:, None]
+                open_mass *= factor
+            z = shift[:, None]
+            if WEIGHED:
+                z -= _raised(offset, at + column, keys, sharpness, phase == 0)[None, :]
+            z -= s * slope
+            u = 0.0
+            if SAMPLED:
+                u = noise.uniform(seed, head, row, at, BLOCK_ROWS, BLOCK_KEYS)
+            e, _, is_open = _gates(z, u, SAMPLED)
+            p = tl.where(is_open, p, 0.0)
+            if RENORMALISE:
+                open_mass += tl.sum(p, 1)
+            probable += tl.sum(e, 1)
+            count += tl.sum(is_open.to(tl.float32), 1)
+            sums = tl.dot(p.to(v.dtype), v, sums, input_precision="ieee")
 
     if not NORMALISED:
         normaliser = tl.where(total > 0, top + tl.log2(total), float("inf"))
@@ -201,31 +248,30 @@ def forward_kernel(
 
 @triton.jit
 def _gradients(
-    s, g, u, unit, normaliser, shift, delta, inverse_mass, d_expected, sharpness,
+    s, g, u, unit, normaliser, shift, slope, delta, inverse_mass, pull, d_expected, sharpness,
     RENORMALISE: tl.constexpr, SAMPLED: tl.constexpr,
 ):  # fmt: skip
-    """Of a block of edges, in either orientation: p, w, ds without the normalised gate's term, and c.
+    """Of a block of edges: p, the weight w, ds = p (A G - pull) + c, and c / sharpness.
 
-    With x = 1 - u and y = u (1 - e) / e, t = x / (x + y) and 1 - t = y / (x + y); x is never 0.
+    With y = (1 - e) / e, e (1 - e) is y e^2. With x = 1 - u, which is never 0, t is x / (x + u y), so that t (1 - t) is
+    y u x / (x + u y)^2.
     """
     p = tl.exp2(s * unit - normaliser)
-    z = shift - s * (sharpness * unit)
-    e, odds, is_open = _gates(z, u, SAMPLED)
+    e, y, is_open = _gates(shift - s * slope, u, SAMPLED)
     if RENORMALISE:
         g = (g - delta) * inverse_mass
     pg = p * g
-    c = (sharpness * d_expected) * (e * e * odds)
+    c = d_expected * e * e
     if SAMPLED:
-        x, y = 1 - u, u * odds
-        root = tl.rsqrt(x + y)
+        x = 1 - u
+        root = tl.rsqrt(x + u * y)
         inverse = root * root
-        c += sharpness * pg * ((x * inverse) * (y * inverse))
+        c += pg * (u * x * (inverse * inverse))
+    c *= y
     w = tl.where(is_open, p, 0.0)
-    ds = tl.where(is_open, pg, 0.0) + c
     if RENORMALISE:
         w *= inverse_mass
-    else:
-        ds -= p * delta
+    ds = tl.where(is_open, pg, 0.0) - p * pull + sharpness * c
     return p, w, ds, c
 
 
@@ -257,7 +303,7 @@ def query_kernel(
     row = block * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     here = tl.program_id(1).to(tl.int64) * rows + row
     first, last = _interval(start + batch * mask_batch, stop + batch * mask_batch, row, rows, keys)
-    low, high = tl.min(first) // BLOCK_KEYS * BLOCK_KEYS, tl.max(last)
+    low, high, inner, outer = _tiles(first, last, row, rows, keys, BLOCK_KEYS)
     unit = _unit(scaling, softcap, CAPPED)
     column = noise.columns(BLOCK_KEYS)
 
@@ -274,32 +320,38 @@ def query_kernel(
     if NORMALISED:
         shift += normaliser
     shift *= sharpness
+    slope = sharpness * unit
+    pull = tl.zeros_like(delta) if RENORMALISE else delta
     d_edges = tl.load(d_expected + tl.program_id(1))
     seed = tl.load(seeds + batch) if SAMPLED else 0
 
     dq = tl.zeros((BLOCK_ROWS, BLOCK_DIM), tl.float32)
     mean_key = tl.zeros((BLOCK_ROWS, BLOCK_DIM), tl.float32)
     sums = tl.zeros((BLOCK_ROWS,), tl.float32)
-    for at in range(low, high, BLOCK_KEYS):
-        k = _load(key, at + column, keys, key_row, DIM, BLOCK_DIM)
-        v = _load(value, at + column, keys, value_row, VALUE_DIM, BLOCK_VALUE)
-        s, cap_slope = _scores(q, k, scaling, softcap, CAPPED)
-        s = _seen(s, (at + column)[None, :], first[:, None], last[:, None])
-        g = tl.dot(do, tl.trans(v), input_precision="ieee")
-        u = 0.0
-        if SAMPLED:
-            u = noise.uniform(seed, head, row, at, BLOCK_ROWS, BLOCK_KEYS)
-        shifts = shift[:, None]
-        if WEIGHED:
-            shifts -= _raised(offset, at + column, keys, sharpness)[None, :]
-        p, _, ds, c = _gradients(
-            s, g, u, unit, normaliser[:, None], shifts, delta[:, None], inverse_mass[:, None], d_edges,
-            sharpness, RENORMALISE, SAMPLED,
-        )  # fmt: skip
-        sums += tl.sum(c, 1)
-        dq = tl.dot((ds * cap_slope).to(k.dtype), k, dq, input_precision="ieee")
-        if NORMALISED:
-            mean_key = tl.dot((p * cap_slope).to(k.dtype), k, mean_key, input_precision="ieee")
+    for phase in tl.static_range(2):
+        for index in range(0, _tile_count(low, high, inner, outer, BLOCK_KEYS, phase == 0)):
+            at = _tile(index, low, inner, outer, BLOCK_KEYS, phase == 0)
+            k = _load(key, at + column, keys, key_row, DIM, BLOCK_DIM, phase == 0)
+            v = _load(value, at + column, keys, value_row, VALUE_DIM, BLOCK_VALUE, phase == 0)
+            s, cap_slope = _scores(q, k, scaling, softcap, CAPPED)
+            if phase == 1:
+                s = _seen(s, (at + column)[None, :], first[:, None], last[:, None])
+            g = tl.dot(do, tl.trans(v), input_precision="ieee")
+            u = 0.0
+            if SAMPLED:
+                u = noise.uniform(seed, head, row, at, BLOCK_ROWS, BLOCK_KEYS)
+            shifts = shift[:, None]
+            if WEIGHED:
+                shifts -= _raised(offset, at + column, keys, sharpness, phase == 0)[None, :]
+            p, _, ds, c = _gradients(
+                s, g, u, unit, normaliser[:, None], shifts, slope, delta[:, None], inverse_mass[:, None], pull[:, None],
+                d_edges, sharpness, RENORMALISE, SAMPLED,
+            )  # fmt: skip
+            sums += tl.sum(c, 1)
+            dq = tl.dot((ds * cap_slope).to(k.dtype), k, dq, input_precision="ieee")
+            if NORMALISED:
+                mean_key = tl.dot((p * cap_slope).to(k.dtype), k, mean_key, input_precision="ieee")
+    sums *= sharpness
     if NORMALISED:
         dq -= sums[:, None] * mean_key
     tl.store(row_delta + here, delta, mask=row < rows)
@@ -310,18 +362,25 @@ def query_kernel(
 
 @triton.jit
 def _rows_that_see(start, stop, low, high, rows, keys):
-    """First and one past the last row that sees one of the keys low <= key < high; (rows, 0) for none.
+    """First and one past the last row that sees one of the keys low <= key < high; (rows, 0) for none. And of those
+    that see all of them, where these follow each other; else (0, 0).
 
     Reads every row's interval: 8 bytes a row, next to the hundreds of its query and output gradient.
     """
     lowest, highest = rows, 0
+    first_whole, last_whole, whole = rows, 0, 0
     for at in range(0, rows, _SCAN):
         row = at + tl.arange(0, _SCAN)
         first, last = _interval(start, stop, row, rows, keys)
         sees = (first < high) & (last > low)
         lowest = tl.minimum(lowest, tl.min(tl.where(sees, row, rows)))
         highest = tl.maximum(highest, tl.max(tl.where(sees, row + 1, 0)))
-    return lowest, highest
+        sees = (first <= low) & (last >= high)
+        first_whole = tl.minimum(first_whole, tl.min(tl.where(sees, row, rows)))
+        last_whole = tl.maximum(last_whole, tl.max(tl.where(sees, row + 1, 0)))
+        whole += tl.sum(sees.to(tl.int32))
+    gapless = whole == last_whole - first_whole
+    return lowest, highest, tl.where(gapless, first_whole, 0), tl.where(gapless, last_whole, 0)
 
 
 @triton.jit
@@ -340,71 +399,82 @@ def key_kernel(
     kv_head = tl.program_id(1) % (heads // group)
     start += batch * mask_batch
     stop += batch * mask_batch
-    key_index = low + tl.arange(0, BLOCK_KEYS)
+    key_index = low + noise.columns(BLOCK_KEYS)
     k = _load(key + batch * key_batch + kv_head.to(tl.int64) * key_head, key_index, keys, key_row, DIM, BLOCK_DIM)
     v = _load(
         value + batch * value_batch + kv_head.to(tl.int64) * value_head,
         key_index, keys, value_row, VALUE_DIM, BLOCK_VALUE,
     )  # fmt: skip
-    first_row, last_row = _rows_that_see(start, stop, low, low + BLOCK_KEYS, rows, keys)
+    first_row, last_row, inner, outer = _rows_that_see(start, stop, low, low + BLOCK_KEYS, rows, keys)
     first_row = first_row // BLOCK_ROWS * BLOCK_ROWS
+    inner = tl.cdiv(inner, BLOCK_ROWS) * BLOCK_ROWS
+    outer = tl.maximum(inner, outer // BLOCK_ROWS * BLOCK_ROWS)
 
     unit = _unit(scaling, softcap, CAPPED)
     seed = tl.load(seeds + batch) if SAMPLED else 0
     sharpness = tl.load(sharpness)
+    slope = sharpness * unit
     dk = tl.zeros((BLOCK_KEYS, BLOCK_DIM), tl.float32)
     dv = tl.zeros((BLOCK_KEYS, BLOCK_VALUE), tl.float32)
     if WEIGHED:
-        raised = _raised(offset + tl.program_id(1).to(tl.int64) * keys, key_index, keys, sharpness)
-        key_sums = tl.zeros((BLOCK_KEYS,), tl.float32)
-    for member in range(0, group):
-        head = kv_head * group + member
-        both = batch * heads + head
-        cut = tl.load(cutoff + head).to(tl.float32) * _LOG2_E
-        d_edges = tl.load(d_expected + both)
-        for at in range(first_row, last_row, BLOCK_ROWS):
+        raised = _raised(offset + tl.program_id(1).to(tl.int64) * keys, key_index, keys, sharpness, False)
+        key_sums = tl.zeros((BLOCK_ROWS // 16, 8, BLOCK_KEYS), tl.float32)
+    for phase in tl.static_range(2):
+        count = _tile_count(first_row, last_row, inner, outer, BLOCK_ROWS, phase == 0)
+        for index in tl.range(0, group * count, disable_licm=True, num_stages=1 if phase == 1 else None):
+            head = kv_head * group + index // count
+            both = batch * heads + head
+            rows_end = (both + 1) * rows
+            at = _tile(index % count, first_row, inner, outer, BLOCK_ROWS, phase == 0)
+            cut = tl.load(cutoff + head).to(tl.float32) * _LOG2_E
+            d_edges = tl.load(d_expected + both)
             row = at + tl.arange(0, BLOCK_ROWS)
             here = both * rows + row
-            first, last = _interval(start, stop, row, rows, keys)
             q = _load(
-                query + batch * query_batch + head.to(tl.int64) * query_head, row, rows, query_row, DIM, BLOCK_DIM
-            )
+                query + batch * query_batch + head.to(tl.int64) * query_head,
+                row, rows, query_row, DIM, BLOCK_DIM, phase == 0,
+            )  # fmt: skip
             do = _load(
                 d_output + (batch * rows * heads + head) * VALUE_DIM,
-                row, rows, heads * VALUE_DIM, VALUE_DIM, BLOCK_VALUE,
+                row, rows, heads * VALUE_DIM, VALUE_DIM, BLOCK_VALUE, phase == 0,
             )  # fmt: skip
-            normaliser = tl.load(lse + here, mask=row < rows, other=float("inf")) * _LOG2_E
-            delta = tl.load(row_delta + here, mask=row < rows, other=0.0)
+            normaliser = _load_row(lse, here, rows_end, float("inf"), phase == 0) * _LOG2_E
+            delta = _load_row(row_delta, here, rows_end, 0.0, phase == 0)
+            pull = tl.zeros_like(delta) if RENORMALISE else delta
+            if NORMALISED:
+                pull += _load_row(row_sum, here, rows_end, 0.0, phase == 0)
             inverse_mass = delta
             if RENORMALISE:
-                inverse_mass = 1 / tl.load(mass + here, mask=row < rows, other=1.0)
+                inverse_mass = 1 / _load_row(mass, here, rows_end, 1.0, phase == 0)
             shift = tl.zeros((BLOCK_ROWS,), tl.float32) + cut
             if NORMALISED:
                 shift += normaliser
             shift *= sharpness
-            s, cap_slope = _scores(k, q, scaling, softcap, CAPPED)
-            s = _seen(s, key_index[:, None], first[None, :], last[None, :])
-            g = tl.dot(v, tl.trans(do), input_precision="ieee")
+            s, cap_slope = _scores(q, k, scaling, softcap, CAPPED)
+            if phase == 1:
+                first, last = _interval(start, stop, row, rows, keys)
+                s = _seen(s, key_index[None, :], first[:, None], last[:, None])
+            g = tl.dot(do, tl.trans(v), input_precision="ieee")
             u = 0.0
             if SAMPLED:
-                u = noise.uniform_transposed(seed, head, row, low, BLOCK_ROWS, BLOCK_KEYS)
-            shifts = shift[None, :]
+                u = noise.uniform(seed, head, row, low, BLOCK_ROWS, BLOCK_KEYS)
+            shifts = shift[:, None]
             if WEIGHED:
-                shifts -= raised[:, None]
-            p, w, ds, c = _gradients(
-                s, g, u, unit, normaliser[None, :], shifts, delta[None, :], inverse_mass[None, :], d_edges,
-                sharpness, RENORMALISE, SAMPLED,
+                shifts -= raised[None, :]
+            _, w, ds, c = _gradients(
+                s, g, u, unit, normaliser[:, None], shifts, slope, delta[:, None], inverse_mass[:, None],
+                pull[:, None], d_edges, sharpness, RENORMALISE, SAMPLED,
             )  # fmt: skip
             if WEIGHED:
-                key_sums += tl.sum(c, 1)
-            if NORMALISED:
-                ds -= p * tl.load(row_sum + here, mask=row < rows, other=0.0)[None, :]
-            dv = tl.dot(w.to(do.dtype), do, dv, input_precision="ieee")
-            dk = tl.dot((ds * cap_slope).to(q.dtype), q, dk, input_precision="ieee")
+                # Inside a thread, which has two rows of sixteen; across threads after the loop.
+                key_sums += tl.sum(tl.reshape(c, (BLOCK_ROWS // 16, 2, 8, BLOCK_KEYS)), 1)
+            dv = tl.dot(tl.trans(w.to(do.dtype)), do, dv, input_precision="ieee")
+            dk = tl.dot(tl.trans((ds * cap_slope).to(q.dtype)), q, dk, input_precision="ieee")
 
     _store(d_key + tl.program_id(1).to(tl.int64) * keys * DIM, key_index, keys, DIM, dk * scaling, DIM, BLOCK_DIM)
     d_value += tl.program_id(1).to(tl.int64) * keys * VALUE_DIM
     _store(d_value, key_index, keys, VALUE_DIM, dv, VALUE_DIM, BLOCK_VALUE)
     if WEIGHED:
         d_offset += tl.program_id(1).to(tl.int64) * keys
-        tl.store(d_offset + key_index, key_sums.to(d_offset.dtype.element_ty), mask=key_index < keys)
+        sums = tl.sum(tl.sum(key_sums, 1), 0) * sharpness
+        tl.store(d_offset + key_index, sums.to(d_offset.dtype.element_ty), mask=key_index < keys)

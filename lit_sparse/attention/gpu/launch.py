@@ -32,8 +32,8 @@ BLOCKS: dict[tuple[str, int, int], tuple[list[Blocks], list[Blocks]]] = {
     ("query", 2, 64): ([Blocks(128, 32, 8, 2), Blocks(64, 32, 4, 2)], [Blocks(128, 32, 8, 2), Blocks(64, 32, 4, 2)]),
     ("query", 2, 128): ([Blocks(128, 16, 8, 2), Blocks(128, 32, 8, 2)], [Blocks(128, 16, 8, 2), Blocks(128, 32, 8, 2)]),
     ("query", 2, 256): ([Blocks(32, 32, 8, 1)], [Blocks(32, 32, 8, 1)]),
-    ("key", 2, 64): ([Blocks(32, 128, 8, 2), Blocks(32, 64, 4, 2)], [Blocks(64, 32, 4, 2), Blocks(32, 64, 4, 2)]),
-    ("key", 2, 128): ([Blocks(32, 32, 4, 2), Blocks(16, 64, 4, 2)], [Blocks(64, 64, 8, 2), Blocks(32, 64, 4, 2)]),
+    ("key", 2, 64): ([Blocks(128, 64, 8, 2), Blocks(64, 64, 4, 2)], [Blocks(64, 32, 4, 2), Blocks(32, 64, 4, 2)]),
+    ("key", 2, 128): ([Blocks(128, 64, 8, 2), Blocks(64, 64, 4, 2)], [Blocks(64, 64, 8, 2), Blocks(32, 64, 4, 2)]),
     ("key", 2, 256): ([Blocks(32, 32, 8, 1)], [Blocks(32, 32, 8, 1)]),
     ("forward", 4, 64): ([Blocks(32, 32, 8, 1)], [Blocks(32, 32, 8, 1)]),
     ("forward", 4, 128): ([Blocks(16, 16, 4, 1)], [Blocks(32, 32, 8, 1)]),
@@ -48,7 +48,7 @@ BLOCKS: dict[tuple[str, int, int], tuple[list[Blocks], list[Blocks]]] = {
 
 # Where keys have offsets: a few registers more, which would spill.
 WEIGHED_BLOCKS = BLOCKS | {
-    ("key", 2, 128): ([Blocks(32, 32, 4, 2), Blocks(16, 64, 4, 2)], [Blocks(32, 32, 4, 2), Blocks(64, 64, 8, 2)]),
+    ("key", 2, 128): ([Blocks(128, 64, 8, 2), Blocks(64, 64, 4, 2)], [Blocks(32, 32, 4, 2), Blocks(64, 64, 8, 2)]),
     ("key", 4, 256): ([Blocks(16, 16, 8, 1)], [Blocks(16, 16, 4, 1)]),
 }
 
