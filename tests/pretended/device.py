@@ -35,6 +35,9 @@ class _Backend:
     def current_device(self) -> int:
         return 0
 
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
     def _is_in_bad_fork(self) -> bool:
         return False
 
