@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The first call: are the kernels right and how fast are they, what does a training step cost?
-#     TOTAL=205 SIZE= bash scripts/gpu/first.sh        SIZE=--tiny tries it on a CPU
+#     TOTAL=215 SIZE= bash scripts/gpu/first.sh        SIZE=--tiny tries it on a CPU
 set -u
-TOTAL=${TOTAL:-205}
+TOTAL=${TOTAL:-215}
 SIZE=${SIZE:-}
 . scripts/gpu/environment.sh
 
@@ -21,9 +21,9 @@ CUDA_VISIBLE_DEVICES='' timeout "$TOTAL" "$PYTHON" scripts/gpu/step.py estimate 
     >"$RESULTS/estimate.log" 2>&1 &
 ESTIMATE=$!
 
-part 115 "$PYTHON" scripts/gpu/kernels.py --out "$RESULTS" --seconds 100 ${SIZE:+--quick} 2>&1 | tee "$RESULTS/kernels.log"
+part 90 "$PYTHON" scripts/gpu/kernels.py --out "$RESULTS" --seconds 70 ${SIZE:+--quick} 2>&1 | tee "$RESULTS/kernels.log"
 keep first
-part 95 "$PYTHON" scripts/gpu/step.py smollm2 --out "$RESULTS" --seconds 60 $SIZE 2>&1 | tee "$RESULTS/smollm2.log"
+part 90 "$PYTHON" scripts/gpu/step.py smollm2 --out "$RESULTS" --seconds 60 $SIZE 2>&1 | tee "$RESULTS/smollm2.log"
 keep first
 part 45 "$PYTHON" scripts/gpu/step.py olmo --out "$RESULTS" $SIZE 2>&1 | tee "$RESULTS/olmo.log"
 keep first
