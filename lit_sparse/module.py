@@ -18,10 +18,11 @@ import copy
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -59,11 +60,24 @@ from lit_sparse.objective import (
 )
 from lit_sparse.objective.ranks import over_ranks
 from lit_sparse.run_module import RunModule
-from lit_sparse.seeds import clear_seeds, seed_step
+from lit_sparse.seeds import draw_step_seeds, give_seeds
 from lit_sparse.start import calibrated_start
+from lit_sparse.step_graph import StepGraph
 from lit_sparse.strategies import Sharding, sharding_of
 
 Batch = dict[str, Tensor]
+
+
+class _Step(NamedTuple):
+    """What a step leaves, 0-d each: sums over its scored tokens, their number, the loss, the edges open in it."""
+
+    constraint: Tensor
+    tokens: Tensor
+    loss: Tensor
+    ce: Tensor
+    kl: Tensor
+    edge_fraction: Tensor
+
 
 _EQUAL_ON_RANKS: Any = {"sync_dist": True, "rank_zero_only": True}
 """For metrics that `EvaluationMetric` has summed over ranks: the first says so, the second leaves them as they are."""
@@ -96,6 +110,9 @@ class SparseAttentionModule(RunModule):
         backend: the attention operator.
         activation_checkpointing: recompute each layer in the backward pass to save memory.
         compile_layers: run training steps through torch.compile, layer by layer; None does on a CUDA GPU.
+        record_steps: record the training step as a CUDA graph and replay it, which repeats its kernels and runs no
+            Python: hooks then must not depend on anything but tensors. None does on one CUDA GPU with the package's own
+            hooks, constraint and edge objective.
         score_sequences: count sequences whose every scored token is predicted (for tasks with an answer).
         trust_remote_code: allow the model folder to run its own code.
         seed: of the gates' noise.
@@ -125,6 +142,7 @@ class SparseAttentionModule(RunModule):
         backend: Backend = Backend.AUTO,
         activation_checkpointing: bool = False,
         compile_layers: bool | None = None,
+        record_steps: bool | None = None,
         score_sequences: bool = False,
         trust_remote_code: bool = False,
         seed: int = 0,
@@ -162,6 +180,7 @@ class SparseAttentionModule(RunModule):
         self.backend = backend
         self.activation_checkpointing = activation_checkpointing
         self.compile_layers = compile_layers
+        self.record_steps = record_steps
         self.score_sequences = score_sequences
         self.trust_remote_code = trust_remote_code
         self.seed = seed
@@ -181,6 +200,10 @@ class SparseAttentionModule(RunModule):
         self._layers: list[Any] = []  # the model's attention modules
         self._switch: BaseSwitch | None = None
         self._compiled: CompiledLayers | None = None
+        self._records = False
+        self._graph: StepGraph | None = None
+        self._replayed = False  # whether gradients are the graph's
+        self._seeds: Tensor | None = None
         self._is_causal_only = False
         self.evaluation = EvaluationMetric()
 
@@ -336,6 +359,20 @@ class SparseAttentionModule(RunModule):
         on_gpu = torch.device(self.device).type == "cuda" and not sharded
         if on_gpu if self.compile_layers is None else self.compile_layers:
             self._compiled = CompiledLayers(self.model)
+        self._records = self._should_record()
+
+    def _should_record(self) -> bool:
+        ours = SparseAttentionModule
+        hooks = ("constraint_per_token", "edge_loss", "build_teacher", "training_step", "forward", "base_logits")
+        own_hooks = all(getattr(type(self), name) is getattr(ours, name) for name in hooks)
+        own_parts = all(type(part).__module__.startswith("lit_sparse.") for part in (self.constraint, self.edges))
+        single = self.trainer.world_size == 1 and isinstance(self.trainer.strategy, SingleDeviceStrategy)
+        possible = single and torch.device(self.device).type == "cuda" and self.trainer.accumulate_grad_batches == 1
+        if self.record_steps and not possible:
+            raise ValueError(
+                "record_steps needs one CUDA GPU, one process and accumulate_grad_batches 1: set it to false"
+            )
+        return possible and (own_hooks and own_parts if self.record_steps is None else self.record_steps)
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], description: str = "evaluating") -> Evaluation:
@@ -380,7 +417,9 @@ class SparseAttentionModule(RunModule):
         replicas = self.trainer.distributed_sampler_kwargs or {"num_replicas": 1, "rank": 0}
         noise = self.seed, self.trainer.global_step, batch_idx
         ranks, rank = replicas["num_replicas"], replicas["rank"]
-        seed_step(self._layers, noise, len(batch["input_ids"]), ranks, rank, torch.device(self.device))
+        self._seeds = draw_step_seeds(
+            len(self._layers), noise, len(batch["input_ids"]), ranks, rank, torch.device(self.device)
+        )
         if self._compiled is not None:
             self._compiled.attach()
         if self.sharpness_end is not None:
@@ -389,39 +428,71 @@ class SparseAttentionModule(RunModule):
                 layer.edge_gate.set_sharpness(first * (self.sharpness_end / first) ** self._done())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        base_logits = self.base_logits(batch)
-        logits, edges = self(batch)
-        losses = token_losses(logits, base_logits, batch["labels"])
+        assert self._seeds is not None
+        inputs = {**batch, "seeds": self._seeds, "lambda": self.multiplier.to(self._seeds.device).value}
+        self._replayed = self._can_replay(inputs)
+        if self._replayed:
+            assert self._graph is not None
+            step = _Step(*self._graph(inputs))
+        else:
+            step = self._step(inputs)
+        self._window.append(torch.stack([x.detach().to(inputs["lambda"]) for x in step[:4]]))
+        self.tokens_seen += batch["input_ids"].numel() * self.trainer.world_size
+        mean = step.constraint.detach() / step.tokens
+        self.log_dict(
+            {
+                "train/loss": step.loss.detach(),
+                "train/ce": step.ce / step.tokens,
+                "train/kl": step.kl / step.tokens,
+                "train/constraint": mean,
+                "train/slack": self.constraint.tolerance - mean,
+                "train/lambda": inputs["lambda"],
+                "train/edge_fraction": step.edge_fraction,
+                "train/tokens": torch.tensor(float(self.tokens_seen)),  # logging a float copies it to the device
+            }
+        )
+        return step.loss
+
+    def _step(self, inputs: dict[str, Tensor]) -> "_Step":
+        """All of a step that depends on the batch, as functions of tensors."""
+        give_seeds(self._layers, inputs["seeds"])
+        base_logits = self.base_logits(inputs)
+        logits, edges = self(inputs)
+        losses = token_losses(logits, base_logits, inputs["labels"])
         own_tokens = losses.tokens()
         edges, tokens = over_ranks(edges, own_tokens, self.trainer.world_size, self._sum_over_ranks)
         total = torch.where(losses.scored, self.constraint_per_token(losses), 0).sum()
         value = total / tokens
-        multiplier = self.multiplier.to(value.device).value
-        weight, sum_of_weights = multiplier.to(value.dtype), (1 + multiplier).to(value.dtype)
+        weight, sum_of_weights = inputs["lambda"].to(value.dtype), (1 + inputs["lambda"]).to(value.dtype)
         loss = (self.edge_loss(edges) + weight * value) / sum_of_weights
+        kl = losses.kl.sum()
         if self.distillation:
-            loss = loss + self.distillation * losses.kl.sum() / tokens / sum_of_weights
-        ce = losses.ce.detach().sum()
-        self._window.append(torch.stack([x.detach().to(multiplier) for x in (total, own_tokens, loss, ce)]))
-        self.tokens_seen += batch["input_ids"].numel() * self.trainer.world_size
-        mean = total.detach() / own_tokens
-        self.log_dict(
-            {
-                "train/loss": loss.detach(),
-                "train/ce": ce / own_tokens,
-                "train/kl": losses.kl.detach().sum() / own_tokens,
-                "train/constraint": mean,
-                "train/slack": self.constraint.tolerance - mean,
-                "train/lambda": multiplier,
-                "train/edge_fraction": (edges.opened.sum() / edges.allowed.sum()).detach(),
-                "train/tokens": torch.tensor(float(self.tokens_seen)),  # logging a float copies it to the device
-            }
-        )
-        return loss
+            loss = loss + self.distillation * kl / tokens / sum_of_weights
+        fraction = (edges.opened.sum() / edges.allowed.sum()).detach()
+        return _Step(total, own_tokens, loss, losses.ce.detach().sum(), kl.detach(), fraction)
+
+    def _step_and_backward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        step = self._step(inputs)
+        step.loss.backward()
+        return tuple(x.detach() for x in step)
+
+    def _can_replay(self, inputs: dict[str, Tensor]) -> bool:
+        if self._records and self._graph is None:
+            parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            self._graph = StepGraph(self._step_and_backward, inputs, parameters)
+        return self._graph is not None and self._graph.serves(inputs)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """A replayed step has run its backward pass already."""
+        if self._replayed:
+            assert self._graph is not None
+            self._graph.give_gradients()
+        else:
+            super().backward(loss, *args, **kwargs)
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         assert self.model is not None
-        clear_seeds(self._layers)
+        give_seeds(self._layers, None)
         if self._compiled is not None:
             self._compiled.detach()
         self._update_multiplier()
