@@ -38,13 +38,15 @@ types: $(VENV)/.installed
 	$(VENV)/bin/mypy
 
 # Two steps of every config, on the real model and data, writing nothing into runs/ but the toy's dense model. In place of
-# an hour-long run's adapters, which may not be there, the shipped ones are started from.
+# an hour-long run's adapters, which may not be there, the shipped ones are started from; a GPU's batches are too large.
+SMALL := --data.sequence_length 128 --data.batch_size 2 --data.eval_batch_size 2 --data.sources [python-docs]
 dry-run: $(VENV)/.installed
 	for config in configs/*.yaml; do \
 	    echo "dry run of $$config"; \
 	    case $$config in \
-	        */smollm2_512.yaml) start="--model.init_args.start_from release/smollm2_512";; \
-	        *) start=;; \
+	        */smollm2_512.yaml) more="--model.init_args.start_from release/smollm2_512";; \
+	        *_gpu.yaml) more="$(SMALL)";; \
+	        *) more=;; \
 	    esac; \
-	    $(PY) main.py fit --config $$config --trainer.fast_dev_run 2 $$start || exit 1; \
+	    $(PY) main.py fit --config $$config --trainer.fast_dev_run 2 $$more || exit 1; \
 	done

