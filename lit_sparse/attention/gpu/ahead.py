@@ -10,6 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
+from lit_sparse.attention.gpu.kernels import SIZES
 from lit_sparse.attention.gpu.launch import KERNELS, Blocks, padded
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -26,7 +27,6 @@ _SINGLE = {
     "d_offset",
 }
 _SCALARS = {"scaling", "softcap"}
-_COUNTS = {"heads", "group"}
 _OTHER = {"start": "*i32", "stop": "*i32", "seeds": "*i64"}
 
 
@@ -71,7 +71,7 @@ def compile_ahead(
             signature[name], values[index,] = "constexpr", constants[name]
             continue
         signature[name] = _type(name, dtype)
-        if name not in _SCALARS | _COUNTS:
+        if name not in _SCALARS.union(SIZES):
             attributes[index,] = [["tt.divisibility", 16]]
     source = ASTSource(KERNELS[kernel], signature, values, attributes)
     options = {"num_warps": blocks.warps, "num_stages": blocks.stages, "enable_fp_fusion": True}

@@ -20,6 +20,7 @@ from lit_sparse.attention.gpu import noise
 _LOG2_E = tl.constexpr(math.log2(math.e))
 _LN_2 = tl.constexpr(math.log(2.0))
 _SCAN = tl.constexpr(1024)
+SIZES = ["mask_batch", "heads", "group", "rows", "keys"]  # one kernel serves all lengths
 
 
 @triton.jit
@@ -148,7 +149,7 @@ def _accumulated(s, unit, top, total):
     return new, total * factor + tl.sum(p, 1), factor, p
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def forward_kernel(
     query, key, value, start, stop, cutoff, offset, seeds, sharpness, output, lse, mass, counts,
     query_batch, query_head, query_row, key_batch, key_head, key_row, value_batch, value_head, value_row, mask_batch,
@@ -275,7 +276,7 @@ def _gradients(
     return p, w, ds, c
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def query_kernel(
     query, key, value, start, stop, cutoff, offset, seeds, sharpness, output, lse, mass, d_output, d_expected,
     d_query, row_delta, row_sum,
@@ -383,7 +384,7 @@ def _rows_that_see(start, stop, low, high, rows, keys):
     return lowest, highest, tl.where(gapless, first_whole, 0), tl.where(gapless, last_whole, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def key_kernel(
     query, key, value, start, stop, cutoff, offset, seeds, sharpness, lse, mass, d_output, d_expected,
     row_delta, row_sum, d_key, d_value, d_offset,
