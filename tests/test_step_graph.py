@@ -1,5 +1,5 @@
-"""A recorded step. A GPU's recording is played by one that runs the step again on the same memory: what is tested is that
-everything which changes from step to step reaches that memory."""
+"""A recorded step. A GPU's recording is played by one that runs the step again on the same memory: what is tested is
+that everything which changes from step to step reaches that memory."""
 
 from collections.abc import Callable
 

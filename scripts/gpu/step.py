@@ -1,6 +1,7 @@
 """Training steps on this device: seconds, tokens a second, memory, and what the time goes into.
 
-    python scripts/gpu/step.py smollm2 --out DIR [--seconds 60] [--tiny]    batches and lengths, eager and compiled
+    python scripts/gpu/step.py smollm2 --out DIR [--seconds 60] [--tiny]    eager, compiled, recorded as a CUDA graph
+    python scripts/gpu/step.py recorded --out DIR [--seconds 60]            recorded only, as training will be
     python scripts/gpu/step.py olmo --out DIR [--tiny]                      OLMo-7B's shape, LoRA in bfloat16
     python scripts/gpu/step.py estimate --out DIR [--tiny]                  what `lit_sparse info` says of the same
 
@@ -30,6 +31,7 @@ from lit_sparse.info import Estimate
 ROOT = Path(__file__).parent.parent.parent
 OLMO = ROOT / "configs/architectures/allenai/OLMo-7B-hf"
 PEAK = 989e12  # operations a second of an H100 or H200 SXM in bfloat16, dense (NVIDIA's data sheets)
+COMPARED = 5  # the step whose loss is written down: ways to run a batch should agree on it
 MIXED, TRUE = "bf16-mixed", "bf16-true"
 
 
@@ -42,11 +44,12 @@ class Case(NamedTuple):
     length: int
     precision: str = MIXED
     compiled: bool = False
+    recorded: bool = False
     checkpointing: bool = False
 
     def module(self, device: torch.device) -> RandomWeights:
         dtype = torch.bfloat16 if self.precision == TRUE else torch.float32
-        return module_of(self.folder, dtype, device, compiled=self.compiled, checkpointing=self.checkpointing)
+        return module_of(self.folder, dtype, device, self.compiled, self.recorded, self.checkpointing)
 
 
 class StepClock(Callback):
@@ -81,6 +84,8 @@ class StepClock(Callback):
             self.result["first_step_seconds"] = self._now() - self._started
         if batch_idx == self.warmup - 1:
             self.steps = max(3, min(30, int(self.seconds / (self._now() - self._begun))))
+        if batch_idx == COMPARED:
+            self.result["loss_compared"] = float(outputs["loss"])
         if self.steps and batch_idx == self.warmup + self.steps - 1:
             seconds = (self._now() - self._begun) / self.steps
             self.result |= {
@@ -103,7 +108,7 @@ class StepClock(Callback):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("smollm2", "olmo", "estimate"))
+    parser.add_argument("what", choices=("smollm2", "recorded", "olmo", "estimate"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=60.0, help="no case is begun after these")
     parser.add_argument("--tiny", action="store_true", help="toy sizes, to try the script on a CPU")
@@ -128,7 +133,7 @@ def main() -> None:
             speed = result.get("tokens_a_second", 0.0)
             if speed and (best is None or speed > best[0]):
                 best = speed, case
-        if options.what == "smollm2" and best is not None:
+        if options.what in ("smollm2", "recorded") and best is not None:
             attempt("profile", options.out, profile, best[1], options.out)
 
 
@@ -142,7 +147,12 @@ def real_cases(scratch: Path) -> dict[str, list[Case]]:
             Case("32x512-compiled", folder, 32, 512, compiled=True),
             Case("16x2048", folder, 16, 2048),
             Case("64x512-compiled", folder, 64, 512, compiled=True),
-            Case("64x512", folder, 64, 512),
+        ],
+        "recorded": [
+            Case("16x2048-recorded", folder, 16, 2048, compiled=True, recorded=True),
+            Case("32x512-recorded", folder, 32, 512, compiled=True, recorded=True),
+            Case("32x2048-recorded", folder, 32, 2048, compiled=True, recorded=True),
+            Case("64x512-recorded", folder, 64, 512, compiled=True, recorded=True),
         ],
         "olmo": [Case("olmo-1x2048", OLMO, 1, 2048, precision=TRUE, checkpointing=True)],
     }
@@ -155,6 +165,7 @@ def tiny_cases(scratch: Path) -> dict[str, list[Case]]:
     small = {**olmo, **sizes, "num_attention_heads": 4, "num_key_value_heads": 4, "eos_token_id": 2}
     return {
         "smollm2": [Case("2x32", folder, 2, 32), Case("1x64", folder, 1, 64)],
+        "recorded": [Case("1x32", folder, 1, 32)],
         "olmo": [Case("olmo-1x32", write_config(scratch / "olmo", small), 1, 32, precision=TRUE, checkpointing=True)],
     }
 

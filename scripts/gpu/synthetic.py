@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from functools import partial
-from inspect import signature
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -65,19 +64,10 @@ class RandomWeights(SparseAttentionModule):
 
 
 def module_of(
-    folder: Path, dtype: torch.dtype, device: torch.device, *, compiled: bool = False, checkpointing: bool = False
+    folder: Path, dtype: torch.dtype, device: torch.device, compiled: bool, recorded: bool, checkpointing: bool
 ) -> RandomWeights:
     """Set up as `configs/smollm2_gpu.yaml` is: adapters, centered contribution gates, KL. Few edges are open at a
-    threshold of 3 %, as in a trained model.
-
-    Raises:
-        ValueError: the module has no option to compile layers.
-    """
-    settings: dict[str, Any] = {}
-    if "compile_layers" in signature(SparseAttentionModule).parameters:
-        settings["compile_layers"] = compiled
-    elif compiled:
-        raise ValueError("SparseAttentionModule has no compile_layers")
+    threshold of 3 %, as in a trained model."""
     return RandomWeights(
         str(folder),
         dtype,
@@ -93,7 +83,8 @@ def module_of(
         scheduler=partial(WarmupDecay, total_steps=1000, warmup_steps=20),
         gate_lr=0.04,
         activation_checkpointing=checkpointing,
-        **settings,
+        compile_layers=compiled,
+        record_steps=recorded,
     )
 
 
@@ -104,7 +95,13 @@ def text(batch: int, length: int, vocabulary: int) -> Iterator[dict[str, Tensor]
     for _ in range(4):
         tokens = torch.randint(vocabulary, (batch, length + 1), generator=generator)
         positions = torch.arange(length).expand(batch, length).contiguous()
-        batches.append({"input_ids": tokens[:, :-1], "position_ids": positions, "labels": tokens[:, 1:]})
+        made = {
+            "input_ids": tokens[:, :-1].contiguous(),
+            "position_ids": positions,
+            "labels": tokens[:, 1:].contiguous(),
+        }
+        pinned = torch.cuda.is_available()  # as the data modules' loaders do: a copy then waits for nothing
+        batches.append({name: tensor.pin_memory() if pinned else tensor for name, tensor in made.items()})
     return cycle(batches)
 
 
