@@ -8,7 +8,7 @@ SIZE=${SIZE:-}
 . scripts/gpu/environment.sh
 
 cp ".gpu/part$1/load" "$CARRIED/load.$1" || exit 1
-"$PYTHON" scripts/gpu/installed_text.py "$CARRIED/texts" $SIZE >"$RESULTS/text.log" 2>&1 &
+timeout "$TOTAL" "$PYTHON" scripts/gpu/installed_text.py "$CARRIED/texts" $SIZE >"$RESULTS/text.log" 2>&1 &
 GATHERING=$!
 part 20 "$PYTHON" scripts/gpu/kernels.py --out "$RESULTS/again" --seconds 15 --quick
 keep "received$1"
