@@ -58,6 +58,9 @@ def test_every_config_parses(config, monkeypatch, capsys):
         for key, value in part.items():
             if isinstance(value, dict):
                 check(value, whole[key])
+            elif isinstance(value, list) and isinstance(value[0], dict):
+                for part_of_it, whole_of_it in zip(value, whole[key], strict=True):
+                    check(part_of_it, whole_of_it)
             elif key != "class_path":  # resolved to the defining module
                 assert whole[key] == value, key
 

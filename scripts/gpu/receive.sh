@@ -8,7 +8,7 @@ SIZE=${SIZE:-}
 . scripts/gpu/environment.sh
 
 cp ".gpu/part$1/load" "$CARRIED/load.$1" || exit 1
-"$PYTHON" scripts/gpu/installed_text.py "$CARRIED/texts" $SIZE >"$RESULTS/text.log" 2>&1 &
+timeout "$TOTAL" "$PYTHON" scripts/gpu/installed_text.py "$CARRIED/texts" $SIZE >"$RESULTS/text.log" 2>&1 &
 GATHERING=$!
 nice "$PYTHON" scripts/gpu/blocks.py --out "$RESULTS" --compile >"$RESULTS/blocks.log" 2>&1 &
 COMPILING=$!

@@ -28,11 +28,12 @@ COMPARING=$!
 # Where a recorded step ran on this machine, training records its steps; else larger batches keep the GPU busy.
 grep -qs '"tokens_a_second"' "$RESULTS/step-16x2048-recorded.json" ||
     set -- --model.init_args.record_steps false --data.init_args.batch_size 32 "$@"
-SOURCES="[python-docs, release/smollm2_samples.jsonl.gz, \"$CARRIED/texts/*.jsonl\"]"
+SOURCES="release/smollm2_samples.jsonl.gz, \"$CARRIED/texts/*.jsonl\""
+"$PYTHON" -c 'import pydoc_data.topics' && SOURCES="python-docs, $SOURCES"   # some builds of Python lack it
 SECONDS_LEFT=$((TOTAL - RESERVE - 10 - SECONDS + STARTED))   # 10: Python's start, before the budget's clock begins
 echo "--- $((SECONDS - STARTED)) s: training for $SECONDS_LEFT s"
 part 1000 "$PYTHON" main.py fit --config configs/smollm2_gpu.yaml --run_dir "$RUN" --on_existing overwrite \
-    --data.init_args.sources "$SOURCES" --trainer.enable_progress_bar false \
+    --data.init_args.sources "[$SOURCES]" --trainer.enable_progress_bar false \
     --trainer.callbacks "[{class_path: lit_sparse.callbacks.TimeBudget, init_args: {seconds: $SECONDS_LEFT}}]" "$@" \
     2>&1 | tee "$RESULTS/fit.log"
 wait "$COMPARING"
