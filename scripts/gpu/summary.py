@@ -4,6 +4,7 @@ python scripts/gpu/summary.py DIR
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -21,7 +22,10 @@ def main(folder: Path) -> None:
             print(f"profile: {found}")
     table = folder / "profile.txt"
     if table.is_file():
-        print(*(line[:90] + line[-60:] for line in table.read_text().splitlines()[3:18]), sep="\n")
+        for line in table.read_text().splitlines()[1:18]:
+            columns = re.split(r"\s{2,}", line.strip())
+            if len(columns) > 1:
+                print(f"{columns[0][:70]:70} " + " ".join(f"{column:>12}" for column in columns[-5:]))
 
 
 if __name__ == "__main__":
