@@ -220,7 +220,7 @@ def test_a_run(lora, llama_folder, tmp_path, device):
         trainer.fit(module, datamodule=data)
         module.to(DEVICE if where == "pretend" else "cpu")
         end, example = module.evaluate(data.test_dataloader()), attention_example(module, data)
-        found.append({"start": module.start.kl, "lambda": module.multiplier.value, "after": example.after.sum()})
+        found.append({"start": module.start.kl, "lambda": float(module.multiplier.value), "after": example.after.sum()})
         found[-1] |= end.metrics()
     assert found[1] == pytest.approx(found[0], rel=1e-2)
 
