@@ -110,9 +110,9 @@ class SparseAttentionModule(RunModule):
         backend: the attention operator.
         activation_checkpointing: recompute each layer in the backward pass to save memory.
         compile_layers: run training steps through torch.compile, layer by layer; None does on a CUDA GPU.
-        record_steps: record the training step as a CUDA graph and replay it, which repeats its kernels and runs no
-            Python: hooks then must not depend on anything but tensors. None does on one CUDA GPU with the package's own
-            hooks, constraint and edge objective.
+        record_steps: record the training step as a CUDA graph and replay it: one launch instead of thousands, which
+            a small model on a fast GPU waits for. A replay repeats kernels and runs no Python, so hooks, constraint and
+            edge objective must depend on nothing but tensors. For one GPU, without gradient accumulation.
         score_sequences: count sequences whose every scored token is predicted (for tasks with an answer).
         trust_remote_code: allow the model folder to run its own code.
         seed: of the gates' noise.
@@ -142,7 +142,7 @@ class SparseAttentionModule(RunModule):
         backend: Backend = Backend.AUTO,
         activation_checkpointing: bool = False,
         compile_layers: bool | None = None,
-        record_steps: bool | None = None,
+        record_steps: bool = False,
         score_sequences: bool = False,
         trust_remote_code: bool = False,
         seed: int = 0,
@@ -362,17 +362,11 @@ class SparseAttentionModule(RunModule):
         self._records = self._should_record()
 
     def _should_record(self) -> bool:
-        ours = SparseAttentionModule
-        hooks = ("constraint_per_token", "edge_loss", "build_teacher", "training_step", "forward", "base_logits")
-        own_hooks = all(getattr(type(self), name) is getattr(ours, name) for name in hooks)
-        own_parts = all(type(part).__module__.startswith("lit_sparse.") for part in (self.constraint, self.edges))
         single = self.trainer.world_size == 1 and isinstance(self.trainer.strategy, SingleDeviceStrategy)
         possible = single and torch.device(self.device).type == "cuda" and self.trainer.accumulate_grad_batches == 1
         if self.record_steps and not possible:
-            raise ValueError(
-                "record_steps needs one CUDA GPU, one process and accumulate_grad_batches 1: set it to false"
-            )
-        return possible and (own_hooks and own_parts if self.record_steps is None else self.record_steps)
+            raise ValueError("record_steps needs one CUDA GPU and accumulate_grad_batches 1: set it to false")
+        return self.record_steps
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], description: str = "evaluating") -> Evaluation:

@@ -22,7 +22,7 @@ from lit_sparse.costs.partition import Partition
 
 _BUCKET = 200_000_000  # gradients in DeepSpeed's reduce bucket, Lightning's default; two overlap
 _LIVE = 1_000_000_000  # weights that ZeRO-3 keeps gathered at most (stage3_max_live_parameters, Lightning's default)
-_LOGITS = 4  # copies: the model's and the base's, and the scored rows of both; later the rows' and logits' gradients
+_LOGITS = 3  # copies: the model's and the base's, later the gradient's
 _LOSS_CHUNK = 2**21  # logits whose losses are computed at a time, in float32 with about five temporaries
 
 

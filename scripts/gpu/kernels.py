@@ -92,7 +92,9 @@ def correctness(options: argparse.Namespace, until: float) -> int:
     print("| case | passed | worst error / allowed | gates that differ / undecided / open | repeats |")
     print("|---|---|---|---|---|")
     for row in rows:
-        if "error" in row:
+        if "left_out" in row:
+            print(f"| {row['case']} | {row['left_out']} | | | |")
+        elif "error" in row:
             print(f"| {row['case']} | no | {row['error'].strip().splitlines()[-1][:90]} | | |")
         elif "errors" not in row:
             print(f"| {row['case']} | {'yes' if row['passed'] else 'no'} | | | |")
@@ -103,7 +105,7 @@ def correctness(options: argparse.Namespace, until: float) -> int:
                 f"| {row['case']} | {'yes' if row['passed'] else 'no'} "
                 f"| {worst} {row['errors'][worst]:.1e} / {row['allowed'][worst]:.1e} | {gates} | {row['repeats']} |"
             )
-    return sum(not row["passed"] for row in rows)
+    return sum(row["passed"] is False for row in rows)
 
 
 def write(path: Path, content: Any) -> None:
