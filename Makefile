@@ -57,7 +57,7 @@ dry-run: $(VENV)/.installed
 	for config in configs/*.yaml; do \
 	    echo "dry run of $$config"; \
 	    case $$config in \
-	        */smollm2_512.yaml) more="--model.init_args.start_from release/smollm2_512";; \
+	        */smollm2_512.yaml|*/smollm2_ce.yaml) more="--model.init_args.start_from release/smollm2_2048";; \
 	        *_gpu.yaml) more="$(SMALL)";; \
 	        *) more=;; \
 	    esac; \

@@ -1,6 +1,6 @@
 """Which heads and which tokens keep edges: a sparse model's open edges on held-out Python documentation.
 
-    python benchmarks/edge_anatomy.py release/smollm2_512
+    python benchmarks/edge_anatomy.py release/smollm2_2048
 
 Prints shares and writes results/edge_anatomy.json and results/edge_anatomy.png.
 """

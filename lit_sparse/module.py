@@ -104,7 +104,7 @@ class SparseAttentionModule(RunModule):
             soft gates learn faster, sharp ones are what is evaluated. None keeps it.
         train: which weights learn besides the gates: "all", "attention" (the attention layers' own) or "none".
         lora: train low-rank adapters instead of the weights.
-        start_from: a folder of adapters and gates (a run's `adapters/`, `release/smollm2_512`) to go on training from,
+        start_from: a folder of adapters and gates (a run's `adapters/`, `release/smollm2_2048`) to go on training from,
             with this run's own constraint, text and schedule; needs `lora` as they were trained and no calibration.
         distillation: weight of an additional KL(base || sparse) term; 0 is none.
         backend: the attention operator.

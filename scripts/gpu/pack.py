@@ -25,7 +25,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
 GPU = ROOT / ".gpu"
-START = "release/smollm2_512"
+START = "release/smollm2_2048"
 WHEELS = (
     "torchdata==0.11.0",
     "jsonargparse>=4.40,<5",

