@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # The first call: are the kernels right and how fast are they, what does a training step cost?
-#     TOTAL=215 SIZE= bash scripts/gpu/first.sh        SIZE=--tiny tries it on a CPU
+#     TOTAL=275 SIZE= bash scripts/gpu/first.sh        SIZE=--tiny tries it on a CPU
 set -u
-TOTAL=${TOTAL:-215}
+TOTAL=${TOTAL:-275}
 SIZE=${SIZE:-}
 . scripts/gpu/environment.sh
 
@@ -24,6 +24,8 @@ ESTIMATE=$!
 part 90 "$PYTHON" scripts/gpu/kernels.py --out "$RESULTS" --seconds 70 ${SIZE:+--quick} 2>&1 | tee "$RESULTS/kernels.log"
 keep first
 part 90 "$PYTHON" scripts/gpu/step.py smollm2 --out "$RESULTS" --seconds 60 $SIZE 2>&1 | tee "$RESULTS/smollm2.log"
+keep first
+part 60 "$PYTHON" scripts/gpu/step.py recorded --out "$RESULTS" --seconds 30 $SIZE 2>&1 | tee "$RESULTS/recorded.log"
 keep first
 part 45 "$PYTHON" scripts/gpu/step.py olmo --out "$RESULTS" $SIZE 2>&1 | tee "$RESULTS/olmo.log"
 keep first

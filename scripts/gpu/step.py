@@ -133,7 +133,7 @@ def main() -> None:
             speed = result.get("tokens_a_second", 0.0)
             if speed and (best is None or speed > best[0]):
                 best = speed, case
-        if options.what in ("smollm2", "recorded") and best is not None:
+        if options.what == "smollm2" and best is not None:
             attempt("profile", options.out, profile, best[1], options.out)
 
 

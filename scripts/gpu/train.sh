@@ -25,9 +25,6 @@ part 300 "$PYTHON" -c 'from lit_sparse.models import resolve_model; print(resolv
 "$PYTHON" scripts/gpu/parity.py --out "$RESULTS" >"$RESULTS/parity.log" 2>&1 &
 COMPARING=$!
 
-# Where a recorded step ran on this machine, training records its steps; else larger batches keep the GPU busy.
-grep -qs '"tokens_a_second"' "$RESULTS/step-16x2048-recorded.json" ||
-    set -- --model.init_args.record_steps false --data.init_args.batch_size 32 "$@"
 SOURCES="release/smollm2_samples.jsonl.gz, \"$CARRIED/texts/*.jsonl\""
 "$PYTHON" -c 'import pydoc_data.topics' && SOURCES="python-docs, $SOURCES"   # some builds of Python lack it
 SECONDS_LEFT=$((TOTAL - RESERVE - 10 - SECONDS + STARTED))   # 10: Python's start, before the budget's clock begins
