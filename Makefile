@@ -40,8 +40,9 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	touch $@
 
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest tests/attention tests/objective tests/data tests/test_cli.py tests/test_export.py \
-	    tests/test_models.py tests/test_module.py $(ARGS)
+	$(OLDEST)/bin/python -m pytest tests/attention/test_families.py tests/attention/test_refusals.py \
+	    tests/attention/test_masks.py tests/objective tests/test_cli.py tests/test_export.py tests/test_models.py \
+	    tests/test_module.py $(ARGS)
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
