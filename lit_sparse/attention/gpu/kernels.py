@@ -132,6 +132,10 @@ if triton.knobs.runtime.interpret:
     def _reciprocal(x):
         return 1 / x
 
+    @triton.jit
+    def _again(x):
+        return x
+
 else:
 
     @triton.jit
@@ -140,6 +144,11 @@ else:
         return tl.inline_asm_elementwise(
             "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
         )
+
+    @triton.jit
+    def _again(x):
+        """x; addresses made from it are computed here, and not kept in registers from before a loop."""
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -371,6 +380,8 @@ def query_kernel(
     sums *= sharpness
     if NORMALISED:
         dq -= sums[:, None] * mean_key
+    row = _again(block) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    here = tl.program_id(1).to(tl.int64) * rows + row
     tl.store(row_delta + here, delta, mask=row < rows)
     tl.store(row_sum + here, sums, mask=row < rows)
     d_query += tl.program_id(1).to(tl.int64) * rows * DIM
@@ -488,6 +499,7 @@ def key_kernel(
             dv = tl.dot(tl.trans(w.to(do.dtype)), do, dv, input_precision="ieee")
             dk = tl.dot(tl.trans((ds * cap_slope).to(q.dtype)), q, dk, input_precision="ieee")
 
+    key_index = _again(low) + noise.columns(BLOCK_KEYS)
     _store(d_key + tl.program_id(1).to(tl.int64) * keys * DIM, key_index, keys, DIM, dk * scaling, DIM, BLOCK_DIM)
     d_value += tl.program_id(1).to(tl.int64) * keys * VALUE_DIM
     _store(d_value, key_index, keys, VALUE_DIM, dv, VALUE_DIM, BLOCK_VALUE)
