@@ -74,6 +74,18 @@ def window(batch: int, rows: int, keys: int) -> Tensor:
     return causal(batch, rows, keys).triu(keys - rows - 6)
 
 
+def broad(batch: int, rows: int, keys: int) -> Tensor:
+    """A window of several blocks, so that there are tiles inside it and on both of its edges."""
+    return causal(batch, rows, keys).triu(keys - rows - 80)
+
+
+def uneven(batch: int, rows: int, keys: int) -> Tensor:
+    """Causal, but every seventh row sees its own key only: those that see a whole block do not follow each other."""
+    mask = causal(batch, rows, keys).clone()
+    mask[:, ::7] &= torch.ones(rows, keys, dtype=torch.bool).triu(keys - rows)[::7]
+    return mask
+
+
 def full(batch: int, rows: int, keys: int) -> Tensor:
     return torch.ones(1, rows, keys, dtype=torch.bool)
 
@@ -148,6 +160,17 @@ CASES = [
     Case(32, 32, "window", False, True, True, rows=98, keys=98, weighed=True),
     Case(128, 128, "causal", True, True, True, dtype="bf16", rows=21, keys=70, weighed=True),
     Case(64, 64, "causal", True, False, True, dtype="fp16", weighed=True),
+    # tiles that every row sees whole, before, between and behind tiles that need the mask; odd lengths
+    Case(32, 32, "causal", True, False, True, rows=131, keys=131),
+    Case(32, 32, "causal", False, False, True, softcap=2.0, rows=96, keys=160),
+    Case(32, 48, "broad", True, True, True, rows=150, keys=171, weighed=True),
+    Case(48, 32, "broad", False, False, False, rows=130, keys=130),
+    Case(32, 32, "packed", True, False, True, rows=201, keys=201, weighed=True),
+    Case(32, 32, "padded", True, False, True, rows=128, keys=128),
+    Case(32, 32, "uneven", True, False, True, rows=99, keys=130),
+    Case(32, 32, "full", False, True, True, rows=70, keys=64),
+    Case(64, 64, "causal", True, False, True, dtype="bf16", rows=190, keys=190, weighed=True),
+    Case(128, 128, "broad", True, False, True, dtype="bf16", rows=200, keys=200),
 ]
 
 
@@ -313,7 +336,7 @@ def test_gates_far_from_their_threshold(normalised, renormalise, sampled):
 def test_block_sizes_change_nothing(monkeypatch):
     from lit_sparse.attention.gpu import launch
 
-    problem = draw(Case(32, 32, "window", True, False, True, rows=36, keys=50, weighed=True), 2)
+    problem = draw(Case(32, 32, "broad", True, False, True, rows=136, keys=150, weighed=True), 2)
     found = []
     for rows, keys in ((16, 16), (32, 64), (64, 32)):
         monkeypatch.setattr(launch, "blocks", lambda *_, sizes=(rows, keys), **__: [launch.Blocks(*sizes, 4, 1)])
@@ -345,17 +368,13 @@ if INTERPRETED:
     from lit_sparse.attention.gpu import noise as gpu_noise
 
     @triton.jit
-    def uniform_kernel(
-        out, transposed, seeds, first_row, first_key, heads, ROWS: tl.constexpr, KEYS: tl.constexpr
-    ):  # fmt: skip
+    def uniform_kernel(out, seeds, first_row, first_key, heads, ROWS: tl.constexpr, KEYS: tl.constexpr):
         batch, head = tl.program_id(0) // heads, tl.program_id(0) % heads
         seed = tl.load(seeds + batch)
-        row, key = tl.arange(0, ROWS), tl.arange(0, KEYS)
+        row = tl.arange(0, ROWS)
         u = gpu_noise.uniform(seed, head, first_row + row, first_key, ROWS, KEYS)
         block = tl.program_id(0) * ROWS * KEYS + row[:, None] * KEYS
         tl.store(out + block + gpu_noise.columns(KEYS)[None, :], u)
-        u = gpu_noise.uniform_transposed(seed, head, first_row + row, first_key, ROWS, KEYS)
-        tl.store(transposed + tl.program_id(0) * ROWS * KEYS + row[None, :] * KEYS + key[:, None], u)
 
 
 @interpreted
@@ -363,10 +382,10 @@ if INTERPRETED:
 @pytest.mark.parametrize("first_row, first_key", [(0, 0), (5, 48), (100_003, 2**20 + 16)])
 def test_noise_bit_by_bit(first_row, first_key, keys):
     seeds = torch.tensor([0, 2**63 - 2, 0x0123456789ABCDEF])
-    out = torch.zeros(2, 3, 5, 16, keys)
-    uniform_kernel[(15,)](out[0], out[1], seeds, first_row, first_key, 5, 16, keys)
+    out = torch.zeros(3, 5, 16, keys)
+    uniform_kernel[(15,)](out, seeds, first_row, first_key, 5, 16, keys)
     expected = noise.uniform(seeds, 5, (first_row, first_row + 16), (first_key, first_key + keys))
-    assert torch.equal(out[0], expected) and torch.equal(out[1], expected)
+    assert torch.equal(out, expected)
 
 
 @interpreted

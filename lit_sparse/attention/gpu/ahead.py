@@ -14,18 +14,7 @@ from lit_sparse.attention.gpu.kernels import SIZES
 from lit_sparse.attention.gpu.launch import KERNELS, Blocks, padded
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-_SINGLE = {
-    "cutoff",
-    "offset",
-    "sharpness",
-    "lse",
-    "mass",
-    "counts",
-    "d_expected",
-    "row_delta",
-    "row_sum",
-    "d_offset",
-}
+_SINGLE = {"cutoff", "offset", "sharpness", "lse", "mass", "counts", "d_expected", "row_delta", "row_sum", "d_offset"}
 _SCALARS = {"scaling", "softcap"}
 _OTHER = {"start": "*i32", "stop": "*i32", "seeds": "*i64"}
 
@@ -105,7 +94,8 @@ def resources(kernel: CompiledKernel) -> Resources:
 
 
 def instructions(kernel: CompiledKernel) -> list[list[str]]:
-    """The machine instructions of every innermost loop with tensor core products, in order."""
+    """The machine instructions of every innermost loop with tensor core products: of each sweep the one over interior
+    tiles, then the one over tiles that need the mask."""
     code = [
         (int(address, 16), name, operands)
         for address, name, operands in re.findall(

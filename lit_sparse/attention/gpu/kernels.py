@@ -126,16 +126,39 @@ def _raised(offset, index, keys, sharpness, WITHIN: tl.constexpr):
     return _load_row(offset, index, keys, 0.0, WITHIN).to(tl.float32) * (sharpness * _LOG2_E)
 
 
+if triton.knobs.runtime.interpret:
+
+    @triton.jit
+    def _reciprocal(x):
+        return 1 / x
+
+    @triton.jit
+    def _again(x):
+        return x
+
+else:
+
+    @triton.jit
+    def _reciprocal(x):
+        """1 / x to a unit in the last place, 0 for infinite x: one instruction, where a division takes eight."""
+        return tl.inline_asm_elementwise(
+            "rcp.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+
+    @triton.jit
+    def _again(x):
+        """x; addresses made from it are computed here, and not kept in registers from before a loop."""
+        return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=tl.int32, is_pure=False, pack=1)
+
+
 @triton.jit
 def _gates(z, u, SAMPLED: tl.constexpr):
     """From negative base-2 gate logits and the noise: probability e, (1 - e) / e, and whether open.
 
-    1 / x is the square of rsqrt(x): one instruction of the special function unit, and 0 for infinite x. The odds are
-    kept finite; where they were not, e is 0.
+    The odds are kept finite; where they were not, e is 0.
     """
     odds = tl.exp2(z)
-    root = tl.rsqrt(1 + odds)
-    e = root * root
+    e = _reciprocal(1 + odds)
     return e, tl.minimum(odds, 1e30), u < e if SAMPLED else z < 0
 
 
@@ -181,7 +204,8 @@ def forward_kernel(
     normaliser = tl.zeros((BLOCK_ROWS,), tl.float32)
     if NORMALISED:
         for phase in tl.static_range(2):
-            for index in range(0, _tile_count(low, high, inner, outer, BLOCK_KEYS, phase == 0)):
+            tiles = _tile_count(low, high, inner, outer, BLOCK_KEYS, phase == 0)
+            for index in tl.range(0, tiles, disable_licm=True, num_stages=1 if phase == 1 else None):
                 at = _tile(index, low, inner, outer, BLOCK_KEYS, phase == 0)
                 k = _load(key, at + column, keys, key_row, DIM, BLOCK_DIM, phase == 0)
                 s, _ = _scores(q, k, scaling, softcap, CAPPED)
@@ -200,7 +224,8 @@ def forward_kernel(
     probable = tl.zeros((BLOCK_ROWS,), tl.float32)
     count = tl.zeros((BLOCK_ROWS,), tl.float32)
     for phase in tl.static_range(2):
-        for index in range(0, _tile_count(low, high, inner, outer, BLOCK_KEYS, phase == 0)):
+        tiles = _tile_count(low, high, inner, outer, BLOCK_KEYS, phase == 0)
+        for index in tl.range(0, tiles, disable_licm=True, num_stages=1 if phase == 1 else None):
             at = _tile(index, low, inner, outer, BLOCK_KEYS, phase == 0)
             k = _load(key, at + column, keys, key_row, DIM, BLOCK_DIM, phase == 0)
             v = _load(value, at + column, keys, value_row, VALUE_DIM, BLOCK_VALUE, phase == 0)
@@ -265,8 +290,7 @@ def _gradients(
     c = d_expected * e * e
     if SAMPLED:
         x = 1 - u
-        root = tl.rsqrt(x + u * y)
-        inverse = root * root
+        inverse = _reciprocal(x + u * y)
         c += pg * (u * x * (inverse * inverse))
     c *= y
     w = tl.where(is_open, p, 0.0)
@@ -330,7 +354,8 @@ def query_kernel(
     mean_key = tl.zeros((BLOCK_ROWS, BLOCK_DIM), tl.float32)
     sums = tl.zeros((BLOCK_ROWS,), tl.float32)
     for phase in tl.static_range(2):
-        for index in range(0, _tile_count(low, high, inner, outer, BLOCK_KEYS, phase == 0)):
+        tiles = _tile_count(low, high, inner, outer, BLOCK_KEYS, phase == 0)
+        for index in tl.range(0, tiles, disable_licm=True, num_stages=1 if phase == 1 else None):
             at = _tile(index, low, inner, outer, BLOCK_KEYS, phase == 0)
             k = _load(key, at + column, keys, key_row, DIM, BLOCK_DIM, phase == 0)
             v = _load(value, at + column, keys, value_row, VALUE_DIM, BLOCK_VALUE, phase == 0)
@@ -355,6 +380,8 @@ def query_kernel(
     sums *= sharpness
     if NORMALISED:
         dq -= sums[:, None] * mean_key
+    row = _again(block) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    here = tl.program_id(1).to(tl.int64) * rows + row
     tl.store(row_delta + here, delta, mask=row < rows)
     tl.store(row_sum + here, sums, mask=row < rows)
     d_query += tl.program_id(1).to(tl.int64) * rows * DIM
@@ -421,12 +448,12 @@ def key_kernel(
         raised = _raised(offset + tl.program_id(1).to(tl.int64) * keys, key_index, keys, sharpness, False)
         key_sums = tl.zeros((BLOCK_ROWS // 16, 8, BLOCK_KEYS), tl.float32)
     for phase in tl.static_range(2):
-        count = _tile_count(first_row, last_row, inner, outer, BLOCK_ROWS, phase == 0)
-        for index in tl.range(0, group * count, disable_licm=True, num_stages=1 if phase == 1 else None):
-            head = kv_head * group + index // count
+        tiles = _tile_count(first_row, last_row, inner, outer, BLOCK_ROWS, phase == 0)
+        for index in tl.range(0, group * tiles, disable_licm=True, num_stages=1 if phase == 1 else None):
+            head = kv_head * group + index // tiles
             both = batch * heads + head
             rows_end = (both + 1) * rows
-            at = _tile(index % count, first_row, inner, outer, BLOCK_ROWS, phase == 0)
+            at = _tile(index % tiles, first_row, inner, outer, BLOCK_ROWS, phase == 0)
             cut = tl.load(cutoff + head).to(tl.float32) * _LOG2_E
             d_edges = tl.load(d_expected + both)
             row = at + tl.arange(0, BLOCK_ROWS)
@@ -472,6 +499,7 @@ def key_kernel(
             dv = tl.dot(tl.trans(w.to(do.dtype)), do, dv, input_precision="ieee")
             dk = tl.dot(tl.trans((ds * cap_slope).to(q.dtype)), q, dk, input_precision="ieee")
 
+    key_index = _again(low) + noise.columns(BLOCK_KEYS)
     _store(d_key + tl.program_id(1).to(tl.int64) * keys * DIM, key_index, keys, DIM, dk * scaling, DIM, BLOCK_DIM)
     d_value += tl.program_id(1).to(tl.int64) * keys * VALUE_DIM
     _store(d_value, key_index, keys, VALUE_DIM, dv, VALUE_DIM, BLOCK_VALUE)

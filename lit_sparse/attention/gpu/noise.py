@@ -62,14 +62,3 @@ def uniform(seed, head, row, first_key, BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl
     # (row, tile, thread, neighbour, half) to (row, tile, half, thread, neighbour)
     words = tl.permute(tl.reshape(words, (BLOCK_ROWS, BLOCK_KEYS // 16, 4, 2, 2)), (0, 1, 4, 2, 3))
     return _number(tl.reshape(words, (BLOCK_ROWS, BLOCK_KEYS)))
-
-
-@triton.jit
-def uniform_transposed(seed, head, row, first_key, BLOCK_ROWS: tl.constexpr, BLOCK_KEYS: tl.constexpr):
-    """(BLOCK_KEYS, BLOCK_ROWS) numbers of the keys from `first_key` on, in order, and the rows (BLOCK_ROWS,)."""
-    counter = (first_key // 4 + tl.arange(0, BLOCK_KEYS // 4)).to(tl.uint32)
-    high = tl.zeros((1, 1), tl.uint32) + head.to(tl.uint32)
-    c0, c1, c2, c3 = _philox(seed, counter[:, None], row.to(tl.uint32)[None, :], high)
-    words = tl.join(tl.join(c0, c2), tl.join(c1, c3))
-    words = tl.permute(words, (0, 2, 3, 1))
-    return _number(tl.reshape(words, (BLOCK_KEYS, BLOCK_ROWS)))
