@@ -23,14 +23,14 @@ class Blocks(NamedTuple):
 KERNELS = {"forward": kernels.forward_kernel, "query": kernels.query_kernel, "key": kernels.key_kernel}
 
 # By kernel, bytes of an element and largest head dimension: what to choose from on compute capability 9.0 (wgmma) and
-# on all others (mma.sync), the default first. Defaults spill no registers, but for keys on 9.0 at D = 128 or with
-# offsets, where a few addresses are loaded again in each tile (benchmarks/gpu_kernels.py). Choices for 9.0 are like the
-# fastest of those timed on an H200 (benchmarks/results/gpu_h200/blocks.json); the others fit into the 99 KB of shared
-# memory that a consumer GPU gives a block.
+# on all others (mma.sync), the default first. Defaults spill no registers, but for a few addresses in the loops of the
+# key kernel on 9.0 at D = 128 or with offsets, and for queries in float32 at D = 256 (benchmarks/gpu_kernels.py). The
+# choices for 9.0 are like the fastest of those timed on an H200 (benchmarks/results/gpu_h200/blocks.json); the others
+# fit into the 99 KB of shared memory that a consumer GPU gives a block.
 BLOCKS: dict[tuple[str, int, int], tuple[list[Blocks], list[Blocks]]] = {
     ("forward", 2, 64): (
-        [Blocks(64, 128, 4, 2), Blocks(64, 64, 4, 3), Blocks(64, 32, 4, 3)],
-        [Blocks(128, 64, 8, 2), Blocks(128, 32, 8, 2)],
+        [Blocks(128, 64, 8, 2), Blocks(64, 64, 4, 3), Blocks(64, 32, 4, 3)],
+        [Blocks(128, 64, 8, 1), Blocks(128, 32, 8, 2)],
     ),
     ("forward", 2, 128): (
         [Blocks(128, 64, 8, 2), Blocks(64, 64, 4, 2)],
@@ -56,14 +56,14 @@ BLOCKS: dict[tuple[str, int, int], tuple[list[Blocks], list[Blocks]]] = {
     ("query", 4, 128): ([Blocks(16, 16, 8, 1)], [Blocks(16, 16, 8, 1)]),
     ("query", 4, 256): ([Blocks(16, 16, 8, 2)], [Blocks(16, 16, 8, 2)]),
     ("key", 4, 64): ([Blocks(32, 16, 4, 1)], [Blocks(32, 32, 4, 1)]),
-    ("key", 4, 128): ([Blocks(32, 32, 8, 1)], [Blocks(32, 32, 8, 1)]),
+    ("key", 4, 128): ([Blocks(16, 32, 8, 1)], [Blocks(32, 32, 8, 1)]),
     ("key", 4, 256): ([Blocks(16, 16, 4, 1)], [Blocks(16, 16, 4, 1)]),
 }
 
 # Where keys have offsets: a few registers more, which would spill.
 WEIGHED_BLOCKS = BLOCKS | {
     ("key", 2, 64): ([Blocks(128, 64, 8, 2), Blocks(128, 64, 8, 1)], BLOCKS["key", 2, 64][1]),
-    ("key", 2, 128): (BLOCKS["key", 2, 128][0], [Blocks(32, 32, 4, 2), Blocks(64, 64, 8, 2)]),
+    ("key", 2, 128): (BLOCKS["key", 2, 128][0], [Blocks(64, 64, 8, 1), Blocks(32, 32, 4, 1)]),
     ("key", 4, 256): ([Blocks(16, 16, 8, 1)], [Blocks(16, 16, 4, 1)]),
 }
 
