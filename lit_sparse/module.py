@@ -190,9 +190,8 @@ class SparseAttentionModule(RunModule):
         self.last_evaluation: Evaluation | None = None
         self.tokens_seen = 0
         self._teacher: list[PreTrainedModel] = []  # in a list, so that it is no submodule and never saved
-        self._window: list[
-            Tensor
-        ] = []  # (constraint, tokens, loss, CE), summed, of each micro-batch since the last step
+        # Of each micro-batch since the last step: the sums of constraint, tokens, loss and CE.
+        self._window: list[Tensor] = []
         self._broken: Tensor | None = None  # since the last look: (1 or 0, step, loss, CE) of a loss that is not finite
         self._last_step = 0
         self._resumed = False

@@ -29,10 +29,10 @@ SIZES = {  # rows and keys of a block
 
 
 def candidates(kernel: str) -> list[tuple[int, int, int, int]]:
-    """Rows, keys, warps, stages: four warps to at most 64 x 64 edges, and both to the sizes between."""
+    """Rows, keys, warps and stages, where a thread has 8 to 32 edges: with more, its registers do not suffice."""
     found = []
     for (rows, keys), warps, stages in product(SIZES[kernel], (4, 8), (2, 3)):
-        edges = rows * keys / (32 * warps)  # of a thread: more than 48 do not fit its registers
+        edges = rows * keys / (32 * warps)  # of a thread
         if 8 <= edges <= 32:
             found.append((rows, keys, warps, stages))
     return found
