@@ -1,5 +1,5 @@
 # make quickstart   a sparse SmolLM2-135M in about a quarter of an hour
-# make smollm2      the sparsest SmolLM2-135M that we know how to make, in about an hour (what goes on from it is in release/)
+# make smollm2      the sparsest SmolLM2-135M that two cores make in about an hour (release/ has one that a GPU made)
 # make test         the tests, offline
 # make test-oldest  the tests that libraries matter to, with the oldest versions that pyproject.toml allows
 VENV ?= .venv

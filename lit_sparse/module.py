@@ -199,7 +199,6 @@ class SparseAttentionModule(RunModule):
         self._layers: list[Any] = []  # the model's attention modules
         self._switch: BaseSwitch | None = None
         self._compiled: CompiledLayers | None = None
-        self._records = False
         self._graph: StepGraph | None = None
         self._replayed = False  # whether gradients are the graph's
         self._seeds: Tensor | None = None
@@ -358,14 +357,14 @@ class SparseAttentionModule(RunModule):
         on_gpu = torch.device(self.device).type == "cuda" and not sharded
         if on_gpu if self.compile_layers is None else self.compile_layers:
             self._compiled = CompiledLayers(self.model)
-        self._records = self._should_record()
+        if self.record_steps:
+            self._check_recordable()
 
-    def _should_record(self) -> bool:
+    def _check_recordable(self) -> None:
         single = self.trainer.world_size == 1 and isinstance(self.trainer.strategy, SingleDeviceStrategy)
-        possible = single and torch.device(self.device).type == "cuda" and self.trainer.accumulate_grad_batches == 1
-        if self.record_steps and not possible:
+        on_gpu = torch.device(self.device).type == "cuda"
+        if not (single and on_gpu and self.trainer.accumulate_grad_batches == 1):
             raise ValueError("record_steps needs one CUDA GPU and accumulate_grad_batches 1: set it to false")
-        return self.record_steps
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], description: str = "evaluating") -> Evaluation:
@@ -470,7 +469,7 @@ class SparseAttentionModule(RunModule):
         return tuple(x.detach() for x in step)
 
     def _can_replay(self, inputs: dict[str, Tensor]) -> bool:
-        if self._records and self._graph is None:
+        if self.record_steps and self._graph is None:
             parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
             self._graph = StepGraph(self._step_and_backward, inputs, parameters)
         return self._graph is not None and self._graph.serves(inputs)

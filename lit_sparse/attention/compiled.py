@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lit_sparse.attention.bridge import attention_modules
 
@@ -26,7 +27,8 @@ class CompiledLayers:
 
     def __init__(self, model: nn.Module, backend: str = "inductor"):
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _VARIANTS)
-        model.get_input_embeddings().register_forward_hook(_differentiable)  # type: ignore[operator]
+        self._embeddings: nn.Module = model.get_input_embeddings()  # type: ignore[operator]
+        self._hook: RemovableHandle | None = None
         attention = {id(module) for module in attention_modules(model)}
         layers = [module for module in model.modules() if any(id(child) in attention for child in module.children())]
         parts = [part for layer in layers for part in layer.children() if next(part.parameters(), None) is not None]
@@ -38,11 +40,14 @@ class CompiledLayers:
         """From here on the model's layers run compiled; a backward pass that recomputes them needs them so, too."""
         for part, forward in self._compiled:
             part.__dict__["forward"] = forward
+        self._hook = self._embeddings.register_forward_hook(_differentiable)
 
     def detach(self) -> None:
         """The model's layers run as they are written."""
         for part, _ in self._compiled:
             part.__dict__.pop("forward", None)
+        if self._hook is not None:
+            self._hook.remove()
 
 
 def _differentiable(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

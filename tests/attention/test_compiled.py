@@ -63,3 +63,4 @@ def test_compiled_layers_compute_the_same_step_in_one_graph_for_each_kind_of_par
     # Norm, attention and MLP, each for the base and for the sparse model.
     assert dynamo.counters["stats"]["unique_graphs"] == 6
     assert not any("forward" in vars(module) for module in model.modules())
+    assert not model.get_input_embeddings()._forward_hooks
