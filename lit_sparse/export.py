@@ -25,6 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lit_sparse.adapters import has_adapters, load_adapters, merge_adapters
 from lit_sparse.attention import Backend, Gate, GateConfig, gates_of, sparsify
 from lit_sparse.attention.bridge import dense
+from lit_sparse.model_card import model_card
 from lit_sparse.models import load_model
 
 GATES_FILE, SPARSE_FILE, ADAPTER_FILE = "gates.safetensors", "sparse.json", "adapter_config.json"
@@ -187,36 +188,6 @@ def _load_dense(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> Pr
     if base is None:
         return load_model(str(folder), dtype=dtype, trust_remote_code=trust_remote_code)
     return merge_adapters(load_model(base, dtype=dtype, trust_remote_code=trust_remote_code), folder)
-
-
-def model_card(measured: Mapping[str, Any], gate: Mapping[str, Any]) -> str:
-    """Markdown for the exported folder's README."""
-
-    def number(key: str, form: str) -> str:
-        value = measured.get(key)
-        return form.format(value) if isinstance(value, int | float) else "not measured"
-
-    return f"""---
-library_name: lit_sparse
-tags: [sparse-attention, interpretability]
----
-
-# Sparse attention model from {measured.get("model", "an unnamed base model")}
-
-Post-trained so that attention is sparse edge by edge (arXiv 2512.05865), with {gate["family"]} gates normalised over
-{gate["normalisation"]} keys. Load it with `lit_sparse.load_sparse(folder)`; loaded with transformers alone it runs
-with all edges open.
-
-| held-out, deterministic gates | |
-|---|---|
-| edges kept | {number("edge_fraction", "{:.3%}")} (start: {number("edge_fraction_start", "{:.1%}")}) |
-| edges per query and head | {number("edges_per_query", "{:.2f}")} |
-| cross-entropy, nats per token | {number("ce", "{:.4f}")} (base: {number("base_ce", "{:.4f}")}) |
-| KL from the base model, nats per token | {number("kl", "{:.4f}")} |
-| constraint | {measured.get("constraint", "?")} <= {number("tolerance", "{:.4g}")}, \
-satisfied: {measured.get("satisfied", "?")} |
-| training | {number("steps", "{}")} steps, {number("tokens", "{:,}")} tokens, {number("seconds", "{:.0f}")} s |
-"""
 
 
 def _without_adapters(model: nn.Module) -> PreTrainedModel:
