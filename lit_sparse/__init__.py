@@ -3,6 +3,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lit_sparse import auto  # noqa: F401 - registers sparse folders with transformers
 from lit_sparse.attention import Gate, GateConfig, desparsify, register_gate, sparsify
 
 if TYPE_CHECKING:

@@ -1,16 +1,24 @@
 """Low-rank adapters through peft (extra `lora`)."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from lit_sparse.attention.bridge import IMPLEMENTATION, attention_modules, gates_of
+
+ADAPTERS_FILE = "adapters.json"  # no names that peft knows, which would put the adapters on a dense model
+_WEIGHTS_FILE = "adapters.safetensors"
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class LoraConfig:
 
 
 def add_lora(model: PreTrainedModel, config: LoraConfig):
-    """Wraps a sparsified model; its gates stay trainable, all other weights freeze.
+    """Wraps a sparsified model; its gates stay trainable, all other weights freeze. `save_pretrained` writes both.
 
     Raises:
         ValueError: peft is not installed, or no module matches.
@@ -42,11 +50,25 @@ def add_lora(model: PreTrainedModel, config: LoraConfig):
         wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **asdict(config)))
     for gate, learns in zip(gates_of(wrapped), learnable, strict=True):
         gate.requires_grad_(learns)
+    from lit_sparse.export import save_sparse
+
+    wrapped.save_pretrained = partial(save_sparse, wrapped)
     return wrapped
 
 
 def has_adapters(model: nn.Module) -> bool:
     return hasattr(model, "merge_and_unload")
+
+
+def write_adapters(model: Any, folder: Path) -> None:
+    """Writes the adapters of a model, in half precision: a few MB."""
+    (config,) = model.peft_config.values()
+    # Without the base's name: sparse.json has it. peft keeps sets, which json does not.
+    values = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
+    values["base_model_name_or_path"] = None
+    (folder / ADAPTERS_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    half = {name: tensor.half().contiguous().cpu() for name, tensor in _weights_of(model).items()}
+    save_file(half, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
 
 
 def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
@@ -57,8 +79,11 @@ def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """
     peft = _peft()
     try:
-        return peft.PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    except (RuntimeError, ValueError, OSError) as error:
+        values = json.loads((folder / ADAPTERS_FILE).read_text(encoding="utf-8"))
+        wrapped = peft.get_peft_model(model, peft.PeftConfig.from_peft_type(**values))
+        _set_weights(wrapped, load_file(folder / _WEIGHTS_FILE))
+        return wrapped.merge_and_unload()
+    except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
         raise ValueError(f"the adapters in {folder} do not fit {model.config.model_type}: {error}") from error
 
 
@@ -68,15 +93,20 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
     Raises:
         ValueError: they are of another shape or on other layers.
     """
-    peft = _peft()
     try:
-        weights = peft.load_peft_weights(str(folder), device="cpu")
-        own = peft.get_peft_model_state_dict(model)
-        if problem := next((name for name in sorted(own.keys() ^ weights.keys())), None):
-            raise ValueError(f"{problem} is only in one of them")
-        peft.set_peft_model_state_dict(model, weights)
-    except (RuntimeError, ValueError, OSError) as error:
+        _set_weights(model, load_file(folder / _WEIGHTS_FILE))
+    except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise ValueError(f"the adapters in {folder} do not fit the ones to train: {error}") from error
+
+
+def _weights_of(model: nn.Module) -> dict[str, Any]:
+    return _peft().get_peft_model_state_dict(model, save_embedding_layers=False)
+
+
+def _set_weights(model: nn.Module, weights: dict[str, Any]) -> None:
+    if problem := next((name for name in sorted(_weights_of(model).keys() ^ weights.keys())), None):
+        raise ValueError(f"{problem} is only in one of them")
+    _peft().set_peft_model_state_dict(model, weights)
 
 
 def _peft() -> ModuleType:
@@ -105,7 +135,7 @@ class BaseSwitch:
         owners = [module for module in self._modules if isinstance(module, PreTrainedModel)]
         configs = {id(module.config): module.config for module in [*owners, *attention] if hasattr(module, "config")}
         self._configs = list(configs.values())
-        self._dense = attention[0].edge_dense_implementation
+        self._dense, self._watch = attention[0].edge_dense_implementation, attention[0].edge_watch
 
     @contextmanager
     def as_base(self, implementation: str | None = None) -> Iterator[None]:
@@ -129,3 +159,4 @@ class BaseSwitch:
             adapter.__dict__["_disable_adapters"] = adapters_off
         for config in self._configs:
             config._attn_implementation = implementation
+        self._watch.paused = implementation != IMPLEMENTATION

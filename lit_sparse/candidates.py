@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_sparse.export import SPARSE_FILE, base_of_adapters, load_sparse
-from lit_sparse.models import load_config, load_model, load_tokenizer
+from lit_sparse.export import base_of_adapters, load_sparse
+from lit_sparse.models import SPARSE_FILE, load_config, load_model, load_tokenizer
 
 
 class Candidate(NamedTuple):
@@ -51,7 +51,7 @@ def load_any(name: str, *, dtype: torch.dtype, trust_remote_code: bool = False) 
 
 
 def files_of(name: str) -> str:
-    """Where a model's configuration and tokenizer lie: with adapters, at their base."""
+    """Where a model's configuration lies, and a tokenizer for certain: with adapters, at their base."""
     return base_of_adapters(Path(name).expanduser()) or name
 
 

@@ -47,11 +47,11 @@ def finish_run(trainer: Trainer, module: SparseAttentionModule, run_dir: Path) -
     summary = summarise(trainer, module, end, chosen_at)
 
     export_folder = run_dir / "model"
+    tokenizer = data.load_tokenizer() if hasattr(data, "load_tokenizer") else None
     if has_adapters(module.model):
         _remove(run_dir / "adapters")
-        export_adapters(module.model, run_dir / "adapters", measured=summary)
+        export_adapters(module.model, run_dir / "adapters", measured=summary, tokenizer=tokenizer)
     _remove(export_folder)
-    tokenizer = data.load_tokenizer() if hasattr(data, "load_tokenizer") else None
     export_sparse(module.model, export_folder, measured=summary, tokenizer=tokenizer)
     history_file = merge_history(run_dir)
     start = module.start.open_fraction if module.start is not None else end.open_fraction

@@ -27,6 +27,9 @@ from lit_sparse.cache import cache_dir
 
 log = logging.getLogger(__name__)
 
+SPARSE_FILE, BASE_CONFIG_FILE = "sparse.json", "base_config.json"  # of a sparse model folder, see `export`
+VARIANT = "sparse"  # part of its weights' file name: they are nothing that a dense model should be loaded from
+
 _PACKAGE = "package:"
 _FILES = (".safetensors", ".gguf", ".bin", ".ckpt", ".pt")  # not any suffix: Qwen2.5-0.5B is a model's name
 
@@ -53,15 +56,31 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32, trust_remote_co
     """A causal language model on the CPU, dense, in evaluation mode, without attention dropout (see `load_config`).
 
     Raises:
-        ValueError: missing or corrupt weights, or a name that cannot be found (with the reason).
+        ValueError: missing or corrupt weights, a name that cannot be found (with the reason), or a sparse model.
     """
+    if (Path(name).expanduser() / SPARSE_FILE).is_file():
+        raise ValueError(f"{name} is a sparse model, to be loaded with lit_sparse.load_sparse, not as a dense one")
+    return _load(name, dtype, trust_remote_code)
+
+
+def load_weights(folder: Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The weights of a sparse model folder, without its gates; as `load_model` otherwise."""
+    return _load(str(folder), dtype, trust_remote_code, variant=VARIANT)
+
+
+def _load(name: str, dtype: torch.dtype, trust_remote_code: bool, **options: str) -> PreTrainedModel:
     source = resolve_model(name)
     try:
-        config = _without_attention_dropout(AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code))
+        config = _config_of(source, trust_remote_code)
         # Lightning builds under `torch.device("cuda")`, where transformers wants accelerate to place the weights.
         with torch.device("cpu"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, config=config, dtype=dtype, trust_remote_code=trust_remote_code, output_loading_info=True
+                source,
+                config=config,
+                dtype=dtype,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                **options,
             )
     except Exception as error:  # transformers, safetensors and the hub raise a dozen kinds of errors here
         hint = "" if Path(source).is_dir() else f" (without a network: `hf download {name}` where there is one)"
@@ -71,6 +90,7 @@ def load_model(name: str, *, dtype: torch.dtype = torch.float32, trust_remote_co
         raise ValueError(
             f"the weights of {name!r} are incomplete: {len(missing)} tensors are missing, the first is {missing[0]}"
         )
+    model.name_or_path = name
     return model.eval()
 
 
@@ -88,19 +108,22 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_config(name: str, *, trust_remote_code: bool = False):
-    """The model's configuration alone (no weights).
+    """The model's configuration alone (no weights); of a sparse model folder with weights, its base's.
 
     Attention dropout (GPT-2's default is 0.1) is set to 0: gates already decide which edges a pass uses, and only
     the reference operator, whose memory is quadratic, could draw it.
     """
     source = resolve_model(name)
     try:
-        return _without_attention_dropout(AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code))
+        return _config_of(source, trust_remote_code)
     except Exception as error:
         raise ValueError(f"cannot read the configuration of {name!r}: {_first_line(error)}") from error
 
 
-def _without_attention_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
+def _config_of(source: str, trust_remote_code: bool) -> PreTrainedConfig:
+    of_base = Path(source) / BASE_CONFIG_FILE
+    options = {"_configuration_file": BASE_CONFIG_FILE} if of_base.is_file() else {}
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
     for key in ("attn_pdrop", "attention_dropout"):
         if getattr(config, key, 0.0):
             setattr(config, key, 0.0)

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from lit_sparse.attention import attention_pattern, dense, edge_counts, gates_of, sparsify
+from lit_sparse.attention.bridge import set_implementation
 from lit_sparse.attention.masks import boolean_mask
 from lit_sparse.calibration import Calibrated, Calibration, _measuring, _sensitivity_pass, calibrate
 from lit_sparse.sensitivity import LEVELS, _levels
@@ -172,9 +173,9 @@ def edge_effects(model: PreTrainedModel, batch: dict[str, Tensor], generator: to
 
     AttentionInterface.register("test_edge_effects", attend)
     AttentionMaskInterface.register("test_edge_effects", boolean_mask)
-    model.set_attn_implementation("test_edge_effects")
+    set_implementation(model, "test_edge_effects")
     logits = model(batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
-    model.set_attn_implementation("lit_sparse")
+    set_implementation(model, "lit_sparse")
     logits = logits[batch["labels"] != -100]
     draws = torch.rand(len(logits), 1, generator=generator)
     sampled = (logits.float().softmax(-1).cumsum(-1) < draws).sum(-1)

@@ -1,15 +1,17 @@
-"""The sparse model folder: what is in it, that it comes back as it went, and that anybody can load it densely."""
+"""The sparse model folder: what is in it, that it comes back as it went, and that nothing loads it as a dense model."""
 
 import copy
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, pipeline
 
-from lit_sparse import GateConfig, sparsify
+from lit_sparse import GateConfig, desparsify, sparsify
 from lit_sparse.adapters import LoraConfig, add_lora
 from lit_sparse.attention import dense, gates_of
 from lit_sparse.calibration import Calibration
@@ -37,6 +39,24 @@ def model(llama_folder):
 def exported(model, character_tokenizer, tmp_path):
     export_sparse(model, tmp_path / "sparse", measured=MEASURED, tokenizer=character_tokenizer)
     return tmp_path / "sparse"
+
+
+def with_adapters(folder):
+    """Weights and cutoffs as after training."""
+    model = add_lora(sparsify(load_model(str(folder)), {"threshold": 0.1}), LoraConfig(r=2))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name or "edge_gate" in name:
+                parameter += 0.1 * torch.randn_like(parameter)
+    return model.eval()
+
+
+@pytest.fixture
+def adapters(llama_folder, character_tokenizer, tmp_path):
+    measured = MEASURED | {"model": str(llama_folder)}
+    model = with_adapters(llama_folder)
+    export_adapters(model, tmp_path / "adapters", measured=measured, tokenizer=character_tokenizer)
+    return tmp_path / "adapters"
 
 
 @pytest.fixture
@@ -88,7 +108,7 @@ def test_half_precision_weights_keep_float32_gates(llama_folder, ids, tmp_path):
     model = sparsify(load_model(str(llama_folder), dtype=torch.bfloat16), {"threshold": 0.1})
     gates_of(model)[1].set_cutoff(torch.tensor([-1.1, -2.2, -3.3, -1.7]))
     export_sparse(model, tmp_path / "sparse", measured={})
-    assert load_file(tmp_path / "sparse" / "model.safetensors")["model.norm.weight"].dtype is torch.bfloat16
+    assert load_file(tmp_path / "sparse" / "model.sparse.safetensors")["model.norm.weight"].dtype is torch.bfloat16
     gates = load_file(tmp_path / "sparse" / "gates.safetensors")
     assert all(tensor.dtype is torch.float32 for tensor in gates.values())
     loaded = load_sparse(tmp_path / "sparse", dtype=torch.bfloat16)
@@ -96,13 +116,126 @@ def test_half_precision_weights_keep_float32_gates(llama_folder, ids, tmp_path):
     assert torch.equal(logits(loaded, ids), logits(model, ids))
 
 
-def test_transformers_alone_loads_the_dense_model(model, exported, ids):
-    plain, report = AutoModelForCausalLM.from_pretrained(exported, output_loading_info=True)
-    assert not report["missing_keys"] and not report["unexpected_keys"]
-    assert plain.config._attn_implementation == "sdpa"
+ALONE = """
+import sys
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, pipeline
+assert AutoTokenizer.from_pretrained(sys.argv[1])("one + two").input_ids
+assert "lit_sparse" not in sys.modules
+for load in (
+    AutoModelForCausalLM.from_pretrained,
+    AutoModel.from_pretrained,
+    LlamaForCausalLM.from_pretrained,
+    lambda folder: pipeline("text-generation", model=folder),
+):
+    try:
+        load(sys.argv[1])
+    except Exception as error:
+        print(type(error).__name__, str(error).splitlines()[0])
+    else:
+        sys.exit(f"{load} took it")
+"""
+
+
+@pytest.mark.parametrize("form", ["whole", "adapters"])
+def test_transformers_alone_refuses_it(exported, adapters, form):
+    """In a process of its own, in which lit_sparse was never imported. The tokenizer is there for everybody."""
+    folder = exported if form == "whole" else adapters
+    result = subprocess.run([sys.executable, "-c", ALONE, folder], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert sum("model type `lit_sparse`" in line for line in lines) == 3 and len(lines) == 4
+
+
+@pytest.mark.parametrize("form", ["whole", "adapters"])
+def test_auto_classes_load_it_sparse_once_lit_sparse_is_imported(exported, adapters, form, ids):
+    folder = exported if form == "whole" else adapters
+    expected = logits(load_sparse(folder), ids)
+    for loaded in (
+        AutoModelForCausalLM.from_pretrained(folder),
+        AutoModelForCausalLM.from_pretrained(folder, dtype="auto", device_map="cpu"),
+        pipeline("text-generation", model=str(folder), tokenizer=AutoTokenizer.from_pretrained(folder)).model,
+    ):
+        assert len(gates_of(loaded)) == 2
+        assert torch.equal(logits(loaded, ids), expected)
+    assert AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).dtype is torch.bfloat16
+    for options in ({"attn_implementation": "sdpa"}, {"quantization_config": {"load_in_8bit": True}}):
+        with pytest.raises(ValueError, match=f"cannot be loaded with {next(iter(options))}"):
+            AutoModelForCausalLM.from_pretrained(folder, **options)
+    with pytest.raises(ValueError, match="one device"):
+        AutoModelForCausalLM.from_pretrained(folder, device_map={"model.layers.0": "cpu", "model.layers.1": "meta"})
+    with pytest.raises(ValueError, match="loaded from its folder"):
+        AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
+
+
+@pytest.mark.parametrize("form", ["whole", "adapters"])
+def test_nothing_else_takes_it_for_a_dense_model(exported, adapters, form, llama_folder):
+    import peft
+
+    folder = exported if form == "whole" else adapters
+    with pytest.raises(ValueError, match=r"lit_sparse\.load_sparse"):
+        load_model(str(folder))
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        LlamaForCausalLM.from_pretrained(folder)
+    with pytest.raises(ValueError, match="adapter_config"):
+        peft.PeftModel.from_pretrained(load_model(str(llama_folder)), str(folder))
+
+
+def test_save_pretrained_writes_a_sparse_folder(model, exported, ids, tmp_path):
+    expected = logits(model, ids)
+    model.save_pretrained(tmp_path / "first")
+    assert torch.equal(logits(load_sparse(tmp_path / "first"), ids), expected)
+    again = load_sparse(exported)
+    again.save_pretrained(tmp_path / "first")  # over an earlier save
+    assert torch.equal(logits(load_sparse(tmp_path / "first"), ids), expected)
+    described = json.loads((tmp_path / "first" / "sparse.json").read_text())
+    assert described["dense_layers"] == [0] and described["measured"] == {"model": "somebody/base"}
+    again.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
+    assert len(list((tmp_path / "shards").glob("model.sparse-*.safetensors"))) > 1
+    assert torch.equal(logits(load_sparse(tmp_path / "shards"), ids), expected)
+    again.save_pretrained(tmp_path / "elsewhere", is_main_process=False)
+    assert not (tmp_path / "elsewhere").exists()
+    with pytest.raises(ValueError, match="push_to_hub"):
+        again.save_pretrained(tmp_path / "hub", push_to_hub=True)
+    desparsify(again).save_pretrained(tmp_path / "dense")
     with dense(model):
-        assert torch.equal(logits(plain, ids), logits(model, ids))
-    assert AutoTokenizer.from_pretrained(exported).decode(ids[0]).strip()
+        assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "dense"), ids), logits(model, ids))
+
+
+def test_a_copy_saves_itself(model, ids, tmp_path):
+    other = copy.deepcopy(model)
+    gates_of(other)[1].set_cutoff(torch.full((4,), -0.5))
+    other.save_pretrained(tmp_path / "other")
+    assert torch.equal(logits(load_sparse(tmp_path / "other"), ids), logits(other, ids))
+    assert not torch.equal(logits(other, ids), logits(model, ids))
+
+
+def test_save_pretrained_with_adapters_writes_both(llama_folder, ids, tmp_path):
+    wrapped = with_adapters(llama_folder)
+    (tmp_path / "saved").mkdir()
+    wrapped.save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "sparse.json").read_text())["measured"]["model"] == str(llama_folder)
+    torch.testing.assert_close(logits(load_sparse(tmp_path / "saved"), ids), logits(wrapped, ids), rtol=0, atol=0.02)
+    merged = wrapped.merge_and_unload()
+    merged.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / "adapters.json").exists()
+    assert torch.equal(logits(load_sparse(tmp_path / "saved"), ids), logits(merged, ids))
+
+
+def test_adapters_of_peft_alone_name_no_dense_base(model, tmp_path):
+    """Whoever trains a sparse model with peft himself: what he saves must not be put on the dense base."""
+    import peft
+
+    peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM")).save_pretrained(tmp_path / "peft")
+    with pytest.raises(OSError):
+        peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "peft")
+
+
+def test_sharpness_is_what_training_left(model, tmp_path):
+    for gate in gates_of(model):
+        gate.set_sharpness(11.5)
+    export_sparse(model, tmp_path / "sparse", measured={})
+    assert [float(gate.form().sharpness) for gate in gates_of(load_sparse(tmp_path / "sparse"))] == [11.5, 11.5]
+    assert "edge_gate.sharpness" in " ".join(model.state_dict())
 
 
 def test_tied_weights_stay_tied(llama_folder, ids, tmp_path):
@@ -114,16 +247,18 @@ def test_tied_weights_stay_tied(llama_folder, ids, tmp_path):
     loaded = load_sparse(tmp_path / "sparse")
     assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
     assert torch.equal(logits(loaded, ids), logits(model, ids))
-    assert "lm_head.weight" not in load_file(tmp_path / "sparse" / "model.safetensors")
+    assert "lm_head.weight" not in load_file(tmp_path / "sparse" / "model.sparse.safetensors")
 
 
 def test_the_folder_holds_no_pickle_and_no_more_than_it_says(exported):
     names = {path.name for path in exported.iterdir()}
-    assert {"config.json", "model.safetensors", "gates.safetensors", "sparse.json", "README.md"} <= names
+    weights = {"base_config.json", "model.sparse.safetensors"}
+    assert weights | {"config.json", "gates.safetensors", "sparse.json", "README.md"} <= names
     assert "tokenizer.json" in names
     assert not [name for name in names if not name.endswith((".json", ".safetensors", ".md", ".jinja"))]
-    assert not [name for name in load_file(exported / "model.safetensors") if "edge_gate" in name]
-    assert "lit_sparse" not in (exported / "config.json").read_text()
+    assert not [name for name in load_file(exported / "model.sparse.safetensors") if "edge_gate" in name]
+    assert json.loads((exported / "config.json").read_text()) == {"model_type": "lit_sparse"}
+    assert "lit_sparse" not in (exported / "base_config.json").read_text()
     described = json.loads((exported / "sparse.json").read_text())
     assert described["measured"] == MEASURED and described["dense_layers"] == [0]
 
@@ -157,9 +292,16 @@ def test_a_model_without_gates_is_refused(llama_folder, tmp_path):
     assert not (tmp_path / "sparse").exists()
 
 
-def test_a_dense_folder_is_no_sparse_one(llama_folder):
-    with pytest.raises(ValueError, match=r"no sparse model folder: it lacks sparse\.json or gates\.safetensors"):
-        load_sparse(llama_folder)
+def test_folders_that_are_no_sparse_ones(llama_folder, exported, tmp_path):
+    for folder, complaint in (
+        (llama_folder, r"has no sparse\.json; it is a dense model, which lit_sparse\.sparsify gives gates"),
+        (tmp_path / "nope", "no folder .*nope'. Models on a hub are downloaded first"),
+        ("somebody/model", "no folder 'somebody/model'. Models on a hub are downloaded first"),
+        (shutil.copytree(exported, tmp_path / "run" / "model").parent, r"the model of that run is .*run/model"),
+        (tmp_path, r"is no sparse model folder: it has no sparse\.json$"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            load_sparse(folder)
 
 
 def change(exported, **keys):
@@ -170,7 +312,7 @@ def change(exported, **keys):
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
-        ({"format": 2}, "has format 2, this code reads 1"),
+        ({"format": 1}, "has format 1, and this version of lit_sparse reads 2"),
         ({"format": None}, "has format None"),
         ({"gate": {"family": "unheard of"}}, "unknown gate family 'unheard of'"),
         ({"gate": {"family": "logit"}}, "gates in .* do not fit"),
@@ -208,7 +350,7 @@ def test_gates_that_do_not_fit(exported, damage):
 
 def test_weights_that_are_gone(exported, tmp_path):
     copy_ = shutil.copytree(exported, tmp_path / "copy")
-    (copy_ / "model.safetensors").unlink()
+    (copy_ / "model.sparse.safetensors").unlink()
     with pytest.raises(ValueError, match="cannot load the base model"):
         load_sparse(copy_)
 
@@ -225,8 +367,8 @@ def test_what_was_trained_is_enough(llama_folder, character_tokenizer, ids, tmp_
     measured = MEASURED | {"model": str(llama_folder)}
     export_adapters(model, tmp_path / "small", measured=measured)
     export_sparse(model, tmp_path / "whole", measured=measured)
-    assert not (tmp_path / "small" / "config.json").exists()
-    assert load_file(tmp_path / "small" / "adapter_model.safetensors").keys()
+    assert not list((tmp_path / "small").glob("model*.safetensors"))
+    assert load_file(tmp_path / "small" / "adapters.safetensors").keys()
     small, whole = load_sparse(tmp_path / "small"), load_sparse(tmp_path / "whole")
     base = load_model(str(llama_folder)).state_dict()
     for name, weight in whole.state_dict().items():
@@ -242,7 +384,7 @@ def test_what_was_trained_is_enough(llama_folder, character_tokenizer, ids, tmp_
 def test_adapters_that_do_not_fit(llama_folder, make_model, tmp_path):
     model = add_lora(sparsify(load_model(str(llama_folder)), {}), LoraConfig(r=2))
     export_adapters(model, tmp_path / "small", measured=MEASURED | {"model": str(llama_folder)})
-    file = tmp_path / "small" / "adapter_model.safetensors"
+    file = tmp_path / "small" / "adapters.safetensors"
     save_file({name: torch.zeros(3, 3) for name in load_file(file)}, file)
     with pytest.raises(ValueError, match=r"adapters in .* do not fit llama"):
         load_sparse(tmp_path / "small")
@@ -253,11 +395,9 @@ def test_adapters_that_do_not_fit(llama_folder, make_model, tmp_path):
 def test_training_goes_on_from_adapters(llama_folder, ids, tmp_path):
     """What `start_from` does: the same outputs as the written model, adapters and gates still to be trained."""
     name = str(llama_folder)
-    model = add_lora(sparsify(load_model(name), {"threshold": 0.1}), LoraConfig(r=2))
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if "lora_B" in key or "edge_gate" in key:
-                parameter += 0.1 * torch.randn_like(parameter)
+    model = with_adapters(llama_folder)
+    for gate in gates_of(model):
+        gate.set_sharpness(12.0)
     export_adapters(model, tmp_path / "first", measured=MEASURED | {"model": name})
     later = add_lora(sparsify(load_model(name), {"threshold": 0.5}), LoraConfig(r=2))
     continue_from(tmp_path / "first", later, name)
@@ -265,6 +405,7 @@ def test_training_goes_on_from_adapters(llama_folder, ids, tmp_path):
     torch.testing.assert_close(logits(later.eval(), ids), logits(expected, ids), rtol=1e-4, atol=1e-4)  # merged or not
     trained = {key for key, parameter in later.named_parameters() if parameter.requires_grad}
     assert trained == {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    assert float(gates_of(later)[1].sharpness) == 2.0  # where this run's own schedule starts
 
 
 def test_adapters_that_training_cannot_go_on_from(llama_folder, tmp_path):
@@ -286,5 +427,8 @@ def test_adapters_that_training_cannot_go_on_from(llama_folder, tmp_path):
         continue_from(tmp_path, build(), name)
     with pytest.raises(ValueError, match="run that one first"):
         continue_from(tmp_path / "not there yet", build(), name)
+    export_sparse(build(), tmp_path / "whole", measured=MEASURED | {"model": name})
+    with pytest.raises(ValueError, match="has no adapters"):
+        continue_from(tmp_path / "whole", build(), name)
     with pytest.raises(ValueError, match="set calibration to null"):
         SparseAttentionModule(name, calibration=Calibration(kl=0.1), start_from=str(tmp_path / "first"))

@@ -4,12 +4,14 @@ from lit_sparse.attention.backend import Backend, GatedAttention
 from lit_sparse.attention.bridge import attention_modules, dense, desparsify, gates_of, sparsify
 from lit_sparse.attention.edges import AttentionPattern, EdgeCounts, attention_pattern, edge_counts
 from lit_sparse.attention.gates import GATES, Gate, GateConfig, GateForm, build_gate, register_gate
+from lit_sparse.attention.guard import DenseAttentionError
 from lit_sparse.attention.open_edges import OpenEdges, open_edges
 
 __all__ = [
     "GATES",
     "AttentionPattern",
     "Backend",
+    "DenseAttentionError",
     "EdgeCounts",
     "Gate",
     "GateConfig",

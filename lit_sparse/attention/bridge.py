@@ -11,6 +11,7 @@ also under non-reentrant activation checkpointing.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 
 from lit_sparse.attention.backend import Backend, Case, resolve
 from lit_sparse.attention.gates import Gate, GateConfig, build_gate
+from lit_sparse.attention.guard import DenseAttentionError, Watch
 from lit_sparse.attention.masks import EdgeMask, allowed_edges, mask_for_transformers
 from lit_sparse.attention.noise import draw_seeds
 from lit_sparse.attention.probe import AttentionCall, probe_attention
@@ -25,7 +27,10 @@ from lit_sparse.attention.probe import AttentionCall, probe_attention
 IMPLEMENTATION = "lit_sparse"
 
 # What `sparsify` puts on an attention module.
-_ATTRIBUTES = ("edge_gate", "edge_backend", "edge_separates_documents", "edge_dense_implementation", "edge_seeds")
+_ATTRIBUTES = (
+    "edge_gate", "edge_backend", "edge_separates_documents", "edge_dense_implementation", "edge_seeds", "edge_ran",
+    "edge_watch",
+)  # fmt: skip
 
 # Keywords that families pass down to the attention function and that change nothing here: the mask already holds
 # windows and padding, and caches were applied before.
@@ -65,11 +70,19 @@ def gated_attention_forward(
 
     Raises:
         ValueError: a keyword with a meaning this operator does not implement, or a mask that is not boolean.
+        DenseAttentionError: a model without gates, made from the configuration of one that has some.
     """
+    if not hasattr(module, "edge_gate"):
+        raise DenseAttentionError(
+            "this model's configuration asks for lit_sparse's attention, and it has no gates: it was built from a "
+            "sparse model's config. Load sparse models with lit_sparse.load_sparse(folder), or call "
+            "lit_sparse.sparsify(model) on a dense one"
+        )
     for name, argument in kwargs.items():
         if argument is not None and name not in _IGNORED:
             raise ValueError(f"gated attention does not implement the keyword {name!r} that this model passes")
     gate: Gate = module.edge_gate
+    module.edge_ran = True
     mask, scaling = attention_problem(module, query, key, attention_mask, {"scaling": scaling, **kwargs})
     dim = max(query.shape[-1], value.shape[-1])
     case = Case(gate, softcap, dropout, query.device, mask.holes is not None, value.dtype, dim)
@@ -113,6 +126,9 @@ def sparsify(
 ) -> PreTrainedModel:
     """Gives every attention layer of a loaded model sparse gated attention, in place, and returns the model.
 
+    The model's `save_pretrained` then writes a sparse model folder (`lit_sparse.export`), and a forward pass in which
+    something switched the gates off raises `DenseAttentionError`.
+
     Args:
         model: a causal language model from transformers.
         gate: what the gates are like; a mapping of `GateConfig`'s keys is taken too.
@@ -145,7 +161,13 @@ def sparsify(
         module.edge_separates_documents = not call.mask_separates_documents
         module.edge_dense_implementation = model.config._attn_implementation
         module.edge_seeds = None
-    model.set_attn_implementation(IMPLEMENTATION)
+        module.edge_ran = False
+    watch = Watch(attention_modules(model), IMPLEMENTATION)
+    for module in watch.modules:
+        module.edge_watch = watch
+    watch.attach(model, model.base_model)
+    _claim(model)
+    set_implementation(model, IMPLEMENTATION)
     return model
 
 
@@ -158,11 +180,12 @@ def desparsify(model: PreTrainedModel) -> PreTrainedModel:
     modules = attention_modules(model)
     if not modules:
         raise ValueError("this model has no gates: it was not sparsified")
-    implementation = modules[0].edge_dense_implementation
+    set_implementation(model, modules[0].edge_dense_implementation)
+    modules[0].edge_watch.detach()
     for module in modules:
         for name in _ATTRIBUTES:
             delattr(module, name)
-    set_implementation(model, implementation)
+    _release(model)
     return model
 
 
@@ -195,6 +218,28 @@ def set_implementation(model: nn.Module, implementation: str) -> None:
     """Points a model (also one wrapped by peft) at a registered attention implementation."""
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     base.set_attn_implementation(implementation)
+    attention_modules(model)[0].edge_watch.paused = implementation != IMPLEMENTATION
+
+
+def base_name_of(model: nn.Module) -> str:
+    """The name or path of the dense model that was sparsified; empty if it had none."""
+    return getattr(model, "edge_base_name", "")
+
+
+def _claim(model: PreTrainedModel) -> None:
+    """Other tools save and name the model by these: they must neither lose the gates nor take it for its base."""
+    from lit_sparse.export import save_sparse
+
+    claimed: Any = model
+    claimed.edge_base_name = model.name_or_path
+    claimed.name_or_path = f"{model.name_or_path} (sparsified)"
+    claimed.save_pretrained = partial(save_sparse, model)
+
+
+def _release(model: PreTrainedModel) -> None:
+    model.name_or_path = base_name_of(model)
+    for name in ("edge_base_name", "save_pretrained"):
+        delattr(model, name)
 
 
 def _refuse_unknown(model: PreTrainedModel, call: AttentionCall) -> None:

@@ -34,7 +34,8 @@ class GateConfig:
     Args:
         family: a registered family: "probability", "contribution" or "logit" (the paper's), or one of your own.
         threshold: `probability` and `contribution`: the score, not in logs, above which an edge is open.
-        sharpness: `probability` and `contribution`: kappa, the slope of the gate's logit in the log score.
+        sharpness: `probability` and `contribution`: kappa, the slope of the gate's logit in the log score, at the
+            start: training may raise it, and the gate's state has what it is.
         bias: `logit`: added to the attention logit; > 0 so that gates start open.
         learnable: whether cutoffs are trained; fixed cutoffs are still saved and calibrated.
         normalisation: "all" divides by the softmax over all allowed keys (the paper: a head may attend to
@@ -113,7 +114,7 @@ class Gate(nn.Module):
         self.center: Tensor | None
         self.register_buffer("center", None)
         self.sharpness: Float[Tensor, ""]
-        self.register_buffer("sharpness", torch.empty((), dtype=torch.float32), persistent=False)
+        self.register_buffer("sharpness", torch.empty((), dtype=torch.float32))
         self.set_sharpness(config.sharpness)
 
     def form(self) -> GateForm:

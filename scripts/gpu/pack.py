@@ -80,18 +80,18 @@ def tracked_bytes() -> int:
 
 
 def is_adapter(name: str) -> bool:
-    return name.startswith("release/") and name.endswith("adapter_model.safetensors")
+    return name.startswith("release/") and name.endswith("adapters.safetensors")
 
 
 def write_load(path: Path, room: float, level: str) -> Path:
     """One tar of the model, the adapters, and as much of `.gpu/texts/train` as there is room for."""
     model = compressed(gguf(), GPU / "model.gguf.xz", level)
-    adapters = ROOT / START / "adapter_model.safetensors"
+    adapters = ROOT / START / "adapters.safetensors"
     rest = room - model.stat().st_size - adapters.stat().st_size - 0.2 * MEGABYTE
     text = fitting_text(GPU / "text.tar.xz", int(rest))
     with tarfile.open(path, "w") as tar:
         tar.add(model, "model.gguf.xz")
-        tar.add(adapters, f"adapters/{START}/adapter_model.safetensors")
+        tar.add(adapters, f"adapters/{START}/adapters.safetensors")
         tar.add(text, "text.tar.xz")
     return path
 
@@ -163,7 +163,7 @@ def split(load: Path, calls: int, first_less: int) -> None:
 
 
 def report(calls: int, tree: int, wheels: int, compiled: int, limit: float) -> None:
-    adapters = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("release/*/adapter_model.safetensors"))
+    adapters = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("release/*/adapters.safetensors"))
     print(f"\nThe repository without adapters: {tree / MEGABYTE:.1f} MB. Before the calls, delete the adapters:\n")
     print("  rm " + " ".join(adapters) + "\n\nand afterwards: git checkout release")
     commands = [("first", ["wheels"], "bash scripts/gpu/first.sh", wheels)]

@@ -57,7 +57,7 @@ def test_the_second_part_puts_the_load_together_and_trains(call, results, tree, 
     assert results()["parity"]["float32"]["agrees"], printed
     out = tmp_path / "out"
     kept = {path.name for path in out.iterdir()}
-    assert {"adapter_model.safetensors", "gates.safetensors", "report.html", "train.tar.gz"} <= kept
+    assert {"adapters.safetensors", "gates.safetensors", "report.html", "train.tar.gz"} <= kept
     assert len(kept) <= 8 and all(path.stat().st_size < 16 * 2**20 for path in out.iterdir())
 
 

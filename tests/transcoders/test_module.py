@@ -8,12 +8,13 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
+from lit_sparse.adapters import LoraConfig, add_lora
 from lit_sparse.attention import sparsify
 from lit_sparse.callbacks import SparsityProgressBar
 from lit_sparse.candidates import load_any
 from lit_sparse.cli import main
 from lit_sparse.data import AdditionData
-from lit_sparse.export import export_sparse
+from lit_sparse.export import export_adapters, export_sparse
 from lit_sparse.models import load_model
 from lit_sparse.transcoders import TranscoderConfig, TranscoderModule, load_transcoder
 from lit_sparse.transcoders.activations import MLPs
@@ -176,20 +177,21 @@ def test_a_checkpoint_of_another_transcoder_is_refused(transcoder_config, make_c
     assert "not written by a transcoder's run" in message
 
 
-def test_the_tokenizer_of_adapters_is_their_bases(tmp_path):
+def test_the_tokenizer_of_adapters_is_their_bases(llama_folder, tmp_path):
     from jsonargparse import Namespace
 
     from lit_sparse.cli import _fill_tokenizer
 
-    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "package:base"}))
+    model = add_lora(sparsify(load_model(str(llama_folder)), {}), LoraConfig(r=2))
+    export_adapters(model, tmp_path / "adapters", measured={"model": "package:base"})
     inner = Namespace(init_args=Namespace(tokenizer=None))
     config = Namespace(
-        model=Namespace(init_args=Namespace(model=str(tmp_path))),
+        model=Namespace(init_args=Namespace(model=str(tmp_path / "adapters"))),
         data=Namespace(init_args=Namespace(model=None, data=inner)),
     )
     _fill_tokenizer(config)
     assert inner.init_args.tokenizer == "package:base"
-    assert config.data.init_args.model == str(tmp_path)
+    assert config.data.init_args.model == str(tmp_path / "adapters")
 
 
 def test_the_run_keeps_its_resolved_config(finished):

@@ -1,0 +1,77 @@
+"""A sparsified model never runs dense unnoticed: a forward pass in which gates had no part ends in an error.
+
+Attention goes dense without a word of transformers' where somebody sets another implementation, where a config is
+shared, or where a tool (TransformerLens' bridge, for one) computes attention in its own way from the projections.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+_ADVICE = (
+    "Its adapted weights would run with dense attention, which is not the model that was trained. Turn the gates on "
+    'again with model.set_attn_implementation("lit_sparse"), or, if dense attention is meant, take them away with '
+    "lit_sparse.desparsify(model)"
+)
+
+
+class DenseAttentionError(RuntimeError):
+    """A model with gates was about to run, or ran, without them."""
+
+
+class Watch:
+    """Looks at every forward pass of a sparsified model, or of its base model alone, before and after.
+
+    Args:
+        modules: the attention modules that carry gates.
+        implementation: the attention implementation in which gates have a part.
+    """
+
+    def __init__(self, modules: Iterable[Any], implementation: str):
+        self.modules = list(modules)
+        self.implementation = implementation
+        self.paused = False
+        """While lit_sparse itself runs the model in another way (`dense`, calibration)."""
+        self._handles: list[Any] = []
+
+    def attach(self, *models: nn.Module) -> None:
+        """Watches these modules, once each."""
+        for model in {id(model): model for model in models}.values():
+            self._handles += [model.register_forward_pre_hook(self.before), model.register_forward_hook(self.after)]
+
+    def detach(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def before(self, model: nn.Module, inputs: Any) -> None:
+        """
+        Raises:
+            DenseAttentionError: a layer has another attention implementation.
+        """
+        if self.paused:
+            return
+        for module in self.modules:
+            module.edge_ran = False
+            config = getattr(module, "config", None)
+            if config is not None and config._attn_implementation != self.implementation:
+                raise DenseAttentionError(
+                    f"this sparse model's attention implementation was changed to {config._attn_implementation!r}, in "
+                    f"which its gates have no part. {_ADVICE}"
+                )
+
+    def after(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        """
+        Raises:
+            DenseAttentionError: gates of no layer ran, or in evaluation those of some layers did not.
+        """
+        if self.paused:
+            return
+        ran = sum(module.edge_ran for module in self.modules)
+        if ran == 0 or (ran < len(self.modules) and not model.training):  # training may drop layers
+            raise DenseAttentionError(
+                f"the gates of {len(self.modules) - ran} of {len(self.modules)} attention layers had no part in this "
+                "forward pass: something computed attention in their place (such as TransformerLens, whose bridge "
+                f"replaces attention modules). {_ADVICE}"
+            )
