@@ -26,6 +26,7 @@ from lit_sparse.adapters import has_adapters, load_adapters, merge_adapters
 from lit_sparse.attention import Backend, Gate, GateConfig, gates_of, sparsify
 from lit_sparse.attention.bridge import dense
 from lit_sparse.model_card import model_card
+from lit_sparse.model_digest import digest_of
 from lit_sparse.models import load_model
 
 GATES_FILE, SPARSE_FILE, ADAPTER_FILE = "gates.safetensors", "sparse.json", "adapter_config.json"
@@ -38,8 +39,8 @@ def export_sparse(
     *,
     measured: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase | None = None,
-) -> None:
-    """Writes a sparsified model (adapters, if any, are merged into a copy of the weights).
+) -> str:
+    """Writes a sparsified model (adapters, if any, are merged into a copy of the weights). Returns its digest.
 
     Args:
         measured: the run's summary, for the model card and `sparse.json`.
@@ -56,6 +57,7 @@ def export_sparse(
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     _write_gates(gates, folder, measured)
+    return digest_of(merged)
 
 
 def export_adapters(model: Any, folder: Path, *, measured: Mapping[str, Any]) -> None:

@@ -52,7 +52,8 @@ def finish_run(trainer: Trainer, module: SparseAttentionModule, run_dir: Path) -
         export_adapters(module.model, run_dir / "adapters", measured=summary)
     _remove(export_folder)
     tokenizer = data.load_tokenizer() if hasattr(data, "load_tokenizer") else None
-    export_sparse(module.model, export_folder, measured=summary, tokenizer=tokenizer)
+    digest = export_sparse(module.model, export_folder, measured=summary, tokenizer=tokenizer)
+    summary["model_digest"] = digest  # what reports compare circuits, transcoders and graphs with
     history_file = merge_history(run_dir)
     start = module.start.open_fraction if module.start is not None else end.open_fraction
     record = RunRecord(
