@@ -34,6 +34,7 @@ from lit_sparse.report.graph_record import GraphFile
 from lit_sparse.report.graph_summary import GraphSummary, PromptsSummary, summarise
 from lit_sparse.report.graph_table import graphs_table
 from lit_sparse.report.record import write_atomically
+from lit_sparse.tokens import token_text
 from lit_sparse.transcoders import Transcoder, check_model, describe_transcoder, load_transcoder
 
 EXAMPLES_FILE = "examples.json"
@@ -166,7 +167,7 @@ def _graph(one: Loaded, prompt: str, ids: list[int], settings: Settings) -> tupl
     heads = (graph.nodes.kind == Kind.HEAD).nonzero()[0]
     strongest = heads[(-graph.influence[heads]).argsort(kind="stable")][: settings.explained_heads]
     reasons = why_open(one.model, one.transcoder, graph, strongest.tolist(), most_keys=1)
-    answer = str(tokenizer.decode([int(graph.logit_ids[0])]))
+    answer = token_text(tokenizer, int(graph.logit_ids[0]))
     variance = graph.explained_variance
     summary = GraphSummary(
         prompt=prompt,
@@ -190,7 +191,7 @@ def _graph(one: Loaded, prompt: str, ids: list[int], settings: Settings) -> tupl
     )
     file = graph_file(
         graph,
-        text=lambda token: str(tokenizer.decode([token])),
+        text=lambda token: token_text(tokenizer, token),
         prompt=prompt,
         features=one.transcoder.config.features,
         scan=str(describe_transcoder(one.side.folder).get("scan", one.side.folder.name)),

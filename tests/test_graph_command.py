@@ -128,6 +128,7 @@ def test_a_dense_model_by_itself(models, tmp_path):
     [
         ({"--prompts": "nothing.txt"}, "no file of prompts"),
         ({"--prompt": ""}, "prompt is empty"),
+        ({"--prompt": "7"}, "needs at least two tokens, .*; '7' became one: '7'"),
         ({"--prompt": PROMPT, "--prompts": "x"}, "either --prompt TEXT or --prompts FILE"),
         ({"--prompt": PROMPT, "--node_share": "0"}, "share of the influence"),
         ({"--prompt": PROMPT, "--explained_heads": "-1"}, "number of head nodes"),

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lit_sparse.callbacks.progress import progress_bar
 from lit_sparse.model_digest import digest_of
 from lit_sparse.report.record import write_atomically
+from lit_sparse.tokens import token_text
 from lit_sparse.transcoders.examples import TopExamples
 from lit_sparse.transcoders.folder import save_transcoder
 from lit_sparse.transcoders.metric import TranscoderMetric
@@ -57,7 +58,7 @@ def finish_run(module: "TranscoderModule", trainer: Trainer, run_dir: Path) -> d
     write_atomically(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     if hasattr(data, "load_tokenizer"):
         tokenizer = data.load_tokenizer()
-        examples.save(folder / "examples.json", lambda index: tokenizer.decode([index]))
+        examples.save(folder / "examples.json", lambda index: token_text(tokenizer, index))
     module.print(
         f"transcoder: {summary['explained_variance']:.1%} of the variance explained with {summary['l0']:.1f} features "
         f"a layer and token; CE {summary['ce']:.3f}, in the MLPs' place {summary['replacement_ce']:.3f}, their mean "
