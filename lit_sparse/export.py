@@ -33,6 +33,7 @@ from lit_sparse.adapters import ADAPTERS_FILE, has_adapters, load_adapters, merg
 from lit_sparse.attention import Backend, GateConfig, gates_of, sparsify
 from lit_sparse.attention.bridge import base_name_of, dense
 from lit_sparse.model_card import model_card
+from lit_sparse.model_digest import digest_of
 from lit_sparse.models import BASE_CONFIG_FILE, SPARSE_FILE, VARIANT, load_model, load_weights
 
 GATES_FILE = "gates.safetensors"
@@ -45,8 +46,8 @@ def export_sparse(
     *,
     measured: Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase | None = None,
-) -> None:
-    """Writes a sparsified model (adapters, if any, are merged into a copy of the weights).
+) -> str:
+    """Writes a sparsified model (adapters, if any, are merged into a copy of the weights). Returns its digest.
 
     Args:
         measured: the run's summary, for the model card and `sparse.json`; its `model` is the base.
@@ -55,8 +56,10 @@ def export_sparse(
         ValueError: the folder exists and is not empty, or the model has no gates.
     """
     _check(model, folder)
-    _write_weights(_without_adapters(model), folder)
-    _write_rest(model, folder, measured, tokenizer)
+    merged = _without_adapters(model)
+    _write_weights(merged, folder)
+    _write_rest(merged, folder, measured, tokenizer)
+    return digest_of(merged)
 
 
 def export_adapters(

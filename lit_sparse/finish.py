@@ -18,6 +18,7 @@ from lit_sparse.history import merge_history
 from lit_sparse.module import SparseAttentionModule
 from lit_sparse.report import AttentionExample, RunRecord, read_history, render_plots, write_page
 from lit_sparse.report.record import write_atomically
+from lit_sparse.tokens import token_text
 
 EXAMPLE = "When Mary and John went to the store, John gave a drink to Mary because she was thirsty."
 
@@ -52,7 +53,8 @@ def finish_run(trainer: Trainer, module: SparseAttentionModule, run_dir: Path) -
         _remove(run_dir / "adapters")
         export_adapters(module.model, run_dir / "adapters", measured=summary, tokenizer=tokenizer)
     _remove(export_folder)
-    export_sparse(module.model, export_folder, measured=summary, tokenizer=tokenizer)
+    digest = export_sparse(module.model, export_folder, measured=summary, tokenizer=tokenizer)
+    summary["model_digest"] = digest  # what reports compare circuits, transcoders and graphs with
     history_file = merge_history(run_dir)
     start = module.start.open_fraction if module.start is not None else end.open_fraction
     record = RunRecord(
@@ -112,11 +114,11 @@ def attention_example(module: SparseAttentionModule, data: Any) -> AttentionExam
     if tokenizer is not None:
         positions = getattr(module.teacher.config.get_text_config(), "max_position_embeddings", None)
         ids = tokenizer(EXAMPLE, return_tensors="pt").input_ids[:, :positions].to(module.device)
-        tokens = [str(tokenizer.decode([token])) for token in ids[0].tolist()]
+        tokens = [token_text(tokenizer, token) for token in ids[0].tolist()]
         title = "One sentence"
     else:
         ids = next(iter(data.test_dataloader()))["input_ids"][:1].to(module.device)
-        tokens = [data.tokenizer.tokens[token] for token in ids[0].tolist()]
+        tokens = [token_text(data.tokenizer, token) for token in ids[0].tolist()]
         title = "One held-out sequence"
     assert module.model is not None
     after = attention_pattern(module.model, ids)

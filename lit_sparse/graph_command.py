@@ -25,6 +25,7 @@ from lit_sparse.candidates import Candidate, find_candidates
 from lit_sparse.circuits.trace.flow import encode
 from lit_sparse.circuits.trace.prompts import prompt_lines, shared_tokens
 from lit_sparse.graph_file import graph_file
+from lit_sparse.model_digest import digest_of
 from lit_sparse.report import style
 from lit_sparse.report.feature_examples import Examples
 from lit_sparse.report.graph_page import write_graph_page
@@ -33,7 +34,8 @@ from lit_sparse.report.graph_record import GraphFile
 from lit_sparse.report.graph_summary import GraphSummary, PromptsSummary, summarise
 from lit_sparse.report.graph_table import graphs_table
 from lit_sparse.report.record import write_atomically
-from lit_sparse.transcoders import Transcoder, describe_transcoder, load_transcoder
+from lit_sparse.tokens import token_text
+from lit_sparse.transcoders import Transcoder, check_model, describe_transcoder, load_transcoder
 
 EXAMPLES_FILE = "examples.json"
 GRAPH, PAGE, SUMMARY, HEADS, PICTURE = "graph.json", "graph.html", "summary.json", "heads.json", "heads.png"
@@ -51,6 +53,7 @@ class Loaded(NamedTuple):
     model: PreTrainedModel
     transcoder: Transcoder
     examples: Examples | None
+    model_digest: str
 
 
 class Settings(NamedTuple):
@@ -118,7 +121,7 @@ def _sides(parsed: Any) -> list[Side]:
         for candidate, folder in zip(candidates, (parsed.transcoders, second), strict=False)
     ]
     for side in sides:
-        describe_transcoder(side.folder)
+        check_model(side.folder, side.candidate.name)
     return sides
 
 
@@ -126,7 +129,10 @@ def _load(side: Side) -> Loaded:
     transcoder = load_transcoder(side.folder)
     examples = side.folder / EXAMPLES_FILE
     found = Examples.load(examples) if examples.is_file() else None
-    return Loaded(side, side.candidate.load(torch.float32), transcoder, found)
+    model = side.candidate.load(torch.float32)
+    digest = digest_of(model)
+    check_model(side.folder, side.candidate.name, digest)
+    return Loaded(side, model, transcoder, found, digest)
 
 
 def _graphs(
@@ -161,7 +167,7 @@ def _graph(one: Loaded, prompt: str, ids: list[int], settings: Settings) -> tupl
     heads = (graph.nodes.kind == Kind.HEAD).nonzero()[0]
     strongest = heads[(-graph.influence[heads]).argsort(kind="stable")][: settings.explained_heads]
     reasons = why_open(one.model, one.transcoder, graph, strongest.tolist(), most_keys=1)
-    answer = str(tokenizer.decode([int(graph.logit_ids[0])]))
+    answer = token_text(tokenizer, int(graph.logit_ids[0]))
     variance = graph.explained_variance
     summary = GraphSummary(
         prompt=prompt,
@@ -175,6 +181,7 @@ def _graph(one: Loaded, prompt: str, ids: list[int], settings: Settings) -> tupl
         replacement_kl=graph.replacement_kl,
         seconds=round(time.perf_counter() - started, 2),
         model=candidate.name,
+        model_digest=one.model_digest,
         sparse=candidate.is_sparse,
         answer=answer,
         probability=float(graph.probabilities[0]),
@@ -184,7 +191,7 @@ def _graph(one: Loaded, prompt: str, ids: list[int], settings: Settings) -> tupl
     )
     file = graph_file(
         graph,
-        text=lambda token: str(tokenizer.decode([token])),
+        text=lambda token: token_text(tokenizer, token),
         prompt=prompt,
         features=one.transcoder.config.features,
         scan=str(describe_transcoder(one.side.folder).get("scan", one.side.folder.name)),
@@ -231,7 +238,8 @@ def _fingerprint(sides: Sequence[Side], prompt: str, settings: Settings) -> str:
         for side in sides
     ]
     names = [side.candidate.fingerprint() for side in sides]
-    return hashlib.sha256(json.dumps([names, weights, prompt, settings]).encode()).hexdigest()[:16]
+    written = list(GraphSummary.model_fields)  # another version's summary may lack some
+    return hashlib.sha256(json.dumps([names, weights, prompt, settings, written]).encode()).hexdigest()[:16]
 
 
 def _slug(prompt: str) -> str:

@@ -4,6 +4,7 @@ Noise is a function of (seed, step, micro-batch, place in the batch of all ranks
 and so does one on another number of processes. Nothing else that draws can shift them.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,12 @@ from jaxtyping import Int
 from torch import Tensor
 
 from lit_sparse.attention.noise import draw_seeds
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed below 2^63 from several whole numbers. Python's own `hash` may change from one version to the next."""
+    digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def draw_step_seeds(
@@ -23,9 +30,9 @@ def draw_step_seeds(
         noise: the run's seed, the step, the micro-batch.
         sequences: in this rank's batch. The sampler deals sequences out to ranks in turn.
     """
-    torch.manual_seed(hash((*noise, 0)) % 2**63)
+    torch.manual_seed(seed_of(*noise, 0))
     seeds = draw_seeds(layers * sequences * ranks, "cpu").view(layers, -1)[:, rank::ranks].contiguous()
-    torch.manual_seed(hash((*noise, 1 + rank)) % 2**63)
+    torch.manual_seed(seed_of(*noise, 1 + rank))
     if device.type == "cuda":  # from pageable memory, the copy would wait for the GPU
         seeds = seeds.pin_memory()
     return seeds.to(device, non_blocking=True)

@@ -12,6 +12,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from lit_sparse import SparseAttentionModule, load_sparse
 from lit_sparse.callbacks import SparsityProgressBar
 from lit_sparse.cli import main
+from lit_sparse.model_digest import digest_of, same_model
+from lit_sparse.report import RunRecord
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -106,6 +108,8 @@ def test_the_exported_model_is_the_chosen_one(finished):
     best = torch.load(finished / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(best[f"model.{name}"], value) for name, value in model.state_dict().items())
     assert (finished / "model" / "tokenizer.json").is_file()
+    record = RunRecord.load(finished / "record")
+    assert same_model(str(record.summary["model_digest"]), digest_of(model)), "reports compare other files with it"
 
 
 @pytest.mark.parametrize("which", ["best", "last"])

@@ -4,11 +4,13 @@ import json
 
 import pytest
 import torch
+import yaml
 
 from lit_sparse import sparsify
 from lit_sparse.attribution import Kind, build_graph, prune
-from lit_sparse.export import export_sparse
+from lit_sparse.export import export_sparse, load_sparse
 from lit_sparse.graph_command import graph_command
+from lit_sparse.model_digest import digest_of
 from lit_sparse.models import load_model, load_tokenizer
 from lit_sparse.report.graph_record import GraphFile
 from lit_sparse.report.graph_summary import read_summary
@@ -17,13 +19,13 @@ from lit_sparse.transcoders import Transcoder, TranscoderConfig, load_transcoder
 PROMPT = "12+34=0"
 
 
-def random_transcoder(folder, name, layers=2, width=16):
+def random_transcoder(folder, name, model, layers=2):
     torch.manual_seed(len(name))
-    transcoder = Transcoder(TranscoderConfig(features=12, k=4), layers, width)
+    transcoder = Transcoder(TranscoderConfig(features=12, k=4), layers, width=16)
     with torch.no_grad():
         for decoder in transcoder.W_dec:
             decoder.normal_(std=0.1)
-    save_transcoder(transcoder, folder, model_name=name, measured={})
+    save_transcoder(transcoder, folder, model_name=name, model_digest=digest_of(model), measured={})
     return folder
 
 
@@ -33,8 +35,8 @@ def models(llama_folder, character_tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("graph")
     sparse = sparsify(load_model(str(llama_folder)), {"threshold": 0.15})
     export_sparse(sparse, folder / "sparse", measured={"model": str(llama_folder)}, tokenizer=character_tokenizer)
-    random_transcoder(folder / "sparse-transcoder", "sparse")
-    random_transcoder(folder / "base-transcoder", "base")
+    random_transcoder(folder / "sparse-transcoder", "sparse", sparse)
+    random_transcoder(folder / "base-transcoder", "base", load_model(str(llama_folder)))
     # what training writes beside the weights
     context = {"tokens": ["a", " </script><script>"], "values": [0.5, 2.0], "peak": 1}
     features = {f"{layer}_{feature}": [context] for layer in range(2) for feature in range(12)}
@@ -56,6 +58,8 @@ def test_one_prompt_in_two_models(models, tmp_path, capsys):
     graph = GraphFile.load(tmp_path / "out" / "graph.json")
     summary = read_summary(tmp_path / "out" / "summary.json").prompts[0]
     assert summary.sparse and summary.against is not None and not summary.against.sparse
+    assert summary.model_digest == digest_of(load_sparse(models["--model"]))
+    assert summary.against.model_digest.startswith("dense-")
     assert summary.prompt == PROMPT and summary.nodes == len(graph.nodes) and summary.links == len(graph.links)
     assert summary.attention_edges < summary.against.attention_edges == summary.against.allowed_attention_edges
     assert "".join(graph.metadata.prompt_tokens) == PROMPT
@@ -124,6 +128,7 @@ def test_a_dense_model_by_itself(models, tmp_path):
     [
         ({"--prompts": "nothing.txt"}, "no file of prompts"),
         ({"--prompt": ""}, "prompt is empty"),
+        ({"--prompt": "7"}, "needs at least two tokens, .*; '7' became one: '7'"),
         ({"--prompt": PROMPT, "--prompts": "x"}, "either --prompt TEXT or --prompts FILE"),
         ({"--prompt": PROMPT, "--node_share": "0"}, "share of the influence"),
         ({"--prompt": PROMPT, "--explained_heads": "-1"}, "number of head nodes"),
@@ -138,7 +143,26 @@ def test_mistakes(models, tmp_path, changes, message):
     assert not (tmp_path / "out").exists(), "nothing is written before everything is known to fit"
 
 
-def test_transcoders_of_another_model(models, tmp_path):
-    other = random_transcoder(tmp_path / "other", "other", layers=3)
+@pytest.mark.parametrize("side", ["--transcoders", "--against_transcoders"])
+def test_transcoders_of_another_model(models, tmp_path, side):
+    """Of the same shape: only what they record tells them apart."""
+    other = {"--transcoders": "--against_transcoders", "--against_transcoders": "--transcoders"}[side]
+    with pytest.raises(ValueError, match=r"trained on another model \((base|sparse)\) than .*; name or train"):
+        call({**models, side: models[other]}, prompt=PROMPT, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_transcoders_of_another_shape(models, tmp_path):
+    other = random_transcoder(tmp_path / "other", "other", load_sparse(models["--model"]), layers=3)
     with pytest.raises(ValueError, match="trained on another model"):
+        call({**models, "--transcoders": other}, prompt=PROMPT, out=tmp_path / "out")
+
+
+def test_transcoders_that_do_not_say_whose_they_are(models, tmp_path, monkeypatch):
+    other = random_transcoder(tmp_path / "other", "other", load_sparse(models["--model"]))
+    config = yaml.safe_load((other / "config.yaml").read_text())
+    del config["lit_sparse"]["model_digest"]
+    (other / "config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setattr("lit_sparse.candidates.load_any", lambda *args, **keys: pytest.fail("too early"))
+    with pytest.raises(ValueError, match=r"older version.*make it again"):
         call({**models, "--transcoders": other}, prompt=PROMPT, out=tmp_path / "out")

@@ -22,12 +22,14 @@ from lit_sparse.circuits.faithfulness import NothingToExplain
 from lit_sparse.circuits.measure import SIGNIFICANT, Settings, measure
 from lit_sparse.circuits.stack import Stack
 from lit_sparse.circuits.tasks import TASKS, NotExpressible, get_task
+from lit_sparse.model_digest import digest_of
 from lit_sparse.report.circuits_page import write_circuits_page
 from lit_sparse.report.circuits_plots import render_circuits
 from lit_sparse.report.circuits_table import circuits_table
 from lit_sparse.report.record import write_atomically
 
 DETAILS, COMPARISON, PAGE, PARTS = "circuits.json", "comparison.json", "circuits.html", "parts"
+_FORMAT = 2  # of the parts: those of another one are measured again
 
 
 def circuits_command(args: Sequence[str]) -> None:
@@ -59,7 +61,7 @@ def circuits_command(args: Sequence[str]) -> None:
     }
     rows = [_row(task.name, task.description, found["base"], found["sparse"]) for task in tasks]
     details = {
-        "models": {"base": _named(base), "sparse": _named(sparse)},
+        "models": {"base": _named(base, found["base"]), "sparse": _named(sparse, found["sparse"])},
         "method": settings.method,
         "ablation": settings.ablation,
         "prompts": settings.prompts,
@@ -92,11 +94,13 @@ def _measure_model(
     files = {key: parts / f"{side}-{key[0]}-{key[1]}-{_fingerprint(candidate, settings)}.json" for key in wanted}
     if any(not file.is_file() for file in files.values()):
         console.print(f"{side}: {candidate.name}", highlight=False, markup=False)
-        with Stack(candidate.load(torch.float32)) as stack:
+        model = candidate.load(torch.float32)
+        digest = digest_of(model)
+        with Stack(model) as stack:
             for (name, seed), file in files.items():
                 if not file.is_file():
                     result = _measure(stack, candidate, name, seed, settings)
-                    write_atomically(file, json.dumps(result).encode())
+                    write_atomically(file, json.dumps(result | {"model_digest": digest}).encode())
     results = {key: json.loads(file.read_text(encoding="utf-8")) for key, file in files.items()}
     return {name: [results[name, seed] for seed in seeds] for name in names}
 
@@ -137,13 +141,17 @@ def _row(name: str, description: str, base: dict[str, Any], sparse: dict[str, An
     }
 
 
-def _named(candidate: Candidate) -> dict[str, Any]:
-    return {"name": candidate.name, "edge_fraction": candidate.measured.get("edge_fraction")}
+def _named(candidate: Candidate, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    return {
+        "name": candidate.name,
+        "model_digest": next(iter(found.values()))[0]["model_digest"],
+        "edge_fraction": candidate.measured.get("edge_fraction"),
+    }
 
 
 def _fingerprint(candidate: Candidate, settings: Settings) -> str:
     """Of everything that a part's numbers depend on, but for its file name."""
-    text = json.dumps([candidate.fingerprint(), asdict(settings)], sort_keys=True)
+    text = json.dumps([_FORMAT, candidate.fingerprint(), asdict(settings)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

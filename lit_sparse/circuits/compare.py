@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-# Student's t: two-sided 95 % quantiles for 1, 2, ... degrees of freedom.
-_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+from scipy.stats import t as student_t
 
 
 def comparison(tasks: Sequence[dict[str, Any]], shares: Sequence[float]) -> list[dict[str, Any]]:
@@ -47,7 +46,7 @@ def _ratio(base: list[int | None], sparse: list[int | None]) -> dict[str, float 
     }
     if count > 1:
         deviation = math.sqrt(sum((ratio - mean) ** 2 for ratio in ratios) / (count - 1))
-        half = (_T95[count - 2] if count - 2 < len(_T95) else 1.96) * deviation / math.sqrt(count)
+        half = float(student_t.ppf(0.975, count - 1)) * deviation / math.sqrt(count)
         result |= {"ratio_low": math.exp(mean - half), "ratio_high": math.exp(mean + half)}
     return result
 

@@ -17,6 +17,7 @@ from lit_sparse.circuits.nodes import patch_nodes
 from lit_sparse.circuits.prompts import Prompts, group
 from lit_sparse.circuits.stack import Stack
 from lit_sparse.circuits.tasks import Pair, Task, Tokenizer
+from lit_sparse.tokens import token_text
 
 Method = Literal["eap", "eap-ig", "exact"]
 
@@ -194,4 +195,4 @@ def _example(stack: Stack, tokenizer: Tokenizer, pair: Pair, circuit: dict[str, 
         for (_, head, query, key), weight in zip(indices.T.tolist(), weights.tolist(), strict=True):
             if f"head {layer}.{head}" in wanted:
                 heads.setdefault(f"{layer}.{head}", []).append([query, key, round(weight, 4)])
-    return {"tokens": [str(tokenizer.decode([token])) for token in pair.clean], "heads": heads}
+    return {"tokens": [token_text(tokenizer, token) for token in pair.clean], "heads": heads}

@@ -34,6 +34,7 @@ class GraphSummary(BaseModel):
     explained_variance: of the MLPs' outputs on this prompt.
     replacement_kl: KL (nats) of the next token from the model's with every MLP replaced by the transcoders.
     seconds: building the graph, loading excepted.
+    model_digest: of the model's weights and gates (see `lit_sparse.model_digest`).
     attention_edges, allowed_attention_edges: open ones, and all that causality allows, over all heads.
     page: the explorer's HTML file, relative to the folder of summary.json.
     against: the same prompt in the model that it is compared with.
@@ -46,6 +47,7 @@ class GraphSummary(BaseModel):
     replacement_error: Finite
     seconds: Finite
     model: str | None = None
+    model_digest: str | None = None
     sparse: bool | None = None
     answer: Text | None = None
     probability: Finite | None = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from lit_sparse.model_digest import require_same
 from lit_sparse.report.graph_summary import PromptsSummary, read_summary
 from lit_sparse.report.record import RunRecord
 
@@ -15,21 +16,26 @@ _SUMMARY = "summary.json"
 
 @dataclass
 class Circuits:
-    """A folder of the command `circuits`: circuits.json, comparison.json, and the PNG of the ratios if it is there."""
+    """A folder of the command `circuits`: circuits.json, comparison.json, and the PNG of the ratios if it is there.
+
+    `digests`, here and below: of the models whose figures these are, as far as they are recorded.
+    """
 
     folder: Path
     details: dict[str, Any]
     comparison: list[dict[str, Any]]
     ratios: bytes | None
+    digests: list[str | None]
 
     @classmethod
     def read(cls, folder: Path) -> "Circuits":
-        picture = folder / "ratios.png"
+        picture, details = folder / "ratios.png", _json(folder / "circuits.json")
         return cls(
             folder,
-            _json(folder / "circuits.json"),
+            details,
             _json(folder / "comparison.json"),
             picture.read_bytes() if picture.is_file() else None,
+            [details["models"]["sparse"].get("model_digest")],
         )
 
 
@@ -40,12 +46,15 @@ class Transcoders:
     folder: Path
     name: str
     summary: dict[str, Any]
+    digests: list[str | None]
 
     @classmethod
     def read(cls, folder: Path) -> "Transcoders":
         inner = folder / "transcoder"
         folder = folder if (folder / _SUMMARY).is_file() or not (inner / _SUMMARY).is_file() else inner
-        return cls(folder, folder.parent.name if folder.name == "transcoder" else folder.name, _json(folder / _SUMMARY))
+        summary = _json(folder / _SUMMARY)
+        name = folder.parent.name if folder.name == "transcoder" else folder.name
+        return cls(folder, name, summary, [summary.get("model_digest")])
 
 
 @dataclass
@@ -54,10 +63,12 @@ class Graphs:
 
     folder: Path
     summary: PromptsSummary
+    digests: list[str | None]
 
     @classmethod
     def read(cls, folder: Path) -> "Graphs":
-        return cls(folder, read_summary(_there(folder / _SUMMARY)))
+        summary = read_summary(_there(folder / _SUMMARY))
+        return cls(folder, summary, [prompt.model_digest for prompt in summary.prompts])
 
 
 @dataclass
@@ -86,7 +97,8 @@ class RunParts:
         """Read the named folders, and where none is named those under `run_dir` (circuits*, transcoder*, graph*).
 
         Raises:
-            ValueError: no such run, a named folder without what it should hold, or a file that cannot be understood.
+            ValueError: no such run, a named folder without what it should hold, a file that cannot be understood, or
+                circuits, transcoders or graphs of another model than the run's.
         """
         if not (run_dir / "config.yaml").is_file() and not (run_dir / "record").is_dir():
             raise ValueError(
@@ -94,7 +106,7 @@ class RunParts:
             )
         record = RunRecord.load(run_dir / "record") if (run_dir / "record").is_dir() else None
         evaluations = sorted({run_dir / "evaluation.json", *run_dir.glob("evaluation*/evaluation.json")})
-        return cls(
+        parts = cls(
             run_dir,
             record,
             [_json(file) for file in evaluations if file.is_file()],
@@ -102,6 +114,27 @@ class RunParts:
             _all(Transcoders.read, transcoders, run_dir, "transcoder*/**/summary.json"),
             _all(Graphs.read, graphs, run_dir, "graph*/summary.json"),
         )
+        parts._refuse_other_models()
+        return parts
+
+    def _refuse_other_models(self) -> None:
+        parts: list[Circuits | Transcoders | Graphs] = [*self.circuits, *self.transcoders, *self.graphs]
+        found = [(part.folder, one) for part in parts for one in part.digests]
+        if not found:
+            return
+        wanted = None if self.record is None else self.record.summary.get("model_digest")
+        if not isinstance(wanted, str):
+            raise ValueError(
+                f"the run {self.run_dir} does not record which model it made, so that {found[0][0]} cannot be compared "
+                "with it: it has not ended, or an older version ended it. End it again: main.py fit --config "
+                f"{self.run_dir / 'config.yaml'} --on_existing resume"
+            )
+        advice = (
+            f"make it with {self.run_dir / 'model'}, or name the folders of this run's own model with --circuits, "
+            "--transcoders and --graphs"
+        )
+        for folder, one in found:
+            require_same(str(folder), one, wanted, advice)
 
 
 def _all(read: Callable[[Path], T], named: Sequence[Path], run_dir: Path, pattern: str) -> list[T]:

@@ -2,7 +2,7 @@
 
 from lit_sparse.transcoders.cache import ActivationCache
 from lit_sparse.transcoders.cached import CachedActivations
-from lit_sparse.transcoders.folder import describe_transcoder, load_transcoder, save_transcoder
+from lit_sparse.transcoders.folder import check_model, describe_transcoder, load_transcoder, save_transcoder
 from lit_sparse.transcoders.losses import SparsityLoss
 from lit_sparse.transcoders.module import TranscoderModule
 from lit_sparse.transcoders.transcoder import Transcoder, TranscoderConfig
@@ -14,6 +14,7 @@ __all__ = [
     "Transcoder",
     "TranscoderConfig",
     "TranscoderModule",
+    "check_model",
     "describe_transcoder",
     "load_transcoder",
     "save_transcoder",

@@ -8,7 +8,9 @@ import torch
 from lightning.pytorch import Trainer
 
 from lit_sparse.callbacks.progress import progress_bar
+from lit_sparse.model_digest import digest_of
 from lit_sparse.report.record import write_atomically
+from lit_sparse.tokens import token_text
 from lit_sparse.transcoders.examples import TopExamples
 from lit_sparse.transcoders.folder import save_transcoder
 from lit_sparse.transcoders.metric import TranscoderMetric
@@ -39,6 +41,8 @@ def finish_run(module: "TranscoderModule", trainer: Trainer, run_dir: Path) -> d
             advance(index + 1, len(loader))
     summary = {
         "model": module.base_name,
+        # As commands load it to use the transcoder; in training it may have been rounded to bfloat16.
+        "model_digest": digest_of(module.build_model(torch.float32)),
         "layers": layers,
         "features": features,
         "cross_layer": raw.config.cross_layer,
@@ -50,11 +54,11 @@ def finish_run(module: "TranscoderModule", trainer: Trainer, run_dir: Path) -> d
         **metric.compute().summary(),
     }
     folder = run_dir / FOLDER
-    save_transcoder(raw, folder, model_name=module.base_name, measured=summary)
+    save_transcoder(raw, folder, model_name=module.base_name, model_digest=summary["model_digest"], measured=summary)
     write_atomically(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
     if hasattr(data, "load_tokenizer"):
         tokenizer = data.load_tokenizer()
-        examples.save(folder / "examples.json", lambda index: tokenizer.decode([index]))
+        examples.save(folder / "examples.json", lambda index: token_text(tokenizer, index))
     module.print(
         f"transcoder: {summary['explained_variance']:.1%} of the variance explained with {summary['l0']:.1f} features "
         f"a layer and token; CE {summary['ce']:.3f}, in the MLPs' place {summary['replacement_ce']:.3f}, their mean "

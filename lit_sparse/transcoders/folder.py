@@ -5,8 +5,10 @@
     config.yaml             model_name, model_kind, the hooks, and under `lit_sparse` what we know besides
 
 A folder without our part of the config has no top-k: it is read as JumpReLU with its thresholds, or with zeros (ReLU).
+Nor does it say which weights the transcoder was trained on: `check_model` warns of that.
 """
 
+import logging
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -19,7 +21,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from lit_sparse.model_digest import require_same
 from lit_sparse.transcoders.transcoder import Transcoder, TranscoderConfig
+
+log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 _KINDS = {True: "cross_layer_transcoder", False: "transcoder_set"}
@@ -30,6 +35,7 @@ def save_transcoder(
     folder: str | Path,
     *,
     model_name: str,
+    model_digest: str,
     measured: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> None:
@@ -38,6 +44,7 @@ def save_transcoder(
     Args:
         transcoder: on raw MLP inputs and outputs.
         model_name: the model that it reads, as `lit_sparse` names models.
+        model_digest: of that model (see `lit_sparse.model_digest`).
         measured: plain values for people to read.
         dtype: of the weights on disk, float32 or bfloat16.
 
@@ -63,7 +70,8 @@ def save_transcoder(
             tensors = {f"{name}_{layer}": stored(tensor[layer]) for name, tensor in encoder.items()}
             save_file(tensors, scratch / f"W_enc_{layer}.safetensors")
             save_file({f"W_dec_{layer}": stored(decoder)}, scratch / f"W_dec_{layer}.safetensors")
-        ours: dict[str, Any] = {"activation": config.activation, "model": model_name, "measured": dict(measured)}
+        ours: dict[str, Any] = {"activation": config.activation, "model": model_name, "model_digest": model_digest}
+        ours["measured"] = dict(measured)
         if config.activation == "topk":
             ours["k"] = config.k
         description = {
@@ -99,6 +107,27 @@ def describe_transcoder(folder: str | Path) -> dict[str, Any]:
     if not isinstance(description, dict) or description.get("model_kind") not in _KINDS.values():
         raise ValueError(f"{file} must say model_kind: {' or '.join(_KINDS.values())}")
     return description
+
+
+def check_model(folder: str | Path, name: str, digest: str | None = None) -> None:
+    """Refuses a folder of transcoders that were trained on another model; warns where it does not say on which.
+
+    Args:
+        name: what to call the model.
+        digest: of the model; None checks only that the folder records one.
+
+    Raises:
+        ValueError: it belongs to another model, or an older version wrote it.
+    """
+    description = describe_transcoder(folder)
+    if "lit_sparse" not in description:
+        if digest is not None:
+            log.warning("the transcoders in %s do not record their model: make sure that it was %s", folder, name)
+        return
+    ours = description["lit_sparse"]
+    found = ours.get("model_digest")
+    advice = f"it was trained on another model ({ours.get('model')}) than {name}; name or train transcoders of {name}"
+    require_same(f"the transcoder folder {folder}", found, digest or found, advice)
 
 
 def load_transcoder(folder: str | Path) -> Transcoder:

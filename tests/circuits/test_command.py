@@ -9,7 +9,8 @@ from lit_sparse import sparsify
 from lit_sparse.circuits import command
 from lit_sparse.circuits.tasks import TASKS, Draft, Task
 from lit_sparse.cli import main
-from lit_sparse.export import export_sparse
+from lit_sparse.export import export_sparse, load_sparse
+from lit_sparse.model_digest import digest_of
 
 KEYS = {
     "task", "level", "fraction", "base", "sparse", "ratio", "ratio_low", "ratio_high", "base_score", "sparse_score",
@@ -60,6 +61,8 @@ def test_a_comparison_is_written_and_goes_on_where_it_stopped(folders, method, c
     assert 1 <= ninety["base"] <= 82 and ninety["ratio"] == pytest.approx(ninety["base"] / ninety["sparse"])
     assert ninety["ratio_low"] <= ninety["ratio"] <= ninety["ratio_high"] and ninety["base_score"] > 1
     details = json.loads((out / "circuits.json").read_text())
+    assert details["models"]["sparse"]["model_digest"] == digest_of(load_sparse(sparse))
+    assert details["models"]["base"]["model_digest"].startswith("dense-")
     task, skipped = details["tasks"]
     assert skipped["base"] is None and "cannot express" in skipped["skipped"]
     for side in ("base", "sparse"):

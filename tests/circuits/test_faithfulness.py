@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import statistics
 
 import pytest
 import torch
@@ -163,10 +164,22 @@ def test_ratios_and_intervals_by_hand():
     assert edge["ratio"] is None and edge["base"] is None
     task["sparse"]["runs"] = runs([4, 4, 4], [10, 20, 10])
     edge = comparison([task], (0.9,))[1]
-    # Ratios 10, 10 and 40; t = 4.303 for two degrees of freedom.
-    half = 4.303 * math.log(4) / math.sqrt(3) / math.sqrt(3)
+    # Ratios 10, 10 and 40; t = 4.3027 for two degrees of freedom.
+    half = 4.30265273 * math.log(4) / math.sqrt(3) / math.sqrt(3)
     assert edge["ratio"] == pytest.approx(4000 ** (1 / 3))
     assert edge["ratio_high"] == pytest.approx(4000 ** (1 / 3) * math.exp(half))
+
+
+@pytest.mark.parametrize(("seeds", "quantile"), [(2, 12.706), (12, 2.201), (31, 2.042)])
+def test_intervals_are_students_for_any_number_of_seeds(seeds, quantile):
+    counts = [10 * 2**seed for seed in range(seeds)]
+    models = {
+        side: {"runs": [{level: {"smallest": {"0.9": n}} for level in ("head", "edge")} for n in found], "clean": 1.0}
+        for side, found in (("base", counts), ("sparse", [10] * seeds))
+    }
+    row = comparison([{"task": "t", "skipped": None, **models}], (0.9,))[0]
+    half = quantile * statistics.stdev(map(math.log, counts)) / math.sqrt(seeds)
+    assert math.log(row["ratio_high"] / row["ratio"]) == pytest.approx(half, rel=3e-4)  # quantiles have four digits
 
 
 def test_an_area_needs_every_fraction():

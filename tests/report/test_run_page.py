@@ -10,7 +10,7 @@ from lit_sparse.report.graph_page import write_graph_page
 from lit_sparse.report.graph_summary import GraphSummary, summarise
 from lit_sparse.report.run_page import write_run_report
 from lit_sparse.report_command import report_command
-from tests.report.circuits_example import make_circuits
+from tests.report.circuits_example import DIGEST, make_circuits
 from tests.report.graph_example import make_graph
 
 
@@ -51,16 +51,16 @@ def make_run(folder: Path, record, hostile: str = "") -> Path:
     write(
         run / "transcoder" / "transcoder" / "summary.json",
         {
-            "model": "sparse" + hostile, "features": 128, "cross_layer": True, "activation": "topk", "tokens": 300_000,
-            "seconds": 1500.0, "l0": 15.2, "explained_variance": 0.71, "dead_fraction": 0.02, "ce": 2.884,
-            "replacement_ce": 3.9, "mean_ablation_ce": 9.1,
+            "model": "sparse" + hostile, "model_digest": DIGEST, "features": 128, "cross_layer": True,
+            "activation": "topk", "tokens": 300_000, "seconds": 1500.0, "l0": 15.2, "explained_variance": 0.71,
+            "dead_fraction": 0.02, "ce": 2.884, "replacement_ce": 3.9, "mean_ablation_ce": 9.1,
         },
     )  # fmt: skip
     write_graph_page([make_graph(nodes=20, links=30)], run / "graphs" / "000" / "graph.html")
     prompts = [
         GraphSummary(
             prompt=f"prompt {index}{hostile}", nodes=20, links=30, heads_for_80=5, replacement_error=0.3, seconds=9.0,
-            model="sparse", sparse=True, answer=" small", page=page,
+            model="sparse", model_digest=DIGEST, sparse=True, answer=" small", page=page,
             against=GraphSummary(
                 prompt="same", nodes=50, links=90, heads_for_80=40 + index, replacement_error=0.3, seconds=20.0,
                 model="base", sparse=False,
@@ -124,6 +124,37 @@ def test_named_folders_must_hold_what_they_should(tmp_path, make_record):
     write(tmp_path / "other" / "summary.json", {"edge_fraction": 0.1})
     with pytest.raises(ValueError, match="prompt"):
         write_run_report(run, graphs=[tmp_path / "other"])
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "place"),
+    [
+        ("circuits", "circuits/circuits.json", lambda content: content["models"]["sparse"]),
+        ("transcoders", "transcoder/transcoder/summary.json", lambda content: content),
+        ("graphs", "graphs/summary.json", lambda content: content["prompts"][1]),
+    ],
+)
+@pytest.mark.parametrize(
+    ("digest", "message"),
+    [("0123456789abcdef-" + "3f800000" * 8, "belongs to another model: make it with"), (None, "make it again")],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_parts_of_another_model_are_refused(tmp_path, make_record, part, file, place, digest, message, named):
+    run = make_run(tmp_path, make_record())
+    content = json.loads((run / file).read_text())
+    place(content)["model_digest"] = digest
+    write(run / file, content)
+    with pytest.raises(ValueError, match=rf"{(run / file).parent} .*{message}"):
+        write_run_report(run, **({part: [(run / file).parent]} if named else {}))
+    assert not (run / "story.html").exists()
+
+
+def test_a_run_must_say_which_model_it_made(tmp_path, make_record):
+    record = make_record()
+    del record.summary["model_digest"]
+    run = make_run(tmp_path, record)
+    with pytest.raises(ValueError, match=r"does not record which model it made.*: main.py fit .* --on_existing resume"):
+        write_run_report(run)
 
 
 def test_command_takes_several_folders(tmp_path, make_record, capsys):

@@ -1,19 +1,23 @@
 """Transcoder folders: round trips, the open layout, others' folders, damage."""
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from lit_sparse.transcoders import describe_transcoder, load_transcoder, save_transcoder
+from lit_sparse.transcoders import check_model, describe_transcoder, load_transcoder, save_transcoder
 
+DIGEST = "dense-" + "00" * 32
 KINDS = [(activation, cross) for activation in ("topk", "jumprelu") for cross in (True, False)]
 
 
 @pytest.mark.parametrize("activation, cross_layer", KINDS)
 def test_round_trip(make_transcoder, tmp_path, activation, cross_layer):
     transcoder = make_transcoder(activation=activation, cross_layer=cross_layer)
-    save_transcoder(transcoder, tmp_path / "t", model_name="package:some_model", measured={"l0": 3.0})
+    save_transcoder(
+        transcoder, tmp_path / "t", model_name="package:some_model", model_digest=DIGEST, measured={"l0": 3.0}
+    )
     loaded = load_transcoder(tmp_path / "t")
     inputs = torch.randn(4, 5, 8)
     assert torch.equal(loaded(inputs), transcoder(inputs))
@@ -25,7 +29,9 @@ def test_round_trip(make_transcoder, tmp_path, activation, cross_layer):
 
 
 def test_layout(make_transcoder, tmp_path):
-    save_transcoder(make_transcoder(activation="jumprelu"), tmp_path / "t", model_name="m", measured={})
+    save_transcoder(
+        make_transcoder(activation="jumprelu"), tmp_path / "t", model_name="m", model_digest=DIGEST, measured={}
+    )
     shapes = {}
     for file in (tmp_path / "t").glob("*.safetensors"):
         shapes |= {name: tuple(tensor.shape) for name, tensor in load_file(file).items()}
@@ -42,10 +48,10 @@ def test_layout(make_transcoder, tmp_path):
 
 
 @pytest.mark.parametrize("thresholds", [True, False])
-def test_a_folder_of_others(make_transcoder, tmp_path, thresholds):
+def test_a_folder_of_others(make_transcoder, tmp_path, thresholds, caplog):
     """Without our part of the config: thresholds if there are some, else ReLU."""
     transcoder = make_transcoder(activation="jumprelu")
-    save_transcoder(transcoder, tmp_path / "t", model_name="m", measured={})
+    save_transcoder(transcoder, tmp_path / "t", model_name="m", model_digest=DIGEST, measured={})
     config = yaml.safe_load((tmp_path / "t/config.yaml").read_text())
     del config["lit_sparse"]
     (tmp_path / "t/config.yaml").write_text(yaml.safe_dump(config))
@@ -56,27 +62,45 @@ def test_a_folder_of_others(make_transcoder, tmp_path, thresholds):
     read = transcoder.preactivate_all(inputs)
     expected = transcoder.activate_all(read) if thresholds else read.relu()
     assert torch.equal(load_transcoder(tmp_path / "t").encode(inputs), expected)
+    check_model(tmp_path / "t", "some/model", DIGEST)
+    assert "do not record their model: make sure that it was some/model" in caplog.text
+
+
+def test_a_folder_says_which_model_it_belongs_to(make_transcoder, tmp_path):
+    save_transcoder(make_transcoder(), tmp_path / "t", model_name="mine", model_digest=DIGEST, measured={})
+    check_model(tmp_path / "t", "mine", DIGEST)
+    with pytest.raises(
+        ValueError, match=r"trained on another model \(mine\) than other; name or train transcoders of other"
+    ):
+        check_model(tmp_path / "t", "other", "dense-" + np.ones(8, ">f4").tobytes().hex())
+    config = yaml.safe_load((tmp_path / "t/config.yaml").read_text())
+    del config["lit_sparse"]["model_digest"]
+    (tmp_path / "t/config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ValueError, match=r"older version.*make it again"):
+        check_model(tmp_path / "t", "mine")
 
 
 def test_bfloat16_weights_load_as_float32(make_transcoder, tmp_path):
     transcoder = make_transcoder()
-    save_transcoder(transcoder, tmp_path / "t", model_name="m", measured={}, dtype=torch.bfloat16)
+    save_transcoder(transcoder, tmp_path / "t", model_name="m", model_digest=DIGEST, measured={}, dtype=torch.bfloat16)
     loaded = load_transcoder(tmp_path / "t")
     assert loaded.W_enc.dtype == torch.float32
     torch.testing.assert_close(loaded.W_dec[0], transcoder.W_dec[0], rtol=2**-8, atol=0)  # bfloat16 has 8 bits
     with pytest.raises(ValueError, match="float32 or bfloat16"):
-        save_transcoder(transcoder, tmp_path / "u", model_name="m", measured={}, dtype=torch.float16)
+        save_transcoder(
+            transcoder, tmp_path / "u", model_name="m", model_digest=DIGEST, measured={}, dtype=torch.float16
+        )
 
 
 def test_only_a_transcoder_folder_is_replaced(make_transcoder, tmp_path):
     for k in (2, 3):
-        save_transcoder(make_transcoder(k=k), tmp_path / "t", model_name="m", measured={})
+        save_transcoder(make_transcoder(k=k), tmp_path / "t", model_name="m", model_digest=DIGEST, measured={})
     assert load_transcoder(tmp_path / "t").config.k == 3
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other/precious.txt").write_text("mine")
     with pytest.raises(ValueError, match="no transcoder folder"):
-        save_transcoder(make_transcoder(), tmp_path / "other", model_name="m", measured={})
+        save_transcoder(make_transcoder(), tmp_path / "other", model_name="m", model_digest=DIGEST, measured={})
     assert (tmp_path / "other/precious.txt").read_text() == "mine"
 
 
@@ -112,7 +136,7 @@ def damaged(folder, kind):
     ],
 )
 def test_damaged_folders(make_transcoder, tmp_path, kind, words):
-    save_transcoder(make_transcoder(), tmp_path / "t", model_name="m", measured={})
+    save_transcoder(make_transcoder(), tmp_path / "t", model_name="m", model_digest=DIGEST, measured={})
     damaged(tmp_path / "t", kind)
     with pytest.raises(ValueError, match=words):
         load_transcoder(tmp_path / "t")

@@ -15,8 +15,9 @@ from lit_sparse.candidates import load_any
 from lit_sparse.cli import main
 from lit_sparse.data import AdditionData
 from lit_sparse.export import export_adapters, export_sparse
+from lit_sparse.model_digest import digest_of, same_model
 from lit_sparse.models import load_model
-from lit_sparse.transcoders import TranscoderConfig, TranscoderModule, load_transcoder
+from lit_sparse.transcoders import TranscoderConfig, TranscoderModule, describe_transcoder, load_transcoder
 from lit_sparse.transcoders.activations import MLPs
 
 
@@ -116,6 +117,9 @@ def test_a_sparse_model_is_read_with_its_gates(transcoder_config, tmp_path, llam
     main(["fit", "--config", str(transcoder_config("run", {"model.init_args.model": str(tmp_path / "sparse")}))])
     dense, found = summary_of(tmp_path / "dense"), summary_of(tmp_path / "run")
     assert found["model"] == str(tmp_path / "sparse")
+    assert same_model(found["model_digest"], digest_of(sparse))
+    ours = describe_transcoder(tmp_path / "run/transcoder")["lit_sparse"]
+    assert ours["model_digest"] == found["model_digest"] != dense["model_digest"]
     assert not math.isclose(found["ce"], dense["ce"], rel_tol=1e-3), "closed edges change the model's own CE"
 
 

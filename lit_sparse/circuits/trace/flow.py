@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from lit_sparse.attention import attention_modules
 from lit_sparse.circuits.stack import Stack
@@ -33,6 +33,7 @@ from lit_sparse.circuits.tasks.vocabulary import NotExpressible, Tokenizer, Voca
 from lit_sparse.circuits.trace.frozen import Frozen
 from lit_sparse.circuits.trace.reach import NEVER, connected, needed, reachable, shortest_path
 from lit_sparse.report.trace_record import Ablation, Trace, TraceEdges
+from lit_sparse.tokens import token_text
 
 SCALINGS = (1 / 2, 3 / 4, 1)
 KEEP = 0.9
@@ -62,8 +63,8 @@ def trace(
         name: what to call the model; default its configuration's name.
 
     Raises:
-        ValueError: an empty prompt, an answer that is not one token after it, `keep` out of range, or a model whose
-            family is not understood (see `Stack`).
+        ValueError: a prompt of less than two tokens, an answer that is not one token after it, `keep` out of range, or
+            a model whose family is not understood (see `Stack`).
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep is a share of the answer's probability, in (0, 1], got {keep}")
@@ -93,13 +94,13 @@ def trace(
         model=name or model.config.name_or_path or model.config.model_type,
         sparse=sparse,
         prompt=prompt,
-        tokens=[_text(tokenizer, token) for token in ids],
-        answer=_text(tokenizer, answer_id),
+        tokens=[token_text(tokenizer, token) for token in ids],
+        answer=token_text(tokenizer, answer_id),
         answer_id=answer_id,
         layers=layers,
         heads=max(len(weight) for weight in weights),
         probability=full,
-        predictions=[(_text(tokenizer, int(i)), float(p)) for p, i in zip(*likeliest, strict=True)],
+        predictions=[(token_text(tokenizer, int(i)), float(p)) for p, i in zip(*likeliest, strict=True)],
         allowed=frozen.allowed,
         open=sum(int(np.count_nonzero(weight)) for weight in weights),
         edges=edges,
@@ -124,6 +125,11 @@ def encode(tokenizer: Tokenizer, prompt: str, answer: str | None) -> tuple[list[
     ids = vocabulary.encode(prompt)
     if not ids:
         raise ValueError("the prompt is empty: there is nothing to trace")
+    if len(ids) == 1:
+        only = token_text(tokenizer, ids[0])
+        raise ValueError(
+            f"the prompt needs at least two tokens, for attention from one to another; {prompt!r} became one: {only!r}"
+        )
     if answer is None:
         return list(ids), None
     try:
@@ -241,9 +247,3 @@ def _chunks(frozen: Frozen, items: Sequence[int]) -> Iterator[list[int]]:
     step = max(1, _TOKENS_AT_ONCE // frozen.embedding.shape[1])
     for first in range(0, len(items), step):
         yield list(items[first : first + step])
-
-
-def _text(tokenizer: Tokenizer, token: int) -> str:
-    if isinstance(tokenizer, PreTrainedTokenizerBase):
-        return str(tokenizer.decode([token]))
-    return tokenizer.tokens[token]
