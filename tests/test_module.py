@@ -5,10 +5,13 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_sparse import GateConfig, SparseAttentionModule
 from lit_sparse.adapters import LoraConfig
 from lit_sparse.attention import gates_of
+from lit_sparse.calibration import Calibration
+from lit_sparse.callbacks.sparsity import SparsityByHead
 from lit_sparse.data import AdditionData
 from lit_sparse.evaluation import Evaluation
 from lit_sparse.objective import KL, Absolute, EdgeFraction, Fixed, Geco, token_losses
@@ -258,6 +261,39 @@ def test_another_teacher(llama_folder):
     fit(module, steps=1)
     assert module.start.base_ce == pytest.approx(math.log(module.model.config.vocab_size), rel=1e-5)  # float32
     assert module.start.ce != pytest.approx(module.start.base_ce, rel=1e-3)
+
+
+@pytest.mark.parametrize("calibration", [None, Calibration(kl=0.02)])
+def test_the_start_is_measured_on_the_test_split(llama_folder, calibration):
+    class WithoutValidation(AdditionData):
+        def val_dataloader(self):
+            raise AssertionError("a constraint that needs nothing measured reads no validation text")
+
+    module, data = make(llama_folder, train="none", gate_lr=0.0, calibration=calibration), WithoutValidation(**DATA)
+    fit(module, data, steps=1)
+    assert module.start.metrics() == module.evaluate(data.test_dataloader()).metrics()
+
+
+def test_a_constraint_is_prepared_on_the_validation_split(llama_folder):
+    module, data = make(llama_folder, constraint=Absolute(epsilon=0.25)), AdditionData(**DATA)
+    fit(module, data, steps=1)
+    validation, test = (module.evaluate(batches).base_ce for batches in (data.val_dataloader(), data.test_dataloader()))
+    assert (module.constraint.tolerance, module.start.base_ce) == (validation + 0.25, test)
+    assert abs(validation - test) > 0.01
+
+
+def test_the_picture_of_heads_is_of_the_validation_split_alone(llama_folder, tmp_path, monkeypatch):
+    """The start was measured on the test split, so it is not drawn beside it."""
+    drawn = []
+    logger = TensorBoardLogger(tmp_path)
+    monkeypatch.setattr(logger.experiment, "add_figure", lambda name, figure, global_step: drawn.append(figure))
+    module = make(llama_folder)
+    fit(module, steps=1)
+    module.trainer.loggers = [logger]
+    module.last_evaluation = evaluation(0.3, 0.0)
+    SparsityByHead().on_validation_end(module.trainer, module)
+    titles = [axes.get_title(loc="left") for axes in drawn[0].axes]
+    assert [title.split(":")[0] for title in titles if title] == ["Validation split"]
 
 
 def test_the_same_seed_gives_the_same_run_bitwise(llama_folder):

@@ -138,7 +138,8 @@ def _row(name: str, description: str, base: dict[str, Any], sparse: dict[str, An
 
 
 def _named(candidate: Candidate) -> dict[str, Any]:
-    return {"name": candidate.name, "edge_fraction": candidate.measured.get("edge_fraction")}
+    measured = ("edges_per_query", "edge_fraction", "sequence_length")
+    return {"name": candidate.name} | {key: candidate.measured.get(key) for key in measured}
 
 
 def _fingerprint(candidate: Candidate, settings: Settings) -> str:
