@@ -77,7 +77,14 @@ def _headline(details: Details, comparison: Comparison, names: str) -> str:
     for level in LEVELS:
         found = ratios(details, comparison, level)
         more = f"than the base, for {share} of the effect; tasks: {len(found)} of {len(details['tasks'])}"
-        tiles.append((f"{PLURAL[level].capitalize()} of the sparse model", ratio_range(found), more, tile_class(found)))
+        tiles.append(
+            (
+                f"{PLURAL[level].capitalize()} in the sparse model's circuits",
+                ratio_range(found),
+                more,
+                tile_class(found),
+            )
+        )
     sparse = details["models"]["sparse"]
     tiles.append(("Open edges per query and head", decimal(sparse.get("edges_per_query"), 2), edge_share(sparse), ""))
     cells = "".join(f'<div><dt>{a}</dt><dd class="{css}">{b}<small>{c}</small></dd></div>' for a, b, c, css in tiles)

@@ -102,7 +102,7 @@ def _headline(parts: RunParts) -> str:
         tiles.append(("Constraint", fmt.decimal(value), f"{name}; tolerance {fmt.decimal(tolerance)}", ""))
     for level in LEVELS if parts.circuits else ():
         ratios = all_ratios(parts.circuits, level)
-        label = f"{PLURAL[level].capitalize()} in circuits of the sparse model"
+        label = f"{PLURAL[level].capitalize()} in the sparse model's circuits"
         tiles.append((label, ratio_range(ratios), "than the base, by task", tile_class(ratios)))
     for one in parts.graphs:
         words = "of the attention attribution, mean over prompts"
