@@ -97,6 +97,16 @@ def test_whole_story(tmp_path, open_page, make_record):
     assert all((path.parent / link).is_file() for link in links)
 
 
+def test_a_sparse_model_that_needs_more_is_not_praised(tmp_path, make_record):
+    run = make_run(tmp_path, make_record())
+    _, comparison = make_circuits()
+    rows = [row | {"ratio": 0.231, "ratio_low": 0.2, "ratio_high": 0.25} for row in comparison]
+    write(run / "circuits" / "comparison.json", rows)
+    html = write_run_report(run).read_text()
+    assert html.count('<dd class="no">4.33x more<small>than the base, by task') == 2
+    assert '<b class="no">4.33x more</b> <small>4.0-5.0</small>' in html
+
+
 def test_links_start_from_the_page(tmp_path, make_record):
     run = make_run(tmp_path, make_record())
     html = write_run_report(run, tmp_path / "elsewhere" / "a.html").read_text()
