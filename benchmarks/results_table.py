@@ -1,4 +1,4 @@
-"""The README's result table, from the summaries of finished runs.
+"""The README's result table, from the summaries of finished runs: the test split throughout.
 
 python main.py fit --config configs/quickstart.yaml && python main.py fit --config configs/addition.yaml
 python benchmarks/results_table.py runs/quickstart runs/addition
@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 COLUMNS = (
-    "run | edges at the start | edges kept | per query and head | CE, base -> sparse | KL | exact | "
-    "steps, tokens, training time"
+    "run | T | open edges per query and head, at the start | in the end | of the allowed ones | CE, base -> sparse | "
+    "KL | exact | steps, tokens, training time"
 )
 
 
@@ -22,9 +22,11 @@ def main(folders: list[str]) -> None:
         change = row["ce"] - row["base_ce"]
         cells = [
             Path(folder).name,
-            f"{row['edge_fraction_start']:.1%} (CE {row['ce_start'] - row['base_ce_start']:+.4f})",
-            f"**{row['edge_fraction']:.2%}**",
-            f"{row['edges_per_query']:.2f}",
+            f"{row['sequence_length']:,}",
+            f"{row['edges_per_query_start']:.2f} ({row['edge_fraction_start']:.1%}, "
+            f"CE {row['ce_start'] - row['base_ce']:+.4f}, KL {row['kl_start']:.4f})",
+            f"**{row['edges_per_query']:.2f}**",
+            f"{row['edge_fraction']:.2%}",
             f"{row['base_ce']:.3f} -> {row['ce']:.3f} ({change:+.3f})",
             f"{row['kl']:.4f}",
             f"{row['exact_match']:.2%}" if "exact_match" in row else "",

@@ -55,7 +55,7 @@ def _measured(run_dir: Path, checkpoint: dict[str, object], module: SparseAttent
     return {
         "model": module.base_name,
         "constraint": module.constraint.name,
-        "tolerance": module.constraint.tolerance,
+        "constraint_described": module.constraint.described(),
         "steps": int(checkpoint["global_step"]),  # type: ignore[call-overload]
         "tokens": module.tokens_seen,
         "seconds": module.seconds,

@@ -221,7 +221,7 @@ def _what(estimate: Estimate) -> dict[str, str]:
         "gates": f"{estimate.gates:,} ({module.gate_config.family}, normalised over "
         f"{module.gate_config.normalisation} keys)",
         "trained": f"{estimate.size.trained:,} ({'adapters (LoRA)' if module.lora else module.train_weights}, gates)",
-        "constraint": f"{module.constraint.name} <= {module.constraint.tolerance:g} nats per token",
+        "constraint": module.constraint.described(),
         "multiplier": type(module.multiplier).__name__,
         "batch": f"{tokens} a GPU, {estimate.accumulated} accumulated",
     }

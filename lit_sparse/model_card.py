@@ -6,11 +6,14 @@ from typing import Any
 
 def model_card(measured: Mapping[str, Any], gate: Mapping[str, Any]) -> str:
     """Markdown for the exported folder's README."""
+    from lit_sparse.report import formatting as fmt  # here: plots are slow to import, and loading a model needs none
 
     def number(key: str, form: str) -> str:
         value = measured.get(key)
         return form.format(value) if isinstance(value, int | float) else "not measured"
 
+    per_query = number("edges_per_query", f"{{:.2f}} ({fmt.edge_share(measured)})")
+    constraint = measured.get("constraint_described") or measured.get("constraint", "?")
     return f"""---
 library_name: lit_sparse
 tags: [sparse-attention, interpretability]
@@ -22,13 +25,12 @@ Post-trained so that attention is sparse edge by edge (arXiv 2512.05865), with {
 {gate["normalisation"]} keys. Load it with `lit_sparse.load_sparse(folder)`; loaded with transformers alone it runs
 with all edges open.
 
-| held-out, deterministic gates | |
+| test split, deterministic gates | |
 |---|---|
-| edges kept | {number("edge_fraction", "{:.3%}")} (start: {number("edge_fraction_start", "{:.1%}")}) |
-| edges per query and head | {number("edges_per_query", "{:.2f}")} |
+| open edges per query and head | {per_query}; at the start {fmt.edges_at_start(measured)} |
 | cross-entropy, nats per token | {number("ce", "{:.4f}")} (base: {number("base_ce", "{:.4f}")}) |
 | KL from the base model, nats per token | {number("kl", "{:.4f}")} |
-| constraint | {measured.get("constraint", "?")} <= {number("tolerance", "{:.4g}")}, \
-satisfied: {measured.get("satisfied", "?")} |
+| constraint: {constraint} | {number("constraint_value", "{:.4f}")}, tolerance {number("tolerance", "{:.4f}")}, \
+satisfied: {fmt.satisfied_text(measured)} |
 | training | {number("steps", "{}")} steps, {number("tokens", "{:,}")} tokens, {number("seconds", "{:.0f}")} s |
 """

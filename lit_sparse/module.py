@@ -320,7 +320,8 @@ class SparseAttentionModule(RunModule):
     # --- before training ---------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Moves the teacher, and on a fresh start calibrates the gates and measures where the run begins."""
+        """Moves the teacher, and on a fresh start calibrates the gates and measures where the run begins: on the
+        test split, as its end. Constraints are prepared on the validation split, which model selection uses."""
         assert self.model is not None
         if (self.sharpness_end is not None or self.relaxation > 1) and self.trainer.max_steps < 1:
             raise ValueError("sharpness_end and relaxation end at the run's last step: set trainer.max_steps")
@@ -332,22 +333,24 @@ class SparseAttentionModule(RunModule):
             return
         data = self._datamodule()
         few = slice(1) if getattr(self.trainer, "fast_dev_run", False) else slice(None)
-        held_out = list(data.val_dataloader())[few]
+        test = list(data.test_dataloader())[few]
         assert self.model is not None
         with self.trainer.precision_plugin.forward_context():
+            if type(self.constraint).prepare is not Constraint.prepare:
+                validation = self.evaluate(list(data.val_dataloader())[few], "base model")
+                self.constraint.prepare(validation.base_ce)
             if self.calibration is None:
-                self.start = self.evaluate(held_out, "base and start")
+                self.start = self.evaluate(test, "start")
             else:
                 batches = [self._to_device(batch) for batch in data.calibration_batches()[few]]
                 self.start = calibrated_start(
                     self.model,
                     batches,
                     self.calibration,
-                    lambda: self.evaluate(held_out, "base and start"),
+                    lambda: self.evaluate(test, "start"),
                     self.print,
                 )
                 self._sharding().weights_written()
-        self.constraint.prepare(self.start.base_ce)
 
     def _compile(self) -> None:
         assert self.model is not None

@@ -9,17 +9,19 @@ import torch
 import yaml
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from benchmarks import results_table
 from lit_sparse import SparseAttentionModule, load_sparse
 from lit_sparse.callbacks import SparsityProgressBar
 from lit_sparse.cli import main
 from lit_sparse.model_digest import digest_of, same_model
-from lit_sparse.report import RunRecord
+from lit_sparse.report import RunRecord, read_history
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
 SUMMARY = {
     "base_ce", "ce", "kl", "edge_fraction_start", "edge_fraction", "edges_per_query", "constraint", "constraint_value",
     "tolerance", "satisfied", "steps", "chosen_step", "tokens", "seconds", "model", "lambda", "gate",
+    "edges_per_query_start", "sequence_length", "test_tokens", "centered", "constraint_described",
 }  # fmt: skip
 
 
@@ -103,6 +105,32 @@ def test_fit_leaves_a_complete_run_folder(finished):
     assert ("val/exact_match" in header) == ("exact_match" in summary)
 
 
+def test_a_summary_is_of_the_test_split_alone(make_config, tmp_path, capsys):
+    """Start, end, and a tolerance of the base's cross-entropy plus something; the curves are the validation split's."""
+    constraint = {"class_path": "lit_sparse.objective.Absolute", "init_args": {"epsilon": 0.05}}
+    config = make_config("run", {"model.init_args.constraint": constraint})
+    main(["fit", "--config", str(config), "--model.init_args.gate_lr=0", "--model.init_args.train=none"])
+    printed = capsys.readouterr().out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    for name in ("edges_per_query", "edge_fraction", "ce", "kl"):
+        assert summary[f"{name}_start"] == summary[name], "nothing was trained"
+    assert (summary["sequence_length"], summary["test_tokens"], summary["centered"]) == (6, 20, False)
+
+    history = read_history(tmp_path / "run" / "metrics.csv")
+    base_ce = next(row["val/base_ce"] for row in history if "val/base_ce" in row)
+    assert abs(base_ce - summary["base_ce"]) > 0.01
+    assert summary["tolerance"] == summary["base_ce"] + 0.05
+    assert summary["tolerance_in_training"] == pytest.approx(base_ce + 0.05, rel=1e-6)  # float32 in the log
+    assert summary["satisfied"] == (summary["ce"] <= summary["base_ce"] + 0.05)
+
+    card = (tmp_path / "run" / "model" / "README.md").read_text()
+    for text in (printed, card, (tmp_path / "run" / "report.html").read_text()):
+        assert f"{summary['edges_per_query']:.2f}" in text and "T = 6)" in text and "test split" in text
+    results_table.main([str(tmp_path / "run")])
+    head, _, row = capsys.readouterr().out.splitlines()
+    assert head.count("|") == row.count("|") and f"| 6 | {summary['edges_per_query']:.2f} (" in row
+
+
 def test_the_exported_model_is_the_chosen_one(finished):
     model = load_sparse(finished / "model")
     best = torch.load(finished / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
@@ -172,7 +200,7 @@ def test_info_writes_nothing(make_config, tmp_path, capsys):
     printed = capsys.readouterr().out
     # 2 layers of 4 heads, a cutoff each; parameters of the llama: counted by transformers when it was made
     assert "2 layers x 4 heads" in printed and "8 (probability" in printed
-    assert "kl <= 0.05" in printed and "Geco" in printed
+    assert "KL divergence from the base model <= 0.05" in printed and "Geco" in printed
     assert not (tmp_path / "run").exists()
 
 
@@ -311,7 +339,7 @@ def test_the_terminal_shows_what_matters(make_config, start_python, tmp_path):
     process = start_python("main.py", "fit", "--config", make_config())
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
-    assert "report.html" in out and "Edges" in out
+    assert "report.html" in out and "Open edges per query and head" in out
     noise = ("tip", "litlogger", "warning", "deprecat", "args parameter", "num_workers", "GPU available", "TPU")
     shown = out + errors
     assert not [word for word in noise if word.lower() in shown.lower()], shown

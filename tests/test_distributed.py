@@ -59,5 +59,5 @@ def test_two_processes_agree(make_config, start_python, tmp_path):
     assert data[0] != data[1]
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["steps"] == 6 and summary["tokens"] == 2 * 12 * 8 * 6
-    assert summary["held_out_tokens"] == 2 * 10  # two digits of five pairs on each rank
+    assert summary["test_tokens"] == 2 * 10  # two digits of five pairs on each rank
     assert torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] in (3, 4, 5, 6)

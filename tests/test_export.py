@@ -22,7 +22,9 @@ from lit_sparse.module import SparseAttentionModule
 
 MEASURED = {
     "model": "somebody/base", "edge_fraction": 0.0371, "edge_fraction_start": 0.341, "edges_per_query": 4.77,
-    "ce": 2.8841, "base_ce": 2.8612, "kl": 0.0978, "constraint": "kl", "tolerance": 0.1, "satisfied": True,
+    "edges_per_query_start": 43.84, "sequence_length": 256, "ce": 2.8841, "base_ce": 2.8612, "kl": 0.0978,
+    "constraint": "kl", "constraint_described": "KL divergence from the base model <= 0.1 nats per token",
+    "constraint_value": 0.0978, "tolerance": 0.1, "satisfied": True,
     "steps": 60, "tokens": 82000, "seconds": 723.4,
 }  # fmt: skip
 
@@ -265,8 +267,11 @@ def test_the_folder_holds_no_pickle_and_no_more_than_it_says(exported):
 
 def test_the_model_card_has_the_figures(exported):
     card = (exported / "README.md").read_text()
-    figures = ["3.710%", "34.1%", "4.77", "2.8841", "2.8612", "0.0978", "kl <= 0.1", "82,000", "723 s"]
-    for figure in ["somebody/base", *figures]:
+    edges = (
+        "| open edges per query and head | 4.77 (3.71 % of the allowed ones, T = 256); at the start 43.84 (34.1 %) |"
+    )
+    constraint = "| constraint: KL divergence from the base model <= 0.1 nats per token | 0.0978, tolerance 0.1000, "
+    for figure in ["somebody/base", edges, constraint, "2.8841", "2.8612", "82,000", "723 s", "satisfied: yes"]:
         assert figure in card
     assert card.startswith("---\n") and "probability gates" in card
 
@@ -274,6 +279,7 @@ def test_the_model_card_has_the_figures(exported):
 def test_a_card_without_figures_says_so(model, tmp_path):
     export_sparse(model, tmp_path / "sparse", measured={"kl": None})
     card = (tmp_path / "sparse" / "README.md").read_text()
+    assert "| open edges per query and head | not measured; at the start - |" in card
     assert "KL from the base model, nats per token | not measured" in card and "unnamed base model" in card
 
 

@@ -66,6 +66,12 @@ def test_time_and_tokens_of_a_step(info):
     assert number(slow) == pytest.approx(2 * number(fast), rel=0.2, abs=0.02)
 
 
+def test_the_constraint_is_said_in_full(info):
+    constraint = {"class_path": "lit_sparse.objective.Absolute", "init_args": {"epsilon": 0.05}}
+    rows = info({"model.init_args.constraint": constraint})
+    assert rows["constraint"] == "cross-entropy <= the base model's + 0.05 nats per token"
+
+
 def test_options_out_of_range(make_config, capsys):
     for option in (["--gpus", "0"], ["--tflops", "-1"], ["--utilisation", "1.5"]):
         with pytest.raises(SystemExit):

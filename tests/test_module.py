@@ -5,10 +5,13 @@ import math
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_sparse import GateConfig, SparseAttentionModule
 from lit_sparse.adapters import LoraConfig
 from lit_sparse.attention import gates_of
+from lit_sparse.calibration import Calibration
+from lit_sparse.callbacks.sparsity import SparsityByHead
 from lit_sparse.data import AdditionData
 from lit_sparse.evaluation import Evaluation
 from lit_sparse.objective import KL, Absolute, EdgeFraction, Fixed, Geco, token_losses
@@ -128,7 +131,9 @@ def test_the_teacher_is_neither_saved_nor_trained(llama_folder):
     trainer.fit(module, datamodule=AdditionData(**DATA))
     assert all(torch.equal(before[name], value) for name, value in module.teacher.state_dict().items())
     assert not any(parameter.requires_grad for parameter in module.teacher.parameters())
-    assert len(module.state_dict()) == len(module.teacher.state_dict()) + len(gates_of(module.model))
+    gates = {name for name in module.state_dict() if "edge_gate" in name}
+    assert len(module.state_dict()) == len(module.teacher.state_dict()) + len(gates)
+    assert len(gates) == 2 * len(gates_of(module.model))  # cutoffs and sharpness
 
 
 def test_gates_have_their_own_group(llama_folder):
@@ -144,14 +149,14 @@ def test_gates_have_their_own_group(llama_folder):
 
 
 def changed(module, before):
-    return {name for name, value in module.model.state_dict().items() if not torch.equal(before[name], value)}
+    return {name for name, value in module.model.named_parameters() if not torch.equal(before[name], value)}
 
 
 @pytest.mark.parametrize("train", ["all", "attention", "none"])
 def test_only_what_is_asked_for_is_trained(llama_folder, train):
     module = make(llama_folder, train=train)
     module.configure_model()
-    before = {name: value.clone() for name, value in module.model.state_dict().items()}
+    before = {name: value.detach().clone() for name, value in module.model.named_parameters()}
     fit(module, steps=2)
     moved = changed(module, before)
     gates = {name for name in before if "edge_gate" in name}
@@ -170,7 +175,7 @@ def test_adapters_train_instead_of_the_weights(llama_folder):
     pytest.importorskip("peft")
     module = make(llama_folder, lora=LoraConfig(r=2, target_modules=["q_proj", "k_proj"]))
     module.configure_model()
-    before = {name: value.clone() for name, value in module.model.state_dict().items()}
+    before = {name: value.detach().clone() for name, value in module.model.named_parameters()}
     fit(module, steps=3)
     moved = changed(module, before)
     assert moved == {name for name in before if "lora_" in name or "edge_gate" in name}
@@ -269,6 +274,39 @@ def test_seeds_are_the_same_in_every_version_of_python():
         [9157713159289443039, 5720497549342507007],
         [9147974026190340861, 3128813901884482090],
     ]
+
+
+@pytest.mark.parametrize("calibration", [None, Calibration(kl=0.02)])
+def test_the_start_is_measured_on_the_test_split(llama_folder, calibration):
+    class WithoutValidation(AdditionData):
+        def val_dataloader(self):
+            raise AssertionError("a constraint that needs nothing measured reads no validation text")
+
+    module, data = make(llama_folder, train="none", gate_lr=0.0, calibration=calibration), WithoutValidation(**DATA)
+    fit(module, data, steps=1)
+    assert module.start.metrics() == module.evaluate(data.test_dataloader()).metrics()
+
+
+def test_a_constraint_is_prepared_on_the_validation_split(llama_folder):
+    module, data = make(llama_folder, constraint=Absolute(epsilon=0.25)), AdditionData(**DATA)
+    fit(module, data, steps=1)
+    validation, test = (module.evaluate(batches).base_ce for batches in (data.val_dataloader(), data.test_dataloader()))
+    assert (module.constraint.tolerance, module.start.base_ce) == (validation + 0.25, test)
+    assert abs(validation - test) > 0.01
+
+
+def test_the_picture_of_heads_is_of_the_validation_split_alone(llama_folder, tmp_path, monkeypatch):
+    """The start was measured on the test split, so it is not drawn beside it."""
+    drawn = []
+    logger = TensorBoardLogger(tmp_path)
+    monkeypatch.setattr(logger.experiment, "add_figure", lambda name, figure, global_step: drawn.append(figure))
+    module = make(llama_folder)
+    fit(module, steps=1)
+    module.trainer.loggers = [logger]
+    module.last_evaluation = evaluation(0.3, 0.0)
+    SparsityByHead().on_validation_end(module.trainer, module)
+    titles = [axes.get_title(loc="left") for axes in drawn[0].axes]
+    assert [title.split(":")[0] for title in titles if title] == ["Validation split"]
 
 
 def test_the_same_seed_gives_the_same_run_bitwise(llama_folder):

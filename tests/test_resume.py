@@ -62,7 +62,8 @@ def recorded(monkeypatch):
         def finish(trainer, module, run_dir):
             merge_history(run_dir)
             optimizer = trainer.optimizers[0].state_dict()
-            ends.append([module.state_dict(), optimizer, module.multiplier.state_dict(), trainer.global_step])
+            start = module.start._asdict()  # measured once, before the first step
+            ends.append([module.state_dict(), optimizer, module.multiplier.state_dict(), trainer.global_step, start])
             return {}
 
         monkeypatch.setattr(SparseAttentionModule, "training_step", step)

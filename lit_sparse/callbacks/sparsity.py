@@ -27,6 +27,6 @@ class SparsityByHead(Callback):
         values["val/closed_heads"] = float((result.open_fraction < self.closed_below).sum())
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
-            if isinstance(logger, TensorBoardLogger) and pl_module.start is not None:
-                figure = edges_by_head(pl_module.start.open_fraction.numpy(), result.open_fraction.numpy())
+            if isinstance(logger, TensorBoardLogger):
+                figure = edges_by_head({"Validation split": result.open_fraction.numpy()})
                 logger.experiment.add_figure("edges by head", figure, global_step=step)

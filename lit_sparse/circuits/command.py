@@ -142,11 +142,11 @@ def _row(name: str, description: str, base: dict[str, Any], sparse: dict[str, An
 
 
 def _named(candidate: Candidate, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    measured = ("edges_per_query", "edge_fraction", "sequence_length")
     return {
         "name": candidate.name,
         "model_digest": next(iter(found.values()))[0]["model_digest"],
-        "edge_fraction": candidate.measured.get("edge_fraction"),
-    }
+    } | {key: candidate.measured.get(key) for key in measured}
 
 
 def _fingerprint(candidate: Candidate, settings: Settings) -> str:

@@ -59,8 +59,8 @@ def text_table(score: TextScore, labels: tuple[str, str | None]) -> Group:
     if score.kl is not None:
         add(f"KL({base} || {model}), nats/token", "", "", _cell(score.kl, 4))
     if score.edge_fraction is not None:
-        add("edges open", "", percent(score.edge_fraction))
         add("open edges per query and head", "", decimal(score.edges_per_query, 2))
+        add("share of the allowed edges", "", percent(score.edge_fraction))
     return Group(Text(title), table)
 
 

@@ -41,6 +41,17 @@ class Constraint:
         scored do not count."""
         raise TypeError(f"{type(self).__name__} must implement per_token()")
 
+    def described(self) -> str:
+        """The constraint in words: cross-entropy <= 2.5 nats per token."""
+        return f"{self.name or type(self).__name__} <= {self.tolerance:g} nats per token"
+
+    def tolerance_for(self, base_ce: float) -> float:
+        """The tolerance on text on which the base model's cross-entropy is `base_ce` (nats per token).
+
+        A constraint whose `prepare` measures its tolerance overrides this too.
+        """
+        return self.tolerance
+
     def state_dict(self) -> dict[str, float]:
         """What `prepare` measured, so that a resumed run keeps it."""
         return {"tolerance": self.tolerance, "scale": self.scale}
@@ -49,7 +60,8 @@ class Constraint:
         self.tolerance, self.scale = state["tolerance"], state["scale"]
 
     def prepare(self, base_ce: float) -> None:
-        """Called once before training with the base model's held-out cross-entropy (nats per token).
+        """Called once before training with the base model's cross-entropy on the validation split (nats per token), the
+        split that model selection uses. It is measured only for constraints that override this.
 
         Raises:
             ValueError: the tolerance cannot be met by a model as good as the base.
@@ -61,6 +73,9 @@ class Paired(Constraint):
 
     name = "paired"
 
+    def described(self) -> str:
+        return f"cross-entropy - the base model's on the same tokens <= {self.tolerance:g} nats per token"
+
     def per_token(self, losses: TokenLosses) -> Float[Tensor, "batch query"]:
         return losses.ce - losses.base_ce
 
@@ -70,6 +85,9 @@ class KL(Constraint):
 
     name = "kl"
 
+    def described(self) -> str:
+        return f"KL divergence from the base model <= {self.tolerance:g} nats per token"
+
     def per_token(self, losses: TokenLosses) -> Float[Tensor, "batch query"]:
         return losses.kl
 
@@ -78,7 +96,7 @@ class Absolute(Constraint):
     """CE <= tau, the paper's constraint (arXiv 2512.05865, eq. of the GECO objective).
 
     Args:
-        tau: nats per token; None means the base model's held-out CE + epsilon, measured at the start.
+        tau: nats per token; None means the base model's CE + epsilon, measured on the validation split at the start.
         epsilon: used without tau.
     """
 
@@ -94,10 +112,16 @@ class Absolute(Constraint):
     def per_token(self, losses: TokenLosses) -> Float[Tensor, "batch query"]:
         return losses.ce
 
+    def described(self) -> str:
+        limit = f"the base model's + {self.epsilon:g}" if self._measured else f"{self.tolerance:g}"
+        return f"cross-entropy <= {limit} nats per token"
+
+    def tolerance_for(self, base_ce: float) -> float:
+        return base_ce + self.epsilon if self._measured else self.tolerance
+
     def prepare(self, base_ce: float) -> None:
-        if self._measured:
-            self.tolerance = base_ce + self.epsilon
-        elif self.tolerance < base_ce:
+        self.tolerance = self.tolerance_for(base_ce)
+        if self.tolerance < base_ce:
             raise ValueError(
                 f"tau = {self.tolerance:.4f} is below the base model's own held-out loss of {base_ce:.4f} nats per "
                 f"token, which removing edges will not improve; set tau >= {base_ce:.4f}, or leave it out and set "

@@ -24,9 +24,10 @@ from lit_sparse.report.circuits_values import (
     score_words,
     size,
     smaller,
+    tile_class,
     times,
 )
-from lit_sparse.report.formatting import MISSING, decimal, number, percent, visible
+from lit_sparse.report.formatting import MISSING, decimal, edge_share, number, percent, visible
 from lit_sparse.report.frame import html_page
 from lit_sparse.report.record import write_atomically
 
@@ -75,11 +76,18 @@ def _headline(details: Details, comparison: Comparison, names: str) -> str:
     tiles = []
     for level in LEVELS:
         found = ratios(details, comparison, level)
-        more = f"base over sparse, {share} of the effect; tasks: {len(found)} of {len(details['tasks'])}"
-        tiles.append((f"Fewer {PLURAL[level]}", ratio_range(found), more))
-    kept = percent(details["models"]["sparse"]["edge_fraction"])
-    tiles.append(("Attention edges kept", kept, "by the sparse model, of all allowed ones"))
-    cells = "".join(f"<div><dt>{a}</dt><dd>{b}<small>{c}</small></dd></div>" for a, b, c in tiles)
+        more = f"than the base, for {share} of the effect; tasks: {len(found)} of {len(details['tasks'])}"
+        tiles.append(
+            (
+                f"{PLURAL[level].capitalize()} in the sparse model's circuits",
+                ratio_range(found),
+                more,
+                tile_class(found),
+            )
+        )
+    sparse = details["models"]["sparse"]
+    tiles.append(("Open edges per query and head", decimal(sparse.get("edges_per_query"), 2), edge_share(sparse), ""))
+    cells = "".join(f'<div><dt>{a}</dt><dd class="{css}">{b}<small>{c}</small></dd></div>' for a, b, c, css in tiles)
     how = f"{_text(details['method'])}, {_text(details['ablation'])} ablation"
     return (
         f'<p class="eyebrow">{names}</p><h1>Circuits, base against sparse</h1>'
@@ -164,7 +172,7 @@ def _plain(names: tuple[str, ...], rows: list[str]) -> str:
 def _plots(details: Details, comparison: Comparison, plots: Mapping[str, bytes]) -> str:
     share = percent(headline_share(details))
     ranges = "; ".join(f"{PLURAL[level]} {ratio_range(ratios(details, comparison, level))}" for level in LEVELS)
-    alt = f"Size of the base model's circuit over the sparse model's by task: {ranges}."
+    alt = f"The sparse model's circuits against the base model's, by task: {ranges}."
     caption = (
         f"Ratios at {share} of the effect with their intervals; right of the dashed line the sparse model's circuit is "
         "the smaller one. No ratio: a model does not reach the share, or needs nothing for it."

@@ -121,9 +121,10 @@ def _count_axis(axes: Axes, most: int) -> None:
 
 
 def ratio_plot(details: Details, comparison: Comparison) -> Figure:
-    """Size of the base model's circuit over the sparse model's, with its interval, by task and level."""
+    """Size of the base model's circuit over the sparse model's, with its interval, by task and level; in vermillion
+    where the sparse model's is the larger one."""
     tasks, share = measured(details), headline_share(details)
-    title = f"How many times smaller the sparse model's circuits are, at {percent(share)} of the effect"
+    title = f"How many heads and edges the sparse model needs against its base, for {percent(share)} of the effect"
     figure = style.new_figure(9.0, 1.3 + 0.36 * len(tasks), title)
     for axes, level in zip(figure.subplots(1, 2, sharey=True), LEVELS, strict=True):
         style.plain_axes(axes, PLURAL[level].capitalize())
@@ -136,10 +137,11 @@ def ratio_plot(details: Details, comparison: Comparison) -> Figure:
                 axes.text(1, y, "  no ratio", va="center", fontsize=style.SMALL, color=style.GREY)
                 continue
             bounds = (row["ratio_low"], row["ratio_high"]) if interval(row) else (ratio, ratio)
-            axes.plot(bounds, (y, y), color=style.BLUE, linewidth=2.0, solid_capstyle="butt")
-            axes.plot([ratio], [y], marker="o", markersize=6, color=style.BLUE, markeredgecolor=style.PAPER)
+            colour = style.BLUE if ratio >= 1 else style.VERMILLION
+            axes.plot(bounds, (y, y), color=colour, linewidth=2.0, solid_capstyle="butt")
+            axes.plot([ratio], [y], marker="o", markersize=6, color=colour, markeredgecolor=style.PAPER)
             axes.annotate(times(ratio), (ratio, y), xytext=(0, 6), textcoords="offset points", ha="center",
-                          fontsize=style.SMALL, color=style.INK)  # fmt: skip
+                          fontsize=style.SMALL, color=style.INK if ratio >= 1 else colour)  # fmt: skip
             ends += [ratio, *bounds]
         axes.set_xscale("log")
         axes.set_xlim(min(ends) / 1.3, max(*ends, 2.0) * 1.3)

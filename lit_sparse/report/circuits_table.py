@@ -63,14 +63,13 @@ def _heading(task: Mapping[str, Any]) -> Text:
 
 
 def _sizes(comparison: Comparison, details: Details, task: Mapping[str, Any]) -> Table:
-    """One row a share: base, sparse, ratio and its interval for heads and edges; base and sparse for attention."""
+    """One row a share: base, sparse, ratio over its interval for heads and edges; base and sparse for attention."""
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False, show_edge=False)
     table.add_column("\neffect", justify="right", width=6)
     for level, wide in (("heads", 5), ("edges", 6)):
         table.add_column(f"{level}\nbase", justify="right", width=wide)
         table.add_column("\nsparse", justify="right", width=6)
-        table.add_column("\nratio", justify="right", width=6)
-        table.add_column("", width=8, style="dim")
+        table.add_column("\nratio", justify="right", width=12)
     table.add_column("attn\nbase", justify="right", width=6)
     table.add_column("\nsparse", justify="right", width=6)
     for share in details["shares"]:
@@ -78,7 +77,8 @@ def _sizes(comparison: Comparison, details: Details, task: Mapping[str, Any]) ->
         for level in LEVELS:
             row = entry(comparison, task["task"], level, share)
             cells += [Text(_short(row.get(side))) for side in SIDES]
-            cells += [Text(times(row.get("ratio")), style=COLOURS[smaller(row)]), Text(interval(row))]
+            ratio = (times(row.get("ratio")), COLOURS[smaller(row)])
+            cells.append(Text.assemble(ratio, (f"\n{interval(row)}" if interval(row) else "", "dim")))
         cells += [Text(_short(attention_edges(task, side, share))) for side in SIDES]
         table.add_row(*cells)
     return table

@@ -52,16 +52,23 @@ def size(value: object) -> str:
     return f"{found:.1f}" if found < 100 and found != round(found) else f"{round(found):,}"
 
 
-def times(value: object) -> str:
-    """A ratio in three significant digits: 13.2x."""
-    found = number(value)
-    return MISSING if found is None else f"{_significant(found, 3)}x"
+def times(ratio: object) -> str:
+    """A ratio base / sparse in words, three significant digits: 13.2x fewer, and 4.33x more where it is 0.231."""
+    found = number(ratio)
+    if not found:
+        return MISSING
+    size = _significant(max(found, 1 / found), 3)
+    return "as many" if size == "1.00" else f"{size}x {'fewer' if found > 1 else 'more'}"
 
 
 def interval(row: Mapping[str, Any]) -> str:
-    """The ratio's interval: 9.1-18; empty where it is not known."""
-    low, high = number(row.get("ratio_low")), number(row.get("ratio_high"))
-    return "" if low is None or high is None else f"{_significant(low, 2)}-{_significant(high, 2)}"
+    """The ratio's interval, the way round that `times` puts it: 9.1-18; empty where it is not known."""
+    ratio, low, high = (number(row.get(key)) for key in ("ratio", "ratio_low", "ratio_high"))
+    if not ratio or not low or not high:
+        return ""
+    if ratio < 1:
+        low, high = 1 / high, 1 / low
+    return f"{_significant(low, 2)}-{_significant(high, 2)}"
 
 
 def smaller(row: Mapping[str, Any]) -> bool | None:
@@ -73,11 +80,19 @@ def smaller(row: Mapping[str, Any]) -> bool | None:
 
 
 def ratio_range(values: Sequence[float]) -> str:
-    """Where ascending ratios lie: 1.4x to 4.5x."""
+    """Where ascending ratios lie: 1.40x to 4.50x fewer, 1.20x to 4.33x more, or 4.33x more to 1.20x fewer."""
     if not values:
         return MISSING
-    ends = [times(values[0]), times(values[-1])]
-    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+    first, last = (times(values[end]) for end in ((-1, 0) if values[-1] < 1 else (0, -1)))
+    if first == last:
+        return first
+    number, _, word = first.partition(" ")
+    return f"{number if last.endswith(f'x {word}') else first} to {last}"
+
+
+def tile_class(values: Sequence[float]) -> str:
+    """The class of a tile with ascending ratios: that of a warning where the sparse model needs more somewhere."""
+    return "no" if values and values[0] < 1 else ""
 
 
 def score_words(task: Mapping[str, Any]) -> list[tuple[str, str, str]]:

@@ -4,6 +4,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from lit_sparse.report.circuits_values import times
 from lit_sparse.report.formatting import MISSING, decimal, visible, visible_token
 from lit_sparse.report.graph_summary import GraphSummary, ModelSpread, PromptsSummary, Spread
 
@@ -38,7 +39,7 @@ def graphs_table(result: PromptsSummary) -> Table:
             table.add_row("mean (spread)", "", _letter(index), *spreads[:2], *(one.split()[0] for one in spreads[2:]))
         if result.fewer_heads is not None:
             fewer = (result.fewer_heads, result.fewer_heads_by_connection)
-            table.add_row("times fewer", "", "", *(_spread(one, ".1f") for one in fewer))
+            table.add_row("A against B", "", "", *(MISSING if one is None else times(one.mean) for one in fewer))
     return table
 
 

@@ -54,18 +54,19 @@ def _headline(summary: Mapping[str, object], model: str) -> str:
         "yes": ("✓", "The constraint is satisfied", "yes"),
         "no": ("✗", "The constraint is not satisfied", "no"),
     }.get(fmt.satisfied_text(summary), ("?", "Whether the constraint is satisfied is not known", ""))
-    kept = fmt.percent(summary.get("edge_fraction"))
-    title = f"{kept} of the attention edges kept" if kept != fmt.MISSING else "Sparse attention"
+    kept = fmt.open_edges(summary)
+    title = kept if kept != fmt.MISSING else "Sparse attention"
     if satisfied is not None and kept != fmt.MISSING:
         title += ", within the tolerance" if satisfied else ", outside the tolerance"
     value, tolerance = fmt.constraint_value(summary), summary.get("tolerance")
     kind = fmt.constraint_kind(summary)
     name = fmt.CONSTRAINT_NAMES.get(kind, fmt.visible(kind)) if kind else "constraint"
     tiles = [
-        ("Edges kept", kept, f"{fmt.percent(summary.get('edge_fraction_start'))} at the start"),
+        ("Open edges per query and head", fmt.decimal(summary.get("edges_per_query"), 2),
+         f"{fmt.edge_share(summary)}; {fmt.edges_at_start(summary)} at the start"),
         ("Cross-entropy change", fmt.signed(fmt.ce_change(summary)),
          f"from {fmt.decimal(summary.get('base_ce'))} to {fmt.decimal(summary.get('ce'))} nats per token"),
-        ("KL from the base model", fmt.decimal(summary.get("kl")), "nats per token, held-out text"),
+        ("KL from the base model", fmt.decimal(summary.get("kl")), "nats per token"),
     ]  # fmt: skip
     cells = "".join(
         f"<div><dt>{escape(label)}</dt><dd>{escape(text)}<small>{escape(more)}</small></dd></div>"
@@ -92,13 +93,24 @@ def _details(summary: Mapping[str, object]) -> str:
 def _terms(summary: Mapping[str, object]) -> str:
     kind = fmt.constraint_kind(summary)
     what = fmt.CONSTRAINT_NAMES.get(kind or "", "distance from the base model, or its loss,")
+    constraint = summary.get("constraint_described") or f"the model's {what} has to stay at or below the tolerance"
+    closed = {
+        True: "; where it is closed, the head's mean value takes that token's place",
+        False: "; where it is closed, that token adds nothing to the head's output",
+    }.get(summary.get("centered"), "")  # type: ignore[call-overload]  # older records do not say
     terms = {
-        "Edge": "One head's path from a token to itself or an earlier token: where it is open the head reads "
-        "that token, where it is closed nothing passes.",
-        "Constraint": f"What training must not give up: the model's {what} has to stay at or below the tolerance.",
+        "Edge": "One head's path from a token to itself or an earlier token: where it is open, the head reads "
+        f"that token{closed}.",
+        "Constraint": f"What training must not give up: {fmt.visible(constraint)}.",
         "Lambda (λ)": "The price of breaking the constraint: it rises while the constraint is violated and "
         "falls while it holds, so edges are removed only as fast as the model can bear.",
     }
+    if "test_tokens" in summary:  # older records measured the start on the validation split
+        terms["Splits"] = (
+            "All results on this page are measured on the test split, those of the start (calibrated gates, before "
+            "training) and of the base model too. Only the curves of training are not: they show text that is trained "
+            "on and the validation split, which also chose the checkpoint."
+        )
     return (
         '<dl class="terms">'
         + "".join(f"<dt>{escape(term)}</dt><dd>{escape(text)}</dd>" for term, text in terms.items())
@@ -109,18 +121,17 @@ def _terms(summary: Mapping[str, object]) -> str:
 def _figure(record: RunRecord, name: str, png: bytes) -> str:
     summary = record.summary
     layers, heads = record.edges_end.shape
-    start, end = fmt.percent(summary.get("edge_fraction_start")), fmt.percent(summary.get("edge_fraction"))
     alt, caption = {
         "training.png": (
-            f"Four curves over {fmt.count(summary.get('steps'))} steps: cross-entropy, ending at "
-            f"{fmt.decimal(summary.get('ce'))} against {fmt.decimal(summary.get('base_ce'))} of the base "
-            f"model; the constraint against its tolerance {fmt.decimal(summary.get('tolerance'))}; the "
-            f"multiplier lambda; the share of open edges, from {start} to {end}.",
-            "Training. In training the gates are drawn at random; on held-out text they are deterministic.",
+            f"Four curves over {fmt.count(summary.get('steps'))} steps, in training and on the validation split: "
+            "cross-entropy beside the base model's; the constraint against its tolerance; the multiplier lambda; the "
+            "share of open edges.",
+            "Training. In training the gates are drawn at random; on the validation split they are deterministic.",
         ),
         "edges.png": (
             f"Two heat maps of {layers} layers by {heads} heads: the share of each head's edges that are "
-            f"open, before training ({start} overall) and after ({end} overall).",
+            f"open, before training ({fmt.edges_at_start(summary)} per query and head) and after "
+            f"({fmt.open_edges(summary)}).",
             "Open edges of every head before and after training, on one logarithmic colour scale.",
         ),
         "attention.png": (

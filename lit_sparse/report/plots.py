@@ -27,32 +27,35 @@ from lit_sparse.report.formatting import (
 )
 from lit_sparse.report.record import RunRecord, write_atomically
 
+_BASE = "base model, validation"
+
 
 def training_curves(history: Sequence[Mapping[str, float]], summary: Mapping[str, object]) -> Figure:
-    """Cross-entropy, constraint, multiplier and edge fraction over the optimizer steps.
+    """Cross-entropy, constraint, multiplier and edge fraction over the optimizer steps: of training text, and of the
+    validation split beside the base model's cross-entropy on it.
 
     Args:
         history: rows with `step` and any of the metric names `train/...` and `val/...`.
-        summary: `base_ce` and `tolerance` are drawn as lines where present.
+        summary: the tolerance that training went by is drawn as a line where present.
     """
     figure = style.new_figure(7.6, 9.2, "Training")
     panels = figure.subplots(4, 1, sharex=True)
 
     axes = style.plain_axes(panels[0], "Cross-entropy")
     _line(axes, history, "train/ce", "train")
-    _points(axes, history, "val/ce", "held-out")
-    base_ce = number(summary.get("base_ce"))
-    if base_ce is None:
-        base_ce = next((row["val/base_ce"] for row in reversed(history) if "val/base_ce" in row), math.nan)
+    _points(axes, history, "val/ce", "validation")
+    base_ce = next((row["val/base_ce"] for row in reversed(history) if "val/base_ce" in row), math.nan)
     if math.isfinite(base_ce):
-        axes.axhline(base_ce, color=style.GREY, linestyle="--", linewidth=1.2, label="base model, held-out")
+        axes.axhline(base_ce, color=style.GREY, linestyle="--", linewidth=1.2, label=_BASE)
     axes.set_ylabel("nats / token")
 
-    kind, tolerance = constraint_kind(summary), number(summary.get("tolerance"))
+    # A record without the former is older: its only tolerance is that of training.
+    tolerance = number(summary.get("tolerance_in_training", summary.get("tolerance")))
+    kind = constraint_kind(summary)
     name = f"Constraint: {CONSTRAINT_NAMES.get(kind, visible(kind))}" if kind else "Constraint"
     axes = style.plain_axes(panels[1], name)
     _line(axes, history, "train/constraint", "train")
-    _points(axes, history, "val/constraint", "held-out")
+    _points(axes, history, "val/constraint", "validation")
     if tolerance is not None:
         axes.axhline(tolerance, color=style.GREY, linestyle="--", linewidth=1.2, label="tolerance")
     axes.set_ylabel("nats / token")
@@ -64,7 +67,7 @@ def training_curves(history: Sequence[Mapping[str, float]], summary: Mapping[str
 
     axes = style.plain_axes(panels[3], "Open edges")
     _line(axes, history, "train/edge_fraction", "train, sampled gates")
-    _points(axes, history, "val/edge_fraction", "held-out, deterministic gates")
+    _points(axes, history, "val/edge_fraction", "validation, deterministic gates")
     fractions = [*_column(history, "train/edge_fraction")[1], *_column(history, "val/edge_fraction")[1]]
     style.log_axis(axes, fractions, percent=True)
     axes.set_ylabel("% of allowed (log scale)")
@@ -75,26 +78,24 @@ def training_curves(history: Sequence[Mapping[str, float]], summary: Mapping[str
         axes.set_xlim((left + right) / 2 - 1, (left + right) / 2 + 1)
 
     for axes in panels:
-        if not axes.lines or all(line.get_label() in ("tolerance", "base model, held-out") for line in axes.lines):
+        if not axes.lines or all(line.get_label() in ("tolerance", _BASE) for line in axes.lines):
             style.note(axes, "nothing was logged")
         style.legend(axes)
     figure.align_ylabels(panels)
     return figure
 
 
-def edges_by_head(
-    edges_start: Float[np.ndarray, "layers heads"], edges_end: Float[np.ndarray, "layers heads"]
-) -> Figure:
-    """Open edge fraction of every head before and after training, on one log colour scale.
+def edges_by_head(measured: Mapping[str, Float[np.ndarray, "layers heads"]]) -> Figure:
+    """Open edge fraction of every head, one panel under each name (before and after training), on one log colour scale.
 
     Heads with no open edge (and NaN) are pale grey.
     """
-    layers, heads = edges_start.shape
+    layers, heads = next(iter(measured.values())).shape
     width, panel = 7.6, float(np.clip(5.6 * heads / layers, 1.3, 3.8))
-    figure = style.new_figure(width, 2 * panel + 1.7, "Open edges by layer and head")
-    norm = style.log_norm(np.concatenate([edges_start.ravel(), edges_end.ravel()]))
-    panels = figure.subplots(2, 1, sharex=True)
-    for axes, fractions, when in ((panels[0], edges_start, "Before"), (panels[1], edges_end, "After")):
+    figure = style.new_figure(width, len(measured) * panel + 1.7, "Open edges by layer and head")
+    norm = style.log_norm(np.concatenate([fractions.ravel() for fractions in measured.values()]))
+    panels = figure.subplots(len(measured), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (when, fractions) in zip(panels, measured.items(), strict=True):
         finite = fractions[np.isfinite(fractions)]
         mean = percent(finite.mean()) if finite.size else "not known"
         style.plain_axes(axes, f"{when}: {mean} of the edges open, mean over heads", grid=False)
@@ -108,7 +109,7 @@ def edges_by_head(
         axes.set_ylabel("head")
         axes.xaxis.set_major_locator(MaxNLocator(nbins=16, integer=True, min_n_ticks=1))
         axes.yaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
-    panels[1].set_xlabel("layer")
+    panels[-1].set_xlabel("layer")
     bar = figure.colorbar(ScalarMappable(norm, style.WEIGHTS), ax=list(panels), pad=0.02, aspect=35)
     style.log_bar(bar.ax, norm, style.percent_tick, "% of a head's allowed edges (log scale)")
     return figure
@@ -121,7 +122,7 @@ def render_plots(record: RunRecord) -> dict[str, bytes]:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         plots = {
             "training.png": style.png(training_curves(record.history, record.summary)),
-            "edges.png": style.png(edges_by_head(record.edges_start, record.edges_end)),
+            "edges.png": style.png(edges_by_head({"Before": record.edges_start, "After": record.edges_end})),
         }
         if record.example is not None:
             plots["attention.png"] = style.png(attention_example(record.example))

@@ -10,15 +10,16 @@ from html import escape
 from pathlib import Path
 
 from lit_sparse.report import formatting as fmt
+from lit_sparse.report.circuits_values import LEVELS, PLURAL, ratio_range, tile_class
 from lit_sparse.report.explorer import explorer
 from lit_sparse.report.frame import html_page
 from lit_sparse.report.plots import render_plots
 from lit_sparse.report.record import RunRecord, write_atomically
 from lit_sparse.report.run_parts import RunParts
 from lit_sparse.report.run_sections import (
+    all_ratios,
     circuits_section,
     evaluation_section,
-    fewer,
     graphs_section,
     heads_words,
     missing,
@@ -86,26 +87,29 @@ def _summary(parts: RunParts) -> Mapping[str, object]:
 
 
 def _title(parts: RunParts) -> str:
-    kept = fmt.percent(_summary(parts).get("edge_fraction"))
-    return "The story of a run" if kept == fmt.MISSING else f"{kept} of the attention edges kept"
+    kept = fmt.open_edges(_summary(parts))
+    return "The story of a run" if kept == fmt.MISSING else kept
 
 
 def _headline(parts: RunParts) -> str:
     summary = _summary(parts)
     tiles = []
     if parts.record is not None:
-        start = fmt.percent(summary.get("edge_fraction_start"))
-        tiles.append(("Edges kept", fmt.percent(summary.get("edge_fraction")), f"{start} at the start"))
+        edges = f"{fmt.edge_share(summary)}; {fmt.edges_at_start(summary)} at the start"
+        tiles.append(("Open edges per query and head", fmt.decimal(summary.get("edges_per_query"), 2), edges, ""))
         value, tolerance = fmt.constraint_value(summary), summary.get("tolerance")
         name = fmt.CONSTRAINT_NAMES.get(fmt.constraint_kind(summary) or "", "constraint")
-        tiles.append(("Constraint", fmt.decimal(value), f"{name}; tolerance {fmt.decimal(tolerance)}"))
-    for level, word in (("head", "heads"), ("edge", "edges")):
-        if parts.circuits:
-            tiles.append((f"Fewer {word} in circuits", fewer(parts.circuits, level), "base over sparse, by task"))
+        tiles.append(("Constraint", fmt.decimal(value), f"{name}; tolerance {fmt.decimal(tolerance)}", ""))
+    for level in LEVELS if parts.circuits else ():
+        ratios = all_ratios(parts.circuits, level)
+        label = f"{PLURAL[level].capitalize()} in the sparse model's circuits"
+        tiles.append((label, ratio_range(ratios), "than the base, by task", tile_class(ratios)))
     for one in parts.graphs:
-        tiles.append(("Heads for 80 %", heads_words(one.summary), "of the attention attribution, mean over prompts"))
+        words = "of the attention attribution, mean over prompts"
+        tiles.append(("Heads for 80 %", heads_words(one.summary), words, ""))
     cells = "".join(
-        f"<div><dt>{escape(a)}</dt><dd>{escape(b)}<small>{escape(c)}</small></dd></div>" for a, b, c in tiles
+        f'<div><dt>{escape(a)}</dt><dd class="{css}">{escape(b)}<small>{escape(c)}</small></dd></div>'
+        for a, b, c, css in tiles
     )
     model = fmt.visible(summary.get("model") or parts.run_dir.name)
     return (
@@ -154,13 +158,17 @@ def _training(record: RunRecord, plots: Mapping[str, bytes]) -> str:
         for label, value in fmt.summary_rows(record.summary)
     )
     alt = "Curves over training steps: cross-entropy, the constraint, its multiplier, and the share of open edges."
-    caption = "In training the gates are drawn at random; on held-out text they are deterministic."
-    return f"<table><tbody>{rows}</tbody></table>" + _figure(plots, "training.png", alt, caption)
+    caption = "In training the gates are drawn at random; on the validation split they are deterministic."
+    return (
+        f"<p>Measured on the test split; the curves show the validation split.</p><table><tbody>{rows}</tbody></table>"
+        + _figure(plots, "training.png", alt, caption)
+    )
 
 
 def _edges(record: RunRecord, plots: Mapping[str, bytes]) -> str:
     alt = "Two heat maps of layers by heads: the share of each head's edges that are open, before and after training."
-    html = _figure(plots, "edges.png", alt, "Open edges of every head before and after training, logarithmic colours.")
+    caption = "Open edges of every head before and after training, on the test split, logarithmic colours."
+    html = _figure(plots, "edges.png", alt, caption)
     return html if record.example is None else html + explorer(record.example)
 
 

@@ -13,7 +13,6 @@ from lit_sparse.report.circuits_values import (
     entry,
     headline_share,
     interval,
-    ratio_range,
     ratios,
     size,
     smaller,
@@ -115,9 +114,9 @@ def _circuits(one: Circuits, out: Path) -> str:
     )
 
 
-def fewer(found: Sequence[Circuits], level: str) -> str:
-    """The range of the ratios of all comparisons: 1.4x to 4.5x."""
-    return ratio_range(sorted(ratio for one in found for ratio in ratios(one.details, one.comparison, level)))
+def all_ratios(found: Sequence[Circuits], level: str) -> list[float]:
+    """The ratios base / sparse of all comparisons, ascending."""
+    return sorted(ratio for one in found for ratio in ratios(one.details, one.comparison, level))
 
 
 def transcoders_section(found: Sequence[Transcoders]) -> str:
@@ -160,12 +159,12 @@ def _graphs(one: Graphs, out: Path) -> str:
     if summary.fewer_heads is not None:
         ratio = summary.fewer_heads
         lead += (
-            f" 80 % of the attention attribution comes from <b>{ratio.mean:.1f}x</b> fewer heads in "
-            f"{kind(summary.models[0])} than in {kind(summary.models[1])} (mean over prompts; from {ratio.min:.1f}x to "
-            f"{ratio.max:.1f}x)."
+            f" 80 % of the attention attribution comes from <b>{times(ratio.mean)}</b> heads in "
+            f"{kind(summary.models[0])} than in {kind(summary.models[1])} (mean over prompts; from {times(ratio.min)} "
+            f"to {times(ratio.max)})."
         )
     if summary.fewer_heads_by_connection is not None:
-        lead += f" Between two positions, it comes from <b>{summary.fewer_heads_by_connection.mean:.1f}x</b> fewer."
+        lead += f" Between two positions, it comes from <b>{times(summary.fewer_heads_by_connection.mean)}</b>."
     head = ["Mean ± standard deviation", *(_column(model).capitalize() for model in summary.models)]
     labels = (
         ("heads_for_80", "Heads for 80 % of the attention attribution", 1),

@@ -8,12 +8,13 @@ from rich.text import Text
 
 from lit_sparse.report.formatting import summary_rows
 
-ASCII = str.maketrans({"→": "->", "≤": "<="})  # the report has to survive a log file in any encoding
+ASCII = str.maketrans({"→": "->", "≤": "<=", "…": "..."})  # the report has to survive a log file in any encoding
 
 
 def summary_table(summary: Mapping[str, object]) -> Table:
     """The summary of a run for `rich.print`, 80 columns wide at most; keys may be missing or None."""
-    table = Table(box=box.SIMPLE_HEAD, show_header=False, title="Sparse post-training", title_justify="left", width=80)
+    title = "Sparse post-training, measured on the test split"
+    table = Table(box=box.SIMPLE_HEAD, show_header=False, title=title, title_justify="left", width=80)
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold", ratio=1)
     for label, value in summary_rows(summary):

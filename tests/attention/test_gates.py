@@ -168,7 +168,7 @@ def test_fixed_gates_are_saved_and_set_but_not_trained(family, make_model, token
     model = sparsify(make_model("llama"), {"family": family, "learnable": False})
     gates = gates_of(model)
     assert not any(parameter.requires_grad for gate in gates for parameter in gate.parameters())
-    assert sum("edge_gate" in name for name in model.state_dict()) == 2
+    assert sum("edge_gate" in name for name in model.state_dict()) == 4  # cutoffs and sharpness of two layers
     model.train()(tokens(1, 6)).logits.sum().backward()
     assert all(parameter.grad is None for gate in gates for parameter in gate.parameters())
     gates[0].set_cutoff(torch.full((4,), 0.25))
@@ -219,14 +219,16 @@ def test_an_edge_to_a_value_of_nothing_is_closed_whatever_its_probability(operat
 
 @pytest.mark.parametrize(("family", "slope"), [("logit", 1.0), ("probability", 3.3), ("contribution", 3.3)])
 def test_sharpness_is_a_number_that_kernels_load(family, slope):
-    """Exact whatever becomes of the weights, changed in place, and no part of a checkpoint."""
+    """Exact whatever becomes of the weights, changed in place, and part of a checkpoint."""
     gate = build_gate(GateConfig(family=family), 3)
     where = gate.form().sharpness.data_ptr()
     gate.set_sharpness(3.3)
     assert gate.form().sharpness.data_ptr() == where and gate.sharpness.shape == ()
     gate.to(torch.bfloat16)
     assert gate.sharpness.dtype is torch.float32 and gate.sharpness == torch.tensor(slope)
-    assert "sharpness" not in gate.state_dict()
+    loaded = build_gate(GateConfig(family=family), 3)
+    loaded.load_state_dict(gate.state_dict())
+    assert loaded.form().sharpness == torch.tensor(slope)
 
 
 @pytest.mark.parametrize(("family", "slope"), [("logit", 1.0), ("probability", 5.0)])

@@ -68,6 +68,31 @@ def test_tolerances_are_positive_numbers(make, bad):
         make(bad)
 
 
+@pytest.mark.parametrize(
+    ("constraint", "words"),
+    [
+        (KL(0.05), "KL divergence from the base model <= 0.05 nats per token"),
+        (Paired(0.05), "cross-entropy - the base model's on the same tokens <= 0.05 nats per token"),
+        (Absolute(tau=2.5), "cross-entropy <= 2.5 nats per token"),
+        (Absolute(epsilon=0.05), "cross-entropy <= the base model's + 0.05 nats per token"),
+    ],
+)
+def test_constraints_say_what_they_demand(constraint, words):
+    assert constraint.described() == words
+    if not isinstance(constraint, Absolute):
+        return
+    constraint.prepare(base_ce=2.0)
+    assert constraint.described() == words, "what was measured on one split is not demanded of another"
+
+
+def test_a_measured_tolerance_moves_with_the_base():
+    measured, fixed = Absolute(epsilon=0.25), Absolute(tau=3.5)
+    for constraint in (measured, fixed):
+        constraint.prepare(base_ce=3.0)
+    assert [measured.tolerance_for(2.5), fixed.tolerance_for(2.5)] == [2.75, 3.5]
+    assert [measured.tolerance, KL(0.1).tolerance_for(2.5)] == [3.25, 0.1]
+
+
 def test_what_was_measured_comes_back():
     measured = Absolute(epsilon=0.25)
     measured.prepare(base_ce=3.0)

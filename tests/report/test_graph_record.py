@@ -1,9 +1,12 @@
 """graph.json: what it must hold, and what other tools' readers find in it."""
 
 import json
+import re
+from io import StringIO
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from lit_sparse.report.feature_examples import Examples
 from lit_sparse.report.graph_record import (
@@ -18,6 +21,7 @@ from lit_sparse.report.graph_record import (
     token_node,
 )
 from lit_sparse.report.graph_summary import GraphSummary, PromptsSummary, read_summary, summarise
+from lit_sparse.report.graph_table import graphs_table
 from tests.report.graph_example import make_examples, make_graph
 
 # The fields of a node, of metadata and of qParams that readers of the common format ask for, with their types.
@@ -145,6 +149,12 @@ def test_summary_of_many_prompts(tmp_path):
     assert "explained_variance" not in found.models[0].measured
     (tmp_path / "summary.json").write_text(found.model_dump_json())
     assert read_summary(tmp_path / "summary.json") == found
+
+
+def test_a_model_that_needs_more_heads_is_said_to_need_more():
+    output = StringIO()
+    Console(width=80, file=output).print(graphs_table(summarise([summary(12, 4), summary(12, 4)])))
+    assert re.search(r"A against B +3\.00x more", output.getvalue())
 
 
 def test_summary_of_one_prompt(tmp_path):

@@ -70,7 +70,8 @@ def test_page_is_one_file_that_loads_nothing(tmp_path, make_record):
     assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", html)
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', html))
     assert len(re.findall(r'<img [^>]*alt="[^"]{40,}"', html)) == 3
-    assert "3.71 % of the attention edges kept, within the tolerance" in html
+    title = "4.77 open edges per query and head (3.71 % of the allowed ones, T = 256), within the tolerance"
+    assert f"<h1>{title}</h1>" in html and "43.84 (34.1 %) at the start" in html
     assert "The constraint is satisfied" in html
     assert "+0.023" in html and "2.861 → 2.884" in html
     assert all(f"<dt>{term}</dt>" in html for term in ("Edge", "Constraint", "Lambda (λ)"))
@@ -84,6 +85,27 @@ def test_verdict(satisfied, words, make_record):
     record = make_record()
     record.summary["satisfied"] = satisfied
     assert words in page_html(record, {})
+
+
+@pytest.mark.parametrize(
+    ("centered", "words"),
+    [
+        (True, "that token; where it is closed, the head&#x27;s mean value takes that token&#x27;s place."),
+        (False, "that token; where it is closed, that token adds nothing to the head&#x27;s output."),
+        (None, "that token."),
+    ],
+)
+def test_what_a_closed_edge_gives_is_said_as_far_as_it_is_known(centered, words, make_record):
+    record = make_record()
+    record.summary["centered"] = centered
+    assert f"the head reads {words}</dd>" in page_html(record, {})
+
+
+def test_the_split_of_the_figures_is_named(make_record):
+    record = make_record()
+    assert page_html(record, {}).count("on the test split") == 1
+    del record.summary["test_tokens"]  # an older record, whose start was measured on the validation split
+    assert "on the test split" not in page_html(record, {})
 
 
 def test_hostile_text_is_escaped(hostile_record):

@@ -73,6 +73,18 @@ def test_training_curves_of_odd_histories(history, summary):
         assert drawn(quick(training_curves(history, summary)))
 
 
+def test_the_curves_and_their_lines_are_of_one_split(make_record):
+    """The summary is the test split's: neither its cross-entropies nor its tolerance belong beside the validation's."""
+    record = make_record()
+    summary = record.summary | {"base_ce": 2.5, "tolerance": 2.55, "tolerance_in_training": 3.02}
+    ce, constraint = (
+        {line.get_label(): line.get_ydata() for line in axes.lines}
+        for axes in training_curves(record.history, summary).axes[:2]
+    )
+    assert list(ce["base model, validation"]) == [2.97, 2.97] and list(ce["validation"]) == [3.0, 3.0, 3.0]
+    assert list(constraint["tolerance"]) == [3.02, 3.02] and "validation" in constraint
+
+
 @pytest.mark.parametrize(
     ("start", "end"),
     [
@@ -86,7 +98,7 @@ def test_training_curves_of_odd_histories(history, summary):
 def test_edges_by_head_of_odd_shapes(start, end):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert drawn(quick(edges_by_head(start, end)))
+        assert drawn(quick(edges_by_head({"Before": start, "After": end})))
 
 
 @pytest.mark.parametrize("tokens", [["a"], None, [f"t{i}" for i in range(100)], ["日本", "🙂", "x" * 300]])

@@ -84,16 +84,27 @@ def test_whole_story(tmp_path, open_page, make_record):
     for section in ("training", "edges", "abilities", "circuits", "transcoders", "graphs"):
         assert f'id="{section}"' in html and f'href="#{section}"' in html
     assert 'class="missing"' not in html
-    assert "3.71 % of the attention edges kept" in html
+    assert "<h1>4.77 open edges per query and head (3.71 % of the allowed ones, T = 256)</h1>" in html
+    assert "Measured on the test split" in html
     assert "81.0 % <small>± 1.0</small>" in html and "-1.0 % <small>± 1.0</small>" in html
     assert "2.861 <small>± 0.010</small>" in html and "+0.023 <small>± 0.010</small>" in html
-    assert "5 against 41" in html and "<b>8.2x</b> fewer heads in the sparse model than in the dense model" in html
+    assert "5 against 41" in html and "<b>8.20x fewer</b> heads in the sparse model than in the dense model" in html
     assert "cross-layer, <bdi>topk</bdi>" in html and "71 %" in html
     assert 'id="attention-data"' in html and html.count("data:image/png;base64,bm8gcGljdHVyZQ==") == 2
     links = re.findall(r'href="(\./[^"]*)"', html)
     # The page of the second prompt is not there, the third one's is outside the folder.
     assert links == ["./circuits/circuits.html", "./graphs/000/graph.html"]
     assert all((path.parent / link).is_file() for link in links)
+
+
+def test_a_sparse_model_that_needs_more_is_not_praised(tmp_path, make_record):
+    run = make_run(tmp_path, make_record())
+    _, comparison = make_circuits()
+    rows = [row | {"ratio": 0.231, "ratio_low": 0.2, "ratio_high": 0.25} for row in comparison]
+    write(run / "circuits" / "comparison.json", rows)
+    html = write_run_report(run).read_text()
+    assert html.count('<dd class="no">4.33x more<small>than the base, by task') == 2
+    assert '<b class="no">4.33x more</b> <small>4.0-5.0</small>' in html
 
 
 def test_links_start_from_the_page(tmp_path, make_record):

@@ -14,9 +14,11 @@ KEYS = [
     "constraint",
     "tolerance",
     "satisfied",
+    "edges_per_query_start",
     "edge_fraction_start",
-    "edge_fraction",
     "edges_per_query",
+    "edge_fraction",
+    "sequence_length",
     "exact_match",
     "steps",
     "tokens",
@@ -33,14 +35,22 @@ def printed(summary: dict[str, object]) -> str:
 def test_table_fits_80_columns(make_record):
     text = printed(make_record(model="an/organisation-" + "x" * 90).summary | {"exact_match": 1.0})
     assert max(map(len, text.splitlines())) <= 80
-    for part in ("2.861 -> 2.884 (+0.023)", "34.1 % -> 3.71 %", "0.098 <= 0.100", "60 steps, 82,000 tokens",
-                 "12 min 3 s", "4.77", "100 %", "yes"):  # fmt: skip
+    assert "measured on the test split" in text
+    for part in ("2.861 -> 2.884 (+0.023)", "43.84 (34.1 %)", "4.77 (3.71 % of the allowed ones, T = 256)",
+                 "0.098 <= 0.100", "60 steps, 82,000 tokens", "12 min 3 s", "100 %", "yes"):  # fmt: skip
         assert part in text
 
 
 @pytest.mark.parametrize("summary", [{}, dict.fromkeys(KEYS), {"constraint": "kl", "satisfied": False}])
 def test_table_bears_missing_values(summary):
     assert "Model" in printed(summary)
+
+
+def test_a_start_on_another_split_is_not_shown_beside_the_end():
+    """Older summaries have the start's share on the validation split, and no edges per query of it."""
+    rows = dict(summary_rows({"edge_fraction_start": 0.191, "edge_fraction": 0.0223, "edges_per_query": 2.59}))
+    assert rows["Open edges per query and head"] == "2.59 (2.23 % of the allowed ones)"
+    assert rows["… at the start"] == "-"
 
 
 def test_model_name_is_not_markup():

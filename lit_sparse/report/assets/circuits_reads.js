@@ -30,7 +30,7 @@ const drawArcs = (into, side, model, head, svg) => {
   make("span", { class: "dot " + side }, line);
   const [open, ...flat] = model.attention[head] || [null];
   if (open === null) return line.append(`${title(side)}: writes no edge of the circuit`);
-  if (!open) return line.append(`${title(side)}: reads nothing, every edge is closed`);
+  if (!open) return line.append(`${title(side)}: reads no token, every edge is closed`);
   const size = model.tokens.length, edges = [];
   for (let i = 0; i < flat.length; i += 2) edges.push({ query: Math.floor(flat[i] / size), key: flat[i] % size, weight: flat[i + 1] / 1000 });
   for (const { query, key, weight } of edges) {

@@ -81,7 +81,7 @@
     const paragraph = make("div", {}, reading);
     make("span", { class: "dot " + side }, paragraph);
     paragraph.append(side === "before" ? "Before: " : "After: ");
-    if (!list.length) paragraph.append(side === "before" ? `no weight reaches ${data.floor}` : "reads nothing, every edge is closed");
+    if (!list.length) paragraph.append(side === "before" ? `no weight reaches ${data.floor}` : "reads no token: every edge is closed");
     list.slice(0, 8).forEach((edge, index) => {
       if (index) paragraph.append(", ");
       make("bdi", { text: names[edge.key] }, paragraph);
