@@ -13,6 +13,8 @@ def model_card(measured: Mapping[str, Any], gate: Mapping[str, Any]) -> str:
         return form.format(value) if isinstance(value, int | float) else "not measured"
 
     per_query = number("edges_per_query", f"{{:.2f}} ({fmt.edge_share(measured)})")
+    if measured.get("edges_per_query_start") is not None:
+        per_query += f"; at the start {fmt.edges_at_start(measured)}"
     constraint = measured.get("constraint_described") or measured.get("constraint", "?")
     return f"""---
 library_name: lit_sparse
@@ -22,12 +24,12 @@ tags: [sparse-attention, interpretability]
 # Sparse attention model from {measured.get("model", "an unnamed base model")}
 
 Post-trained so that attention is sparse edge by edge (arXiv 2512.05865), with {gate["family"]} gates normalised over
-{gate["normalisation"]} keys. Load it with `lit_sparse.load_sparse(folder)`; loaded with transformers alone it runs
-with all edges open.
+{gate["normalisation"]} keys. Load it with `lit_sparse.load_sparse(folder)`, or, after `import lit_sparse`, with
+transformers' `AutoModelForCausalLM`; transformers alone refuses it, because it would run it with dense attention.
 
 | test split, deterministic gates | |
 |---|---|
-| open edges per query and head | {per_query}; at the start {fmt.edges_at_start(measured)} |
+| open edges per query and head | {per_query} |
 | cross-entropy, nats per token | {number("ce", "{:.4f}")} (base: {number("base_ce", "{:.4f}")}) |
 | KL from the base model, nats per token | {number("kl", "{:.4f}")} |
 | constraint: {constraint} | {number("constraint_value", "{:.4f}")}, tolerance {number("tolerance", "{:.4f}")}, \
