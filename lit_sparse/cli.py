@@ -147,11 +147,11 @@ class SparseCLI(LightningCLI):
         _suit_precision(config)
         if self.subcommand != "fit":
             return
+        if not self.is_dry_run and _rank() == 0:
+            check_writable(self.run_dir, "--run_dir")
         _make_prerequisite(config, dry=self.is_dry_run)
         if self.is_dry_run:
             return
-        if _rank() == 0:
-            check_writable(self.run_dir, "--run_dir")
         last = recover(self.run_dir / "checkpoints" / LAST)
         if self.run_dir.exists() and any(self.run_dir.iterdir()) and _rank() == 0:
             choice = config.on_existing

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from lit_sparse import SparseAttentionModule, load_sparse
 from lit_sparse.callbacks import SparsityProgressBar
-from lit_sparse.cli import main
+from lit_sparse.cli import _COMMANDS, SparseCLI, main
 
 REPOSITORY = Path(__file__).parent.parent
 CONFIGS = sorted((REPOSITORY / "configs").glob("*.yaml"))
@@ -67,7 +67,7 @@ def test_every_config_parses(config, monkeypatch, capsys):
     check(written, resolved)
 
 
-COMMANDS = ["fit", "validate", "test", "info", "export", "evaluate", "circuits", "trace"]
+COMMANDS = [*SparseCLI.subcommands(), *_COMMANDS]
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
