@@ -95,13 +95,14 @@ def short(message: str, known: Sequence[str]) -> str:
                 return _unknown(f"{match[2]}.{match[3]}" if match[1] == "Group" else match[3], known)
             start = f"{key}." if _is_plain(of_class) else f"{key}.init_args."
             return _unknown(start + match[3], [start + name for name in _arguments(of_class)])
-    if of_class and ("has no attribute" in first or "No module named" in first):
+    if of_class and "No module named" in first:
+        problem = f"cannot import {of_class}: {first[first.index('No module named') :].partition('. Got value')[0]}"
+    elif of_class and "has no attribute" in first:
         problem = f"no class {of_class}{nearest(of_class, _members(of_class.rpartition('.')[0]))}"
     elif _EXPECTED.match(first):
         types = [_readable(match[1]) for text in texts if (match := _EXPECTED.match(text))]
-        problem = (
-            f"got {_cut(value or first.partition('Got value: ')[2])}, expected {' or '.join(dict.fromkeys(types))}"
-        )
+        given = value or first.partition("Got value: ")[2]
+        problem = f"got {_cut(given)}, expected {' or '.join(dict.fromkeys(types))}"
     elif first.startswith("Not a valid subclass"):
         problem = f"{first}, which is written as class_path and init_args; got {_cut(value or '')}"
     else:
@@ -134,6 +135,7 @@ def _innermost(message: str) -> tuple[list[_Part], list[str], str | None]:
         (path for path, _ in leaves), key=lambda path: (len(path), bool(path and path[-1].of_class)), default=[]
     )
     texts = [text for path, text in leaves if path == deepest] or [message]
+    texts.sort(key=lambda text: "<class 'NoneType'>" in text)  # what may be left out explains least
     value = next((value for path, value in values if len(path) == len(deepest)), None)
     return deepest, texts, value
 

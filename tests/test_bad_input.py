@@ -169,7 +169,7 @@ CONSTRAINT = "model.init_args.constraint"
             f"{CONSTRAINT}: no class lit_sparse.objective.KLL: did",
         ),
         ({"model.init_args.optimizer.class_path": "torch.optim.AdamV"}, "no class torch.optim.AdamV: did you mean"),
-        ({"model.class_path": "nowhere.Module"}, "model: no class nowhere.Module"),
+        ({"model.class_path": "nowhere.Module"}, "cannot import nowhere.Module: No module named 'nowhere'"),
         ({"model.class_path": "lit_sparse.data.TextData"}, "not correspond to a subclass of LightningModule"),
         ({"model.init_arg": {}}, "class_path and init_args; got"),
         ({"trainer.max_steps": "many"}, "trainer.max_steps: got many, expected int"),
