@@ -1,5 +1,15 @@
-"""The command line: LightningCLI's `fit`, `validate` and `test`, plus `info`, `export`,
-`sample`, `evaluate`, `circuits`, `trace`, `graph` and `report`.
+"""The command line. `main.py COMMAND --help` says what a command takes.
+
+    fit         train a sparse model by a config; validate, test: measure a checkpoint of such a run again
+                `fit --help` lists trainer and run, `fit --model.help CLASS` and `fit --data.help CLASS` the rest
+    info        what a config would train, with memory and time, before anything is loaded
+    export      the model folder of any checkpoint of a run
+    sample      text that a base model writes itself, to train on
+    evaluate    tasks and text: what a sparse model still knows, beside its base
+    circuits    the circuits of tasks in a sparse model and its base
+    trace       the open edges that lead to the answer to one prompt
+    graph       the attribution graph of a prompt
+    report      all that is known of a run in one page
 
 A config file has the keys of LightningCLI (`model`, `data`, `trainer`, `seed_everything`) and
 
@@ -9,6 +19,7 @@ A config file has the keys of LightningCLI (`model`, `data`, `trainer`, `seed_ev
 """
 
 import atexit
+import importlib
 import logging
 import os
 import shutil
@@ -27,6 +38,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
+from lit_sparse.attention.family import check_family
 from lit_sparse.callbacks import (
     AtomicCheckpointIO,
     SparsityProgressBar,
@@ -40,13 +52,27 @@ from lit_sparse.candidates import files_of
 from lit_sparse.errors import CheckpointError, Interrupted, NonFiniteLossError
 from lit_sparse.history import LOGS
 from lit_sparse.module import SparseAttentionModule
+from lit_sparse.parser import RunParser, nearest, short
 from lit_sparse.precision import suited_precision
 from lit_sparse.strategies import sharding_of
+from lit_sparse.writable import check_writable
 
 ANYWHERE = [
     f"--trainer.{key}" for key in ("accelerator=cpu", "strategy=auto", "devices=1", "num_nodes=1", "precision=null")
 ]
 """Overrides for commands that build a run's objects without training, perhaps on a machine unlike the run's."""
+
+_COMMANDS = {
+    "info": "lit_sparse.info:info_command",
+    "export": "lit_sparse.export_command:export_command",
+    "sample": "lit_sparse.sample_command:sample_command",
+    "evaluate": "lit_sparse.evaluate.command:evaluate_command",
+    "circuits": "lit_sparse.circuits.command:circuits_command",
+    "trace": "lit_sparse.circuits.trace.command:trace_command",
+    "graph": "lit_sparse.graph_command:graph_command",
+    "report": "lit_sparse.report_command:report_command",
+}
+"""Commands beside those of LightningCLI, each imported only when it is called."""
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -76,6 +102,7 @@ class SparseCLI(LightningCLI):
             save_config_callback=SaveRunConfig if run else None,
             auto_configure_optimizers=False,
             seed_everything_default=0,
+            parser_class=RunParser,
             parser_kwargs={"description": __doc__},
             args=args,
             run=run,
@@ -120,6 +147,8 @@ class SparseCLI(LightningCLI):
         _suit_precision(config)
         if self.subcommand != "fit":
             return
+        if not self.is_dry_run and _rank() == 0:
+            check_writable(self.run_dir, "--run_dir")
         _make_prerequisite(config, dry=self.is_dry_run)
         if self.is_dry_run:
             return
@@ -140,6 +169,21 @@ class SparseCLI(LightningCLI):
                 )
         if config.on_existing == "resume" and not config.ckpt_path and last.exists():  # a file, or sharded in a folder
             config.ckpt_path = str(last)
+
+    def instantiate_classes(self) -> None:
+        """A constructor's complaint comes without the types that were tried around it."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if "Union subtypes" not in str(error):
+                raise
+            raise ValueError(short(str(error), [])) from error
+
+    def before_fit(self) -> None:
+        """Refuses a family before data is prepared for it."""
+        hook = getattr(type(self.model), "build_base", None)
+        if isinstance(self.model, SparseAttentionModule) and hook is SparseAttentionModule.build_base:
+            check_family(self.model.base_name, trust_remote_code=self.model.trust_remote_code)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand] if self.subcommand else self.config_init
@@ -163,7 +207,13 @@ class SparseCLI(LightningCLI):
         kwargs["callbacks"] = callbacks + extra
         # Data modules bring samplers that split over ranks and resume.
         kwargs["use_distributed_sampler"] = False
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except MisconfigurationException as error:
+            if "gpu backend" in str(error) or "accelerator is not available" in str(error):
+                hint = "to train on the CPU add --trainer.accelerator cpu"
+                raise ValueError(f"{str(error).rstrip('!.')}; {hint}") from error
+            raise
 
     # --- after the run -----------------------------------------------------------------------------------------
 
@@ -208,6 +258,10 @@ def main(args: Sequence[str] | None = None) -> None:
         if not isinstance(error.__context__, ValueError) or "combined_loader" not in str(error):
             raise
         _end_with(error.__context__)
+    except OSError as error:
+        if error.filename is None:  # no path of the user's
+            raise
+        _end_with(error)
 
 
 def _end_with(error: Exception) -> NoReturn:
@@ -229,40 +283,18 @@ def _leave_together() -> None:
 
 
 def _dispatch(args: list[str]) -> None:
-    if args[:1] == ["info"]:
-        from lit_sparse.info import info_command
-
-        info_command(args[1:])
-    elif args[:1] == ["export"]:
-        from lit_sparse.export_command import export_command
-
-        export_command(args[1:])
-    elif args[:1] == ["sample"]:
-        from lit_sparse.sample_command import sample_command
-
-        sample_command(args[1:])
-    elif args[:1] == ["evaluate"]:
-        from lit_sparse.evaluate.command import evaluate_command
-
-        evaluate_command(args[1:])
-    elif args[:1] == ["circuits"]:
-        from lit_sparse.circuits.command import circuits_command
-
-        circuits_command(args[1:])
-    elif args[:1] == ["trace"]:
-        from lit_sparse.circuits.trace.command import trace_command
-
-        trace_command(args[1:])
-    elif args[:1] == ["graph"]:
-        from lit_sparse.graph_command import graph_command
-
-        graph_command(args[1:])
-    elif args[:1] == ["report"]:
-        from lit_sparse.report_command import report_command
-
-        report_command(args[1:])
-    else:
+    name = args[0] if args else "--help"
+    if name in _COMMANDS:
+        module, function = _COMMANDS[name].split(":")
+        getattr(importlib.import_module(module), function)(args[1:])
+    elif name in SparseCLI.subcommands():
         SparseCLI(args)
+    elif name in ("-h", "--help"):
+        print(f"usage: main.py COMMAND [--key value ...]\n\n{__doc__}")
+        sys.exit(0 if args else 2)
+    else:
+        known = [*SparseCLI.subcommands(), *_COMMANDS]
+        raise ValueError(f"unknown command {name!r}{nearest(name, known)} Commands: {', '.join(known)}")
 
 
 def _fill_tokenizer(config: Any) -> None:

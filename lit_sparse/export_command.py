@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
 from lit_sparse.export import export_sparse
 from lit_sparse.module import SparseAttentionModule
+from lit_sparse.parser import CommandParser
+from lit_sparse.writable import check_writable
 
 
 def export_command(args: Sequence[str]) -> None:
@@ -19,14 +19,15 @@ def export_command(args: Sequence[str]) -> None:
     from lit_sparse.callbacks import AtomicCheckpointIO
     from lit_sparse.cli import ANYWHERE, SparseCLI
 
-    parser = ArgumentParser(prog="main.py export", description=__doc__)
+    parser = CommandParser(prog="main.py export", description=__doc__)
     parser.add_argument("--ckpt", type=str, required=True, help="a checkpoint that `fit` wrote, file or folder")
     parser.add_argument("--out", type=str, required=True, help="the folder to write; must not exist")
     parser.add_argument("--config", type=str | None, default=None, help="default: config.yaml of the ckpt's run")
     parsed = parser.parse_args(list(args))
     ckpt, out = Path(parsed.ckpt), Path(parsed.out)
-    if out.exists() and any(out.iterdir()):
+    if out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty; choose another folder or remove it")
+    check_writable(out)
     checkpoint = AtomicCheckpointIO().load_checkpoint(ckpt)
     run_dir = ckpt.resolve().parent.parent
     config = Path(parsed.config) if parsed.config else run_dir / "config.yaml"

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -26,6 +25,7 @@ from lit_sparse.circuits.trace.flow import encode
 from lit_sparse.circuits.trace.prompts import prompt_lines, shared_tokens
 from lit_sparse.graph_file import graph_file
 from lit_sparse.model_digest import digest_of
+from lit_sparse.parser import CommandParser
 from lit_sparse.report import style
 from lit_sparse.report.feature_examples import Examples
 from lit_sparse.report.graph_page import write_graph_page
@@ -36,6 +36,7 @@ from lit_sparse.report.graph_table import graphs_table
 from lit_sparse.report.record import write_atomically
 from lit_sparse.tokens import token_text
 from lit_sparse.transcoders import Transcoder, check_model, describe_transcoder, load_transcoder
+from lit_sparse.writable import check_writable
 
 EXAMPLES_FILE = "examples.json"
 GRAPH, PAGE, SUMMARY, HEADS, PICTURE = "graph.json", "graph.html", "summary.json", "heads.json", "heads.png"
@@ -78,6 +79,7 @@ def graph_command(args: Sequence[str]) -> None:
             raise ValueError(f"--{name} is a share of the influence, in (0, 1], got {getattr(parsed, name)}")
     if parsed.explained_heads < 0:
         raise ValueError(f"--explained_heads is a number of head nodes, got {parsed.explained_heads}")
+    check_writable(parsed.out)
     settings = Settings(parsed.answer, parsed.node_share, parsed.edge_share, parsed.explained_heads)
     console, out = Console(), Path(parsed.out)
     sides = _sides(parsed)
@@ -247,8 +249,8 @@ def _slug(prompt: str) -> str:
     return "-".join(words[-5:]) or "prompt"
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="main.py graph", description=__doc__)
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="main.py graph", description=__doc__)
     parser.add_argument("--model", type=str, required=True, help="model folder or name, sparse or dense")
     parser.add_argument("--transcoders", type=str, required=True, help="the folder of that model's transcoders")
     parser.add_argument(

@@ -5,10 +5,11 @@ to make what is not. Folders are found in the run's own unless they are named; e
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from jsonargparse import ArgumentParser
-
+from lit_sparse.parser import CommandParser
 from lit_sparse.report.run_page import PAGE, write_run_report
+from lit_sparse.writable import check_writable
 
 
 def report_command(args: Sequence[str]) -> None:
@@ -18,9 +19,13 @@ def report_command(args: Sequence[str]) -> None:
         ValueError: no such run, or a named folder without what it should hold.
     """
     parsed = _parser().parse_args(list(args))
+    out = Path(parsed.run) / PAGE if parsed.out is None else Path(parsed.out)
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name the HTML file to write")
+    check_writable(out.parent)
     path = write_run_report(
         parsed.run,
-        parsed.out,
+        out,
         circuits=parsed.circuits,
         transcoders=parsed.transcoders,
         graphs=parsed.graphs,
@@ -28,8 +33,8 @@ def report_command(args: Sequence[str]) -> None:
     print(f"page: {path}")
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="main.py report", description=__doc__)
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="main.py report", description=__doc__)
     parser.add_argument("--run", type=str, required=True, help="the folder of a run (its run_dir)")
     parser.add_argument("--circuits", type=str, nargs="+", default=[], help="folders of the command circuits")
     parser.add_argument("--transcoders", type=str, nargs="+", default=[], help="transcoder folders, or their runs")

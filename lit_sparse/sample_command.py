@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sparse.callbacks.progress import progress_bar
 from lit_sparse.models import load_model, load_tokenizer
+from lit_sparse.parser import CommandParser
+from lit_sparse.writable import check_writable
 
 
 def sample_command(args: Sequence[str]) -> None:
@@ -23,7 +25,7 @@ def sample_command(args: Sequence[str]) -> None:
     Raises:
         ValueError: no such model, a number that makes no sense, a start that is no token, or a file that exists.
     """
-    parser = ArgumentParser(prog="main.py sample", description=__doc__)
+    parser = CommandParser(prog="main.py sample", description=__doc__)
     parser.add_argument("--model", type=str, required=True, help="folder, Hugging Face name or package:NAME")
     parser.add_argument("--out", type=str, required=True, help="the file to write, a document a line")
     parser.add_argument("--tokens", type=int, default=400_000, help="of all documents together, at least")
@@ -41,6 +43,7 @@ def sample_command(args: Sequence[str]) -> None:
         raise ValueError(f"--out {out} must end in .jsonl, as which data.sources can name it")
     if out.exists():
         raise ValueError(f"{out} exists; choose another file or remove it")
+    check_writable(out.parent)
     if min(options.tokens, options.length, options.batch_size, options.top_k) < 1:
         raise ValueError("--tokens, --length, --batch_size and --top_k must be at least 1")
     dtype = getattr(torch, options.dtype, None)

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel
+from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, GptOssConfig
 
 from lit_sparse import SparseAttentionModule
 from lit_sparse.callbacks import AtomicCheckpointIO
 from lit_sparse.cli import main
 from lit_sparse.errors import CheckpointError
+from lit_sparse.writable import check_writable
+
+COMMANDS = ["fit", "info", "export", "sample", "evaluate", "circuits", "trace", "graph", "report"]
 
 
 @pytest.fixture
@@ -49,6 +52,20 @@ def test_a_family_without_the_attention_interface(make_config, refused, tmp_path
     message = refused("fit", "--config", make_config("run", {"model.init_args.model": str(folder)}))
     says(message, "bloom", "attention interface", "llama")
     says(refused("info", "--config", make_config("run", {"model.init_args.model": str(folder)})), "bloom")
+
+
+def test_a_family_is_refused_before_data_is_asked_for(make_config, refused, tmp_path, text_files):
+    """The folder has no tokenizer, which would be the next complaint."""
+    attention = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2}
+    for config, words in [
+        (BloomConfig(hidden_size=16, n_layer=1, n_head=2), ["bloom", "attention interface", "llama"]),
+        (GptOssConfig(**attention, head_dim=16, num_local_experts=4), ["gpt_oss", "attention sinks"]),
+    ]:
+        folder = tmp_path / config.model_type
+        config.save_pretrained(folder)
+        changes = {"model.init_args.model": str(folder), "data": text_data(text_files, sequence_length=16)}
+        says(refused("fit", "--config", make_config("run", changes)), *words)
+        assert not (tmp_path / "run").exists()
 
 
 def test_missing_weights(make_config, refused, tmp_path, llama_folder):
@@ -122,26 +139,168 @@ def test_a_tolerance_that_is_not_positive(make_config, refused, tolerance, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-def test_unknown_keys(make_config, refused, tmp_path):
-    for changes, key in [
-        ({"model.init_args.gat_lr": 0.1}, "gat_lr"),
-        ({"trainer.max_step": 3}, "max_step"),
-        ({"model.init_args.gate": {"treshold": 0.1}}, "treshold"),
-        ({"run_folder": "x"}, "run_folder"),
-        ({"model.class_path": "lit_sparse.SparsAttentionModule"}, "SparsAttentionModule"),
+CONSTRAINT = "model.init_args.constraint"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"trainer.max_step": 3}, "unknown key trainer.max_step: did you mean trainer.max_steps?"),
+        ({"run_folder": "x"}, "unknown key run_folder: did you mean run_dir?"),
+        ({"modell": {"class_path": "x"}}, "unknown key modell.class_path: did you mean model.class_path?"),
+        ({"model.init_args.gat_lr": 1}, "unknown key model.init_args.gat_lr: did you mean model.init_args.gate_lr?"),
+        (
+            {"model.init_args.gate": {"treshold": 1}},
+            "model.init_args.gate.treshold: did you mean model.init_args.gate.th",
+        ),
+        ({f"{CONSTRAINT}.init_args.tol": 1}, f"unknown key {CONSTRAINT}.init_args.tol"),
+        (
+            {"model.init_args.optimizer.init_args.lrr": 1},
+            "optimizer.init_args.lrr: did you mean model.init_args.optimizer",
+        ),
+        ({"data.init_args.digit": 1}, "unknown key data.init_args.digit: did you mean data.init_args.digits?"),
+        (
+            {"trainer.callbacks": [{"class_path": "lit_sparse.callbacks.TimeBudget", "init_args": {"day": 1}}]},
+            "unknown key trainer.callbacks.init_args.day; there are ",
+        ),
+        ({"model.class_path": "lit_sparse.SparsAttentionModule"}, "did you mean lit_sparse.SparseAttentionModule?"),
+        (
+            {f"{CONSTRAINT}.class_path": "lit_sparse.objective.KLL"},
+            f"{CONSTRAINT}: no class lit_sparse.objective.KLL: did",
+        ),
+        ({"model.init_args.optimizer.class_path": "torch.optim.AdamV"}, "no class torch.optim.AdamV: did you mean"),
+        ({"model.class_path": "nowhere.Module"}, "cannot import nowhere.Module: No module named 'nowhere'"),
+        ({"model.class_path": "lit_sparse.data.TextData"}, "not correspond to a subclass of LightningModule"),
+        ({"model.init_arg": {}}, "class_path and init_args; got"),
+        ({"trainer.max_steps": "many"}, "trainer.max_steps: got many, expected int"),
+        ({"model.init_args.gate_lr": "fast"}, "model.init_args.gate_lr: got fast, expected float"),
+        ({"model.init_args.calibration": {"kl": "x"}}, "model.init_args.calibration.kl: got x, expected float or null"),
+        ({"on_existing": "keep"}, "on_existing: got keep, expected one of 'error', 'resume', 'overwrite'"),
         ({"model.init_args.gate": {"family": "sigmoid"}}, "sigmoid"),
-        ({"model.init_args.train": "heads"}, "heads"),
-        ({"on_existing": "keep"}, "keep"),
-    ]:
-        message = refused("fit", "--config", make_config("run", changes))
-        says(message, key)
-        shutil.rmtree(tmp_path / "run", ignore_errors=True)
-    says(refused("fit", "--config", tmp_path / "nowhere.yaml"), "nowhere.yaml")
+        ({"model.init_args.train": "heads"}, "error: train is 'all', 'attention' or 'none', got 'heads'"),
+        ({f"{CONSTRAINT}.init_args.tolerance": -1}, "error: the constraint's tolerance must be a positive number"),
+    ],
+    ids=str,
+)
+def test_a_config_with_a_mistake(make_config, refused, changes, words):
+    message = refused("fit", "--config", make_config("run", changes))
+    says(message, words)
+    assert len(message.splitlines()) <= 2 and len(message) < 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--trainer.max_stepz", "3"], "unknown key trainer.max_stepz: did you mean trainer.max_steps?"),
+        (["--trainer.max_step", "3"], "unknown key trainer.max_step: did you mean trainer.max_steps?"),  # no prefixes
+        (["--modle.init_args.gate_lr=3"], "did you mean model.init_args.gate_lr?"),
+        (["--model.gat_lr", "3"], "unknown key model.init_args.gat_lr: did you mean model.init_args.gate_lr?"),
+        (["--trainer.max_steps", "many"], "trainer.max_steps: got many, expected int"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["3"], "unexpected argument '3'"),
+    ],
+    ids=str,
+)
+def test_a_run_with_a_mistake(make_config, refused, arguments, words):
+    message = refused("fit", "--config", make_config(), *arguments)
+    says(message, words, "--help")
+    assert len(message.splitlines()) == 2
+
+
+def test_a_config_that_is_no_yaml(refused, tmp_path):
+    (tmp_path / "run.yaml").write_text("model: [a\ndata: :\n  x")
+    message = refused("fit", "--config", tmp_path / "run.yaml")
+    says(message, "Problems parsing config", "line 2")
+    assert len(message.splitlines()) == 2
+
+
+def test_a_run_without_a_config(refused):
+    says(refused("fit"), "--model", "--data", "--config FILE")
+
+
+@pytest.mark.parametrize("command", ["export", "sample", "evaluate", "circuits", "trace", "graph", "report", "info"])
+def test_unknown_options(refused, command):
+    message = refused(command, "--modle", "x", "--ou", "x")
+    says(message, "unknown key modle" if command != "report" else "modle")
+    assert len(message.splitlines()) == 2
+
+
+@pytest.mark.parametrize("command", [["trace", "--model", "x", "--promp", "x"], ["report", "--ru", "x"]])
+def test_no_option_is_abbreviated(refused, command):
+    says(refused(*command), f"unknown key {command[-2][2:]}: did you mean {'prompt' if 'trace' in command else 'run'}?")
+
+
+def test_unknown_commands(refused, capsys):
+    message = refused("tarce", "--model", "x")
+    says(message, "unknown command 'tarce': did you mean trace?", *COMMANDS)
+    says(refused("xyzzy"), *COMMANDS)
+    for arguments, status in ([], 2), (["--help"], 0):
+        with pytest.raises(SystemExit) as exit:
+            main(arguments)
+        assert exit.value.code == status
+        says(capsys.readouterr().out, *(f"    {name} " for name in COMMANDS), "validate", "test")
 
 
 def test_a_machine_without_the_accelerator(make_config, refused, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    says(refused("fit", "--config", make_config("run", {"trainer.accelerator": "cuda"})), "CUDA")
+    for accelerator in ("cuda", "gpu"):
+        message = refused("fit", "--config", make_config("run", {"trainer.accelerator": accelerator}))
+        says(message.lower(), accelerator)
+        says(message, "; to train on the CPU add --trainer.accelerator cpu")
+
+
+@pytest.fixture(params=["below a file", "a file", "/proc"])
+def unwritable(request, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    if request.param == "/proc" and not Path("/proc").is_dir():
+        pytest.skip("no /proc on this system")
+    return {"below a file": tmp_path / "file" / "out", "a file": tmp_path / "file", "/proc": Path("/proc/nope")}[
+        request.param
+    ]
+
+
+class TestNowhereToWrite:
+    """Permissions do not bind root, as whom these tests may run."""
+
+    def test_a_run(self, make_config, refused, unwritable):
+        message = refused("fit", "--config", make_config("run", {"run_dir": str(unwritable)}))
+        says(message, f"cannot write to {unwritable}", "another --run_dir")
+
+    @pytest.mark.parametrize(
+        "command",
+        [
+            ["circuits", "--task", "induction"],
+            ["evaluate", "--text", "*.md"],
+            ["export", "--ckpt", "last.ckpt"],
+            ["graph", "--transcoders", "t", "--prompt", "a"],
+            ["report"],
+            ["sample"],
+            ["trace", "--prompt", "a"],
+        ],
+        ids=lambda command: command[0],
+    )
+    def test_a_command(self, refused, monkeypatch, unwritable, command, tmp_path):
+        """The models are not even looked for."""
+        option = {"export": (), "report": ("--run", tmp_path)}.get(command[0], ("--model", tmp_path / "no"))
+        name = {"sample": "a.jsonl", "report": "a.html"}.get(command[0], "")
+        message = refused(*command, *option, "--out", unwritable / name)
+        says(message, f"cannot write to {unwritable}", "another --out")
+        assert len(message.splitlines()) == 2
+
+    def test_a_folder_where_a_page_should_be(self, refused, tmp_path):
+        says(refused("report", "--run", tmp_path, "--out", tmp_path), "is a folder")
+
+    def test_nothing_is_left_where_it_can_be_written(self, tmp_path):
+        check_writable(tmp_path / "a" / "b")
+        assert not list(tmp_path.iterdir())
+
+    def test_any_other_path(self, refused, tmp_path):
+        (tmp_path / "prompts.txt").mkdir()
+        arguments = ("--model", tmp_path, "--against", "none", "--prompts", tmp_path / "prompts.txt")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("lit_sparse.circuits.trace.command.find_candidates", lambda *_: [None])
+            patch.setattr("lit_sparse.circuits.trace.command.prompt_lines", lambda path: path.read_text())
+            says(refused("trace", *arguments), "prompts.txt", "directory")
 
 
 class TestCheckpoints:

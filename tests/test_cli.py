@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from benchmarks import results_table
 from lit_sparse import SparseAttentionModule, load_sparse
 from lit_sparse.callbacks import SparsityProgressBar
-from lit_sparse.cli import main
+from lit_sparse.cli import _COMMANDS, SparseCLI, main
 from lit_sparse.model_digest import digest_of, same_model
 from lit_sparse.report import RunRecord, read_history
 
@@ -71,7 +71,7 @@ def test_every_config_parses(config, monkeypatch, capsys):
     check(written, resolved)
 
 
-COMMANDS = ["fit", "validate", "test", "info", "export", "evaluate", "circuits", "trace"]
+COMMANDS = [*SparseCLI.subcommands(), *_COMMANDS]
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from tqdm import tqdm
 
@@ -23,10 +22,12 @@ from lit_sparse.circuits.measure import SIGNIFICANT, Settings, measure
 from lit_sparse.circuits.stack import Stack
 from lit_sparse.circuits.tasks import TASKS, NotExpressible, get_task
 from lit_sparse.model_digest import digest_of
+from lit_sparse.parser import CommandParser
 from lit_sparse.report.circuits_page import write_circuits_page
 from lit_sparse.report.circuits_plots import render_circuits
 from lit_sparse.report.circuits_table import circuits_table
 from lit_sparse.report.record import write_atomically
+from lit_sparse.writable import check_writable
 
 DETAILS, COMPARISON, PAGE, PARTS = "circuits.json", "comparison.json", "circuits.html", "parts"
 _FORMAT = 2  # of the parts: those of another one are measured again
@@ -43,6 +44,7 @@ def circuits_command(args: Sequence[str]) -> None:
     tasks = [get_task(name) for name in names]
     if parsed.seeds < 1:
         raise ValueError(f"--seeds is the number of seeds, at least 1, not {parsed.seeds}")
+    check_writable(parsed.out)
     settings = Settings(
         method=parsed.method,
         ablation=parsed.ablation,
@@ -155,8 +157,8 @@ def _fingerprint(candidate: Candidate, settings: Settings) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="main.py circuits", description=__doc__)
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="main.py circuits", description=__doc__)
     parser.add_argument("--model", type=str, required=True, help="a sparse model folder")
     parser.add_argument("--against", type=str | None, default=None, help="default: the base that the export records")
     parser.add_argument("--task", type=str, default="ioi", help=f"separated by commas, or all: {', '.join(TASKS)}")

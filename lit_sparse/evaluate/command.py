@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 from rich.console import Console
 from transformers import PreTrainedModel
 
@@ -21,6 +21,8 @@ from lit_sparse.evaluate.harness import SHIPPED, load_tasks, require_harness, ru
 from lit_sparse.evaluate.record import FILE, EvaluationRecord
 from lit_sparse.evaluate.table import tasks_table, text_table
 from lit_sparse.evaluate.text import pack_text, score_text, text_files
+from lit_sparse.parser import CommandParser
+from lit_sparse.writable import check_writable
 
 _SETTINGS = ("tasks", "limit", "text", "sequence_length", "batch_size", "dtype")
 
@@ -79,8 +81,8 @@ def evaluate_command(args: Sequence[str]) -> None:
     console.print(f"written to {out}", highlight=False, markup=False)
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="main.py evaluate", description=__doc__)
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="main.py evaluate", description=__doc__)
     parser.add_argument("--model", type=str, required=True, help="a sparse model folder, or any model without gates")
     parser.add_argument("--against", type=str | None, default=None, help="default: the base that the export records")
     parser.add_argument(
@@ -109,10 +111,9 @@ def _check(settings: Namespace, names: Sequence[str], out: Path) -> None:
             raise ValueError(f"--{name} must be at least {least}, got {settings[name]}")
     if names:
         require_harness()
-    if out.parent.exists() and not out.parent.is_dir():
-        raise ValueError(f"--out {out.parent} is a file; name a folder")
     if out.exists() and settings.on_existing == "error":
         raise ValueError(f"{out} exists; choose another --out, or replace it with --on_existing overwrite")
+    check_writable(out.parent)
 
 
 def _blocks(settings: Namespace, model: Candidate, base: Candidate | None) -> PackedBlocks:

@@ -5,10 +5,12 @@ Works offline and loads nothing; links lead, by relative path, to the explorers 
 
 import base64
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from lit_sparse.evaluate.harness import SHIPPED
 from lit_sparse.report import formatting as fmt
 from lit_sparse.report.circuits_values import LEVELS, PLURAL, ratio_range, tile_class
 from lit_sparse.report.explorer import explorer
@@ -120,10 +122,14 @@ def _headline(parts: RunParts) -> str:
 
 def _sections(parts: RunParts, out: Path, plots: Mapping[str, bytes]) -> list[tuple[str, str, str]]:
     """(id, title, HTML) of each section; what is missing says how it is made."""
-    run, model = parts.run_dir, parts.run_dir / "model"
+
+    def inside(*names: str) -> str:
+        return shlex.quote(str(parts.run_dir.joinpath(*names)))
+
+    model = inside("model")
     training = missing(
         "This run has not ended: its record is not written yet.",
-        f"python main.py fit --config {run / 'config.yaml'} --on_existing resume",
+        f"python main.py fit --config {inside('config.yaml')} --on_existing resume",
     )
     edges = "<p>They come with the record of the run.</p>"
     if parts.record is not None:
@@ -133,21 +139,21 @@ def _sections(parts: RunParts, out: Path, plots: Mapping[str, bytes]) -> list[tu
         ("edges", "Edges", edges),
         ("abilities", "What the sparse model still knows", evaluation_section(parts.evaluations) or missing(
             "There is no evaluation on tasks.",
-            f"python main.py evaluate --model {model} --out {run / 'evaluation'}",
+            f"python main.py evaluate --model {model} --tasks {','.join(SHIPPED)} --out {inside('evaluation')}",
         )),
         ("circuits", "Circuits", circuits_section(parts.circuits, out) or missing(
             "There is no comparison of task circuits.",
-            f"python main.py circuits --model {model} --task all --out {run / 'circuits'}",
+            f"python main.py circuits --model {model} --task all --out {inside('circuits')}",
         )),
         ("transcoders", "Transcoders", transcoders_section(parts.transcoders) if parts.transcoders else missing(
             "There are no transcoders.",
             "python main.py fit --config configs/transcoder_smollm2.yaml "
-            f"--model.init_args.model {model} --run_dir {run / 'transcoder'}",
+            f"--model.init_args.model {model} --run_dir {inside('transcoder')}",
         )),
         ("graphs", "Attribution graphs", graphs_section(parts.graphs, out) or missing(
             "There are no attribution graphs.",
-            f"python main.py graph --model {model} --transcoders {run / 'transcoder' / 'transcoder'} "
-            f'--prompt "The opposite of hot is" --out {run / "graphs"}',
+            f"python main.py graph --model {model} --transcoders {inside('transcoder', 'transcoder')} "
+            f'--prompt "The opposite of hot is" --out {inside("graphs")}',
         )),
     ]  # fmt: skip
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from jsonargparse import ArgumentParser
 from rich.console import Console
 from tqdm import tqdm
 from transformers import PreTrainedModel
@@ -19,11 +18,13 @@ from lit_sparse.candidates import Candidate, find_candidates
 from lit_sparse.circuits.trace.flow import KEEP, trace
 from lit_sparse.circuits.trace.prompts import prompt_lines, shared_tokens
 from lit_sparse.circuits.trace.terminal import means, prompts_table, row_of, trace_view
+from lit_sparse.parser import CommandParser
 from lit_sparse.report import style
 from lit_sparse.report.record import write_atomically
 from lit_sparse.report.trace_page import write_trace_page
 from lit_sparse.report.trace_plot import trace_figure
 from lit_sparse.report.trace_record import Trace, traces_json
+from lit_sparse.writable import check_writable
 
 NOTHING = "none"
 _Loaded = list[tuple[Candidate, PreTrainedModel]]
@@ -42,6 +43,8 @@ def trace_command(args: Sequence[str]) -> None:
         raise ValueError(f"--keep is a share of the answer's probability, in (0, 1], got {parsed.keep}")
     if parsed.pictures and parsed.out is None:
         raise ValueError("--pictures needs a folder to write to: add --out")
+    if parsed.out is not None:
+        check_writable(parsed.out)
     console = Console()
     candidates, note = _candidates(parsed.model, parsed.against)
     prompts = [parsed.prompt] if parsed.prompts is None else prompt_lines(Path(parsed.prompts))
@@ -71,8 +74,8 @@ def trace_command(args: Sequence[str]) -> None:
     console.print(prompts_table(rows))
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="main.py trace", description=__doc__)
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="main.py trace", description=__doc__)
     parser.add_argument("--model", type=str, required=True, help="model folder or name, sparse or dense")
     parser.add_argument(
         "--against",
