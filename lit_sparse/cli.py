@@ -153,6 +153,8 @@ class SparseCLI(LightningCLI):
         if self.is_dry_run:
             return
         last = recover(self.run_dir / "checkpoints" / LAST)
+        if _rank() == 0 and _never_trained(self.run_dir):
+            shutil.rmtree(self.run_dir)
         if self.run_dir.exists() and any(self.run_dir.iterdir()) and _rank() == 0:
             choice = config.on_existing
             if choice == "overwrite":
@@ -337,6 +339,13 @@ def _make_prerequisite(config: Any, dry: bool) -> None:
         made.model.model.save_pretrained(config.model.init_args.model)
 
 
+def _never_trained(run_dir: Path) -> bool:
+    """Whether this is all that a start leaves that failed before its first step, such as at loading the model."""
+    names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
+    started = SaveRunConfig.NAME in names and names <= {SaveRunConfig.NAME, LOGS, "tensorboard"}
+    return started and not any(run_dir.glob(f"{LOGS}/*/metrics.csv"))
+
+
 def _rank() -> int:
     return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0))))
 
@@ -355,5 +364,6 @@ def _quiet() -> None:
         ".*`isinstance\\(treespec, LeafSpec\\)`.*",
         ".*LightningCLI's args parameter.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        ".*gradient_checkpointing.* is deprecated.*",  # transformers, about peft's use and Lightning's
     ):
         warnings.filterwarnings("ignore", message=message)

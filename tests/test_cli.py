@@ -255,6 +255,20 @@ class TestExistingFolder:
         assert "no run" in capsys.readouterr().err
         assert contents(tmp_path / "thesis") == {Path("chapter1.tex"): b"mine"}
 
+    def test_a_start_that_failed_is_no_run(self, make_config, llama_folder, tmp_path, capsys):
+        """Its weights could not be read; once they can, the same command runs."""
+        broken = shutil.copytree(llama_folder, tmp_path / "broken")
+        (broken / "model.safetensors").unlink()
+        config = make_config(changes={"model.init_args.model": str(broken)})
+        assert status_of(["fit", "--config", config]) == 2
+        assert "cannot load the base model" in capsys.readouterr().err and (tmp_path / "run" / "config.yaml").is_file()
+        shutil.copy(llama_folder / "model.safetensors", broken)
+        (tmp_path / "run" / "notes.txt").write_text("mine")
+        assert status_of(["fit", "--config", config, "--trainer.max_steps", "3"]) == 2  # somebody's file is in it
+        (tmp_path / "run" / "notes.txt").unlink()
+        main(["fit", "--config", str(config), "--trainer.max_steps", "3"])
+        assert (tmp_path / "run" / "summary.json").is_file()
+
     def test_an_empty_folder_is_no_run(self, make_config, tmp_path):
         (tmp_path / "run").mkdir()
         main(["fit", "--config", str(make_config()), "--trainer.max_steps", "3"])
