@@ -117,8 +117,7 @@ def run_method(options: argparse.Namespace) -> None:
         [
             "fit", "--config", options.config, "--run_dir", str(folder), "--on_existing", "resume",
             "--trainer.devices=1", "--trainer.strategy=auto", f"--data.init_args.batch_size={a_step}",
-            f"--trainer.max_steps={steps}", f"{_ARGS}scheduler.init_args.total_steps={steps}",
-            f"{_ARGS}seed={options.seed}", f"--data.init_args.seed={options.seed}",
+            f"--trainer.max_steps={steps}", f"{_ARGS}seed={options.seed}", f"--data.init_args.seed={options.seed}",
             *METHODS[options.method], *options.options,
         ]
     )  # fmt: skip

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -12,9 +12,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from lit_sparse.data.addition import exact_match
 from lit_sparse.objective import IGNORED
+from lit_sparse.run_module import RunModule
 
 
-class DenseModule(LightningModule):
+class DenseModule(RunModule):
     """An ordinary causal language model with ordinary cross-entropy.
 
     Args:
@@ -33,13 +34,12 @@ class DenseModule(LightningModule):
         stop_at_exact_match: float = 1.0,
         seed: int = 0,
     ):
-        super().__init__()
+        super().__init__(scheduler)
         if "model_type" not in config:
             raise ValueError("DenseModule's config needs a model_type, such as llama or gpt2")
         torch.manual_seed(seed)
         self.model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
         self.make_optimizer = optimizer
-        self.make_scheduler = scheduler
         self.stop_at_exact_match = stop_at_exact_match
         self._right: list[Tensor] = []
 
@@ -64,13 +64,7 @@ class DenseModule(LightningModule):
             self.trainer.should_stop = True
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.make_optimizer(self.model.parameters())
-        if self.make_scheduler is None:
-            return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
-        }
+        return self.scheduled(self.make_optimizer(self.model.parameters()))
 
     def finish(self, trainer: Trainer, run_dir: Path) -> None:
         """Writes the model folder that a sparse run starts from.

@@ -1,18 +1,26 @@
 """Errors that end a run, with what to do about them."""
 
+import math
 import signal
 from pathlib import Path
 
 
 class NonFiniteLossError(RuntimeError):
-    """The training loss became NaN or infinite. No checkpoint has been written since."""
+    """The training loss, or its gradient, became NaN or infinite. No checkpoint has been written since."""
 
     def __init__(self, step: int, loss: float, ce: float | None = None):
         entropy = "" if ce is None else f" (cross-entropy {ce})"
+        if math.isfinite(loss):
+            what = f"the loss of {loss} at step {step}{entropy} has gradients that are NaN or infinite"
+            remedy = (
+                "Resume from it with a lower learning rate, and look for a function of your own (a constraint, an edge "
+                "objective) without a finite derivative, such as a square root at 0."
+            )
+        else:
+            what = f"the loss became {loss} at step {step}{entropy}"
+            remedy = "Resume from it with a lower learning rate, or clip gradients (trainer.gradient_clip_val)."
         super().__init__(
-            f"the loss became {loss} at step {step}{entropy}; training stopped, nothing has been "
-            "saved since, and the last checkpoint on disk is good. Resume from it with a lower learning rate, or clip "
-            "gradients (trainer.gradient_clip_val)."
+            f"{what}; training stopped, nothing has been saved since, and the last checkpoint on disk is good. {remedy}"
         )
 
 

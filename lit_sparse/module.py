@@ -192,7 +192,8 @@ class SparseAttentionModule(RunModule):
         self._teacher: list[PreTrainedModel] = []  # in a list, so that it is no submodule and never saved
         # Of each micro-batch since the last step: the sums of constraint, tokens, loss and CE.
         self._window: list[Tensor] = []
-        self._broken: Tensor | None = None  # since the last look: (1 or 0, step, loss, CE) of a loss that is not finite
+        # Since the last look: (1 or 0, step, loss, CE) of a loss that is not finite, or whose gradients are not.
+        self._broken: Tensor | None = None
         self._last_step = 0
         self._resumed = False
         self._sharded = True  # if the strategy shards
@@ -504,33 +505,41 @@ class SparseAttentionModule(RunModule):
             return
         self._last_step = self.trainer.global_step
         micro_batches = len(self._window) * self.trainer.world_size
-        total, tokens, loss, ce = self._sum_over_ranks(torch.stack(self._window).sum(dim=0))
+        summed = torch.stack(self._window).sum(dim=0)
+        finite = self._sharding().gradients_are_finite(self).to(summed)
+        if self._precision().startswith("16"):  # loss scaling leaves out steps whose gradients overflow float16
+            finite = torch.ones_like(finite)
+        total, tokens, loss, ce, finite = self._sum_over_ranks(torch.cat([summed, finite[None]]))
         self._window.clear()
-        self._note_finite(loss / micro_batches, ce / tokens)
+        self._note_finite(loss / micro_batches, ce / tokens, finite == self.trainer.world_size)
         violation = self.constraint.violation(total / tokens) + self.margin
         if self.relaxation > 1:
             looser = self.relaxation ** (1.0 - self._done())
             violation = (violation + 1.0) / looser - 1.0
         self.multiplier.update(violation)
 
-    def _note_finite(self, loss: Tensor, ce: Tensor) -> None:
-        """Keeps the first step whose loss is not finite, on the device: looking at it would wait for the step."""
+    def _note_finite(self, loss: Tensor, ce: Tensor, finite_gradients: Tensor) -> None:
+        """Keeps the first step whose loss or gradients are not finite, on the device: looking would wait for the step.
+
+        The step has spoiled the weights that are in memory, but nothing is saved before the next look."""
         step = torch.full_like(loss, self._last_step - 1)
-        now = torch.stack([(~loss.isfinite()).to(loss.dtype), step, loss, ce])
+        broken = ~(loss.isfinite() & finite_gradients)
+        now = torch.stack([broken.to(loss.dtype), step, loss, ce])
         if self._broken is not None:
             now = torch.where(self._broken[0] > 0, self._broken, now)
         self._broken = now
 
     def _check_finite(self) -> None:
         """Raises:
-        NonFiniteLossError: a step's loss was not finite.
+        NonFiniteLossError: a step's loss or gradients were not finite. Raised again at each later look, so that what
+            is in memory since then cannot be saved.
         """
         if self._broken is None:
             return
         broken, step, loss, ce = self._broken.tolist()
-        self._broken = None
         if broken:
             raise NonFiniteLossError(int(step), loss, ce)
+        self._broken = None
 
     # --- validation --------------------------------------------------------------------------------------------
 
@@ -613,6 +622,7 @@ class SparseAttentionModule(RunModule):
         self._seconds_before = float(state["seconds"])
         self.start = None if state["start"] is None else Evaluation(**state["start"])
         self._last_step = int(checkpoint["global_step"])
+        self._broken = None
         self._resumed = True
 
     def _check_state(self, saved: dict[str, Tensor]) -> None:

@@ -9,6 +9,8 @@ from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
+from lit_sparse.schedule import WarmupDecay
+
 
 class RunModule(LightningModule):
     """A LightningModule that knows how long it has trained over all starts of a run.
@@ -35,13 +37,19 @@ class RunModule(LightningModule):
         self._seconds_before, self._started = self.seconds, None
 
     def scheduled(self, optimizer: Optimizer) -> OptimizerLRScheduler:
-        """What `configure_optimizers` returns for this optimizer."""
+        """What `configure_optimizers` returns for this optimizer.
+
+        Raises:
+            ValueError: a `WarmupDecay` without `total_steps` in a run without `trainer.max_steps`.
+        """
         if self.make_scheduler is None:
             return optimizer
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
-        }
+        scheduler = self.make_scheduler(optimizer)
+        if isinstance(scheduler, WarmupDecay) and scheduler.total_steps is None:
+            if self.trainer.max_steps < 1:
+                raise ValueError("WarmupDecay falls over trainer.max_steps, which is not set: set it, or total_steps")
+            scheduler.end_at(self.trainer.max_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(
         self,

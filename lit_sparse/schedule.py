@@ -1,5 +1,6 @@
 """The learning rate over a run: warm-up, then a linear decay."""
 
+import math
 from typing import Any
 
 from torch.optim import Optimizer
@@ -12,15 +13,15 @@ class WarmupDecay(LambdaLR):
     The noise of a high rate costs divergence from the base model; as the rate falls, that turns into edges.
 
     Args:
-        total_steps: optimizer steps of the run: `trainer.max_steps`.
+        total_steps: optimizer steps of the run. None is `trainer.max_steps`, which `RunModule.scheduled` puts in.
         warmup_steps: Adam's first steps would leave the base model's basin.
 
     Raises:
         ValueError: no step is left after the warm-up.
     """
 
-    def __init__(self, optimizer: Optimizer, total_steps: int, warmup_steps: int = 20):
-        if not 0 <= warmup_steps < total_steps:
+    def __init__(self, optimizer: Optimizer, total_steps: int | None = None, warmup_steps: int = 20):
+        if not 0 <= warmup_steps < (math.inf if total_steps is None else total_steps):
             raise ValueError(f"warmup_steps must lie in [0, total_steps), got {warmup_steps} of {total_steps}")
         self.total_steps, self.warmup_steps = total_steps, warmup_steps
         super().__init__(optimizer, lambda step: self._factor(step))
@@ -33,6 +34,10 @@ class WarmupDecay(LambdaLR):
 
     def _factor(self, step: int) -> float:
         rising = (step + 1) / (self.warmup_steps + 1)
+        if self.total_steps is None:
+            if step > 0:
+                raise ValueError("WarmupDecay does not know where the run ends: set its total_steps, or call end_at")
+            return rising
         return max(0.0, min(rising, (self.total_steps - step) / (self.total_steps - self.warmup_steps)))
 
     def state_dict(self) -> dict[str, Any]:

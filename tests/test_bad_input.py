@@ -11,7 +11,7 @@ from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadMo
 from lit_sparse import SparseAttentionModule
 from lit_sparse.callbacks import AtomicCheckpointIO
 from lit_sparse.cli import main
-from lit_sparse.errors import CheckpointError
+from lit_sparse.errors import CheckpointError, NonFiniteLossError
 from lit_sparse.writable import check_writable
 
 COMMANDS = ["fit", "info", "export", "sample", "evaluate", "circuits", "trace", "graph", "report"]
@@ -402,6 +402,39 @@ def test_a_loss_that_is_not_finite_is_found_before_anything_is_saved(
     settings = {"trainer.log_every_n_steps": 50, "trainer.val_check_interval": validate_every}
     says(refused("fit", "--config", make_config("run", settings), trained=True), "at step 2", "nan")
     assert not list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+
+
+@pytest.mark.parametrize(("accumulation", "look_every", "clip"), [(1, 1, 1.0), (2, 50, 1.0), (1, 50, 0.0)])
+def test_a_gradient_that_is_not_finite(make_config, refused, monkeypatch, tmp_path, accumulation, look_every, clip):
+    """The loss of step 4 is finite, its gradient is not: the weights on disk are those before that step, and what is
+    in memory since then cannot be saved."""
+    seen, before = [], []
+
+    def broken(self, losses):
+        value = self.constraint.per_token(losses)
+        if self.training:
+            seen.append(self)
+            if len(seen) == 4 * accumulation + 1:
+                before.append({name: kept.clone() for name, kept in self.state_dict().items()})
+                return value + 0 * (value - value.detach()).sqrt()
+        return value
+
+    monkeypatch.setattr(SparseAttentionModule, "constraint_per_token", broken)
+    settings = {
+        "trainer.accumulate_grad_batches": accumulation,
+        "trainer.val_check_interval": accumulation,
+        "trainer.log_every_n_steps": look_every,
+        "trainer.gradient_clip_val": clip,
+    }
+    message = refused("fit", "--config", make_config("run", settings), trained=True)
+    says(message, "at step 4", "gradients that are NaN or infinite", "learning rate", "square root at 0")
+    last = AtomicCheckpointIO().load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert last["global_step"] == 4
+    torch.testing.assert_close(last["state_dict"], before[0], rtol=0, atol=0)
+    states = last["optimizer_states"][0]["state"].values()
+    assert states and all(torch.isfinite(value).all() for state in states for value in state.values())
+    with pytest.raises(NonFiniteLossError, match="at step 4"):
+        seen[0].trainer.save_checkpoint(tmp_path / "late.ckpt")
 
 
 class TestNoDiskSpace:

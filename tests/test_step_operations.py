@@ -40,7 +40,8 @@ def test_a_step_of_any_size_has_the_same_few_operations_and_waits_for_none(scrip
     found, same = script.count(small, 2, 16, lora), script.count(large, 32, 512, lora)
     assert found == same
     assert found.waits == {}
-    assert found.parts["losses"] < 100 and found.parts["multiplier"] < 40
+    # Fake tensors take the norm of each of about 30 gradients by itself; a device takes them in one operation.
+    assert found.parts["losses"] < 100 and found.parts["multiplier"] < 80
 
 
 def test_the_device_is_not_waited_for(start_python):

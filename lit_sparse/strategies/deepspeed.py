@@ -168,6 +168,10 @@ class SparseDeepSpeedStrategy(Sharding, DeepSpeedStrategy):
             if hasattr(optimizer, "refresh_fp32_params"):
                 optimizer.refresh_fp32_params()
 
+    def gradients_are_finite(self, module: nn.Module) -> Tensor:
+        # The engine leaves out the update where they are not, and clears them in any case.
+        return torch.tensor(self.deepspeed_engine.was_step_applied(), device=self.root_device)
+
     # --- checkpoints -------------------------------------------------------------------------------------------
 
     def whole_state_dict(self) -> dict[str, Tensor]:

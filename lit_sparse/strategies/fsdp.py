@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from lit_sparse.strategies.fully_shard import shard_model
 from lit_sparse.strategies.own_shards import put_stand_ins, reading_own_shards
@@ -68,6 +69,9 @@ class SparseFSDPStrategy(Sharding, ModelParallelStrategy):
     def place_frozen(self, model: nn.Module, device: torch.device) -> None:
         if not isinstance(model, FSDPModule):
             shard_model(model, self._mesh, kept_dtype=self._low_precision)
+
+    def own_gradients(self, module: nn.Module) -> list[Tensor]:
+        return [g.to_local() if isinstance(g, DTensor) else g for g in super().own_gradients(module)]
 
     def whole_state_dict(self) -> dict[str, Tensor]:
         assert self.model is not None

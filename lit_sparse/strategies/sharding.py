@@ -41,6 +41,15 @@ class Sharding:
     def weights_written(self) -> None:
         """Called after something other than the optimizer changed weights (calibration sets cutoffs)."""
 
+    def own_gradients(self, module: nn.Module) -> list[Tensor]:
+        """What this rank holds of the gradients."""
+        return [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+
+    def gradients_are_finite(self, module: nn.Module) -> Tensor:
+        """Whether this rank's gradients of the optimizer step that just ended were all finite: a 0-d boolean on the
+        device, which nothing waits for."""
+        return torch.nn.utils.get_total_norm(self.own_gradients(module)).isfinite()
+
     def check_resumable(self, path: Path) -> None:
         """Called before anything is built.
 
