@@ -68,10 +68,15 @@ class Watch:
         """
         if self.paused:
             return
-        ran = sum(module.edge_ran for module in self.modules)
-        if ran == 0 or (ran < len(self.modules) and not model.training):  # training may drop layers
+        modules = self.modules[: _layers(model)]  # generation that exits early lowers this number for some passes
+        ran = sum(module.edge_ran for module in modules)
+        if ran == 0 or (ran < len(modules) and not model.training):  # training may drop layers
             raise DenseAttentionError(
-                f"the gates of {len(self.modules) - ran} of {len(self.modules)} attention layers had no part in this "
+                f"the gates of {len(modules) - ran} of {len(modules)} attention layers had no part in this "
                 "forward pass: something computed attention in their place (such as TransformerLens, whose bridge "
                 f"replaces attention modules). {_ADVICE}"
             )
+
+
+def _layers(model: Any) -> int | None:
+    return getattr(model.config.get_text_config(), "num_hidden_layers", None)

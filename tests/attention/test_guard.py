@@ -89,6 +89,13 @@ def test_copies_are_watched_and_themselves(model, ids, copied):
     assert model._forward_hooks
 
 
+def test_generation_that_exits_early(model, ids):
+    """It drafts tokens with the first layers alone, which are gated as ever."""
+    options = {"max_new_tokens": 6, "do_sample": False}
+    drafted = model.generate(ids[:1], assistant_early_exit=1, **options)
+    assert torch.equal(drafted, model.generate(ids[:1], **options))
+
+
 def test_a_compiled_model_is_watched(model, ids):
     compiled = torch.compile(model, backend="eager")
     torch.testing.assert_close(logits(compiled, ids), logits(model, ids))
