@@ -272,22 +272,33 @@ def test_the_same_seed_gives_the_same_run_bitwise(llama_folder):
     assert runs[0][0] != runs[2][0]
 
 
-def evaluation(edge_fraction, constraint):
-    return Evaluation(1.0, 1.0, constraint, constraint, edge_fraction, 1.0, math.nan, 10, torch.ones(1, 1))
+def scores(module, monkeypatch, *validations):
+    """`val/score` of each (edge fraction, constraint, share of exact sequences)."""
+    logged = []
+    monkeypatch.setattr(module, "log_dict", lambda metrics, **_: logged.append(metrics["val/score"]))
+    for edge_fraction, constraint, exact in validations:
+        result = Evaluation(1.0, 1.0, constraint, constraint, edge_fraction, 1.0, exact, 10, torch.ones(1, 1))
+        monkeypatch.setattr(module.evaluation, "compute", lambda result=result: result)
+        module.on_validation_epoch_end()
+    return logged
 
 
 def test_the_score_prefers_the_sparsest_that_satisfies_the_constraint(llama_folder, monkeypatch):
     module = make(llama_folder, constraint=KL(0.1))
-    logged = {}
-    monkeypatch.setattr(module, "log_dict", lambda metrics, **_: logged.update(metrics))
-
-    def score(edge_fraction, constraint):
-        monkeypatch.setattr(module.evaluation, "compute", lambda: evaluation(edge_fraction, constraint))
-        module.on_validation_epoch_end()
-        return logged["val/score"]
-
-    order = [score(0.1, 0.05), score(0.3, 0.1), score(1.0, 0.0), score(0.01, 0.101), score(0.001, 0.2)]
+    results = [(0.1, 0.05), (0.3, 0.1), (1.0, 0.0), (0.01, 0.101), (0.001, 0.2)]
+    order = scores(module, monkeypatch, *[(*result, math.nan) for result in results])
     assert order == sorted(order) and len(set(order)) == len(order)
+
+
+def test_the_score_prefers_models_that_are_exact_enough(llama_folder, monkeypatch):
+    module = make(llama_folder, constraint=KL(0.1), score_sequences=True, min_exact_match=0.99)
+    results = [(0.2, 0.05, 0.99), (0.9, 0.05, 1.0), (0.1, 0.05, 0.988), (0.1, 0.101, 0.988), (0.05, 0.05, 0.9)]
+    order = scores(module, monkeypatch, *results)
+    assert order == sorted(order) and len(set(order)) == len(order)
+    assert scores(make(llama_folder, score_sequences=True), monkeypatch, (0.1, 0.05, 0.3)) == [0.1]
+    for settings in ({"min_exact_match": 1.0}, {"min_exact_match": 1.1, "score_sequences": True}):
+        with pytest.raises(ValueError, match="min_exact_match is a share"):
+            make(llama_folder, **settings)
 
 
 def test_validation_is_deterministic_and_leaves_no_trace(llama_folder):
