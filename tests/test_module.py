@@ -301,6 +301,17 @@ def test_the_score_prefers_models_that_are_exact_enough(llama_folder, monkeypatc
             make(llama_folder, **settings)
 
 
+def test_the_score_prefers_models_of_the_end(llama_folder, monkeypatch):
+    module = make(llama_folder, constraint=KL(0.1), select_from=0.5)
+    monkeypatch.setattr(module, "_done", lambda: 0.5)
+    late, missed = scores(module, monkeypatch, (0.9, 0.05, math.nan), (0.1, 0.101, math.nan))
+    monkeypatch.setattr(module, "_done", lambda: 0.4)
+    sparse, dense = scores(module, monkeypatch, (0.1, 0.05, math.nan), (1.0, 0.05, math.nan))
+    assert late == 0.9 < sparse < dense < missed
+    with pytest.raises(ValueError, match="select_from is a share"):
+        make(llama_folder, select_from=1.0)
+
+
 def test_validation_is_deterministic_and_leaves_no_trace(llama_folder):
     module = make(llama_folder)
     data = AdditionData(**DATA)
@@ -353,5 +364,7 @@ def test_what_sharpens_or_tightens_needs_an_end(llama_folder):
         make(llama_folder, relaxation=0.5)
     with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
         fit(make(llama_folder, sharpness_end=8.0), steps=-1, max_epochs=1)
+    with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
+        fit(make(llama_folder, select_from=0.5), steps=-1, max_epochs=1)
     with pytest.raises(ValueError, match="sharpness_end must be positive"):
         make(llama_folder, sharpness_end=0.0)
