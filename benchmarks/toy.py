@@ -10,9 +10,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_sparse.cli import SparseCLI, main
 
 CONFIG = "configs/addition.yaml"
-# The recorded comparisons are from before the config had a relaxed tolerance, weight decay and these betas.
+# The recorded comparisons are from before the config had what these options take back.
 RECORDED = [
+    "--model.init_args.min_exact_match=0.0",
+    "--model.init_args.select_from=0.0",
     "--model.init_args.relaxation=1.0",
+    "--model.init_args.scheduler=torch.optim.lr_scheduler.LinearLR",
+    "--model.init_args.scheduler.init_args.start_factor=1.0",
+    "--model.init_args.scheduler.init_args.end_factor=0.05",
+    "--model.init_args.scheduler.init_args.total_iters=3000",
     "--model.init_args.optimizer.init_args.weight_decay=0.0",
     "--model.init_args.optimizer.init_args.betas=[0.9,0.999]",
 ]

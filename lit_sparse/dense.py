@@ -22,7 +22,7 @@ class DenseModule(RunModule):
         config: `model_type` and any other key of that transformers configuration.
         optimizer: for all weights.
         scheduler: stepped once per optimizer step.
-        stop_at_exact_match: ends training once this share of held-out sequences is exactly right.
+        min_exact_match: the share of held-out sequences that must be exactly right at the end.
         seed: of the initial weights.
     """
 
@@ -31,7 +31,7 @@ class DenseModule(RunModule):
         config: dict[str, Any],
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable | None = None,
-        stop_at_exact_match: float = 1.0,
+        min_exact_match: float = 1.0,
         seed: int = 0,
     ):
         super().__init__(scheduler)
@@ -40,7 +40,7 @@ class DenseModule(RunModule):
         torch.manual_seed(seed)
         self.model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
         self.make_optimizer = optimizer
-        self.stop_at_exact_match = stop_at_exact_match
+        self.min_exact_match = min_exact_match
         self._right: list[Tensor] = []
 
     def _logits(self, batch: dict[str, Tensor]) -> Tensor:
@@ -60,8 +60,6 @@ class DenseModule(RunModule):
         self._right.clear()
         self.log("val/exact_match", rate, prog_bar=True)
         self.log("val/score", -rate)
-        if rate >= self.stop_at_exact_match and not self.trainer.sanity_checking:
-            self.trainer.should_stop = True
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return self.scheduled(self.make_optimizer(self.model.parameters()))
@@ -73,11 +71,11 @@ class DenseModule(RunModule):
             ValueError: the model did not learn the task as well as asked.
         """
         rate = float(trainer.callback_metrics["val/exact_match"])
-        if rate < self.stop_at_exact_match:
+        if rate < self.min_exact_match:
             raise ValueError(
                 f"the dense model got {rate:.2%} of held-out sequences right after {trainer.global_step} steps, asked "
-                f"were {self.stop_at_exact_match:.2%}; train longer (trainer.max_steps) or lower "
-                "stop_at_exact_match"
+                f"were {self.min_exact_match:.2%}; train longer (trainer.max_steps) or lower "
+                "min_exact_match"
             )
         self.model.save_pretrained(run_dir / "model")
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -114,6 +114,10 @@ class SparseAttentionModule(RunModule):
             a small model on a fast GPU waits for. A replay repeats kernels and runs no Python, so hooks, constraint and
             edge objective must depend on nothing but tensors. For one GPU, without gradient accumulation.
         score_sequences: count sequences whose every scored token is predicted (for tasks with an answer).
+        min_exact_match: the share of such sequences that model selection asks for, besides the constraint: a mean over
+            tokens hides a few wrong answers. Needs `score_sequences`.
+        select_from: the share of `trainer.max_steps` after which models are selected; an earlier one is kept only while
+            no later one satisfies the constraint. At high learning rates a good validation is partly luck.
         trust_remote_code: allow the model folder to run its own code.
         seed: of the gates' noise.
 
@@ -144,6 +148,8 @@ class SparseAttentionModule(RunModule):
         compile_layers: bool | None = None,
         record_steps: bool = False,
         score_sequences: bool = False,
+        min_exact_match: float = 0.0,
+        select_from: float = 0.0,
         trust_remote_code: bool = False,
         seed: int = 0,
     ):
@@ -156,6 +162,12 @@ class SparseAttentionModule(RunModule):
             raise ValueError(f"relaxation multiplies the tolerance at the start, so it is at least 1, got {relaxation}")
         if gate_lr < 0 or distillation < 0:
             raise ValueError("gate_lr and distillation must not be negative")
+        if not 0 <= min_exact_match <= 1 or (min_exact_match and not score_sequences):
+            raise ValueError(
+                f"min_exact_match is a share in [0, 1] and needs score_sequences: true, got {min_exact_match}"
+            )
+        if not 0 <= select_from < 1:
+            raise ValueError(f"select_from is a share of the run's steps in [0, 1), got {select_from}")
         if sharpness_end is not None and not 0 < sharpness_end < math.inf:
             raise ValueError(f"sharpness_end must be positive and finite, got {sharpness_end}")
         if start_from is not None and calibration is not None:
@@ -182,6 +194,8 @@ class SparseAttentionModule(RunModule):
         self.compile_layers = compile_layers
         self.record_steps = record_steps
         self.score_sequences = score_sequences
+        self.min_exact_match = min_exact_match
+        self.select_from = select_from
         self.trust_remote_code = trust_remote_code
         self.seed = seed
 
@@ -324,8 +338,9 @@ class SparseAttentionModule(RunModule):
         """Moves the teacher, and on a fresh start calibrates the gates and measures where the run begins: on the
         test split, as its end. Constraints are prepared on the validation split, which model selection uses."""
         assert self.model is not None
-        if (self.sharpness_end is not None or self.relaxation > 1) and self.trainer.max_steps < 1:
-            raise ValueError("sharpness_end and relaxation end at the run's last step: set trainer.max_steps")
+        follows = self.sharpness_end is not None or self.relaxation > 1 or self.select_from > 0
+        if follows and self.trainer.max_steps < 1:
+            raise ValueError("sharpness_end, relaxation and select_from follow the run's steps: set trainer.max_steps")
         self.train()  # models are loaded in evaluation mode, in which gates are not sampled
         self._place_teacher()
         self._compile()
@@ -550,9 +565,13 @@ class SparseAttentionModule(RunModule):
         result = self.last_evaluation = self.evaluation.compute()
         self.evaluation.reset()
         metrics = {f"val/{name}": value for name, value in result.metrics().items()}
-        # What model selection minimises: the edges where the constraint holds, else more than any edge fraction.
-        violation = self.constraint.violation(result.constraint)
-        metrics["val/score"] = result.edge_fraction if violation <= 0 else 1.0 + violation
+        # What model selection minimises: the edges where constraint and exactness hold, else more than any fraction; a
+        # model from before `select_from` comes between the two.
+        violation = max(self.constraint.violation(result.constraint), 0.0)
+        if self.score_sequences:
+            violation += max(self.min_exact_match - result.exact_match, 0.0)
+        early = self.select_from > 0 and self._done() < self.select_from
+        metrics["val/score"] = result.edge_fraction + early if violation == 0 else 2.0 + violation
         self.log_dict(metrics, **_EQUAL_ON_RANKS)
 
     def on_validation_start(self) -> None:

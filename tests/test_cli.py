@@ -294,7 +294,7 @@ DENSE = {
                 "num_attention_heads": 2,
                 "max_position_embeddings": 16,
             },
-            "stop_at_exact_match": 0.0,
+            "min_exact_match": 0.0,
         },
     }
 }
@@ -329,10 +329,10 @@ def test_a_missing_prerequisite_is_named(make_config, tmp_path, capsys):
 
 
 def test_the_dense_module_says_when_it_did_not_learn(make_config, capsys):
-    unreachable = DENSE | {"model.init_args.stop_at_exact_match": 1.0}
+    unreachable = DENSE | {"model.init_args.min_exact_match": 1.0}
     assert status_of(["fit", "--config", make_config("dense", unreachable)]) == 2
     message = capsys.readouterr().err
-    assert "trainer.max_steps" in message and "stop_at_exact_match" in message
+    assert "trainer.max_steps" in message and "min_exact_match" in message
 
 
 def test_a_users_own_module_and_its_hooks(make_config, tmp_path, monkeypatch):

@@ -321,22 +321,44 @@ def test_the_same_seed_gives_the_same_run_bitwise(llama_folder):
     assert runs[0][0] != runs[2][0]
 
 
-def evaluation(edge_fraction, constraint):
-    return Evaluation(1.0, 1.0, constraint, constraint, edge_fraction, 1.0, math.nan, 10, torch.ones(1, 1))
+def scores(module, monkeypatch, *validations):
+    """`val/score` of each (edge fraction, constraint, share of exact sequences)."""
+    logged = []
+    monkeypatch.setattr(module, "log_dict", lambda metrics, **_: logged.append(metrics["val/score"]))
+    for edge_fraction, constraint, exact in validations:
+        result = Evaluation(1.0, 1.0, constraint, constraint, edge_fraction, 1.0, exact, 10, torch.ones(1, 1))
+        monkeypatch.setattr(module.evaluation, "compute", lambda result=result: result)
+        module.on_validation_epoch_end()
+    return logged
 
 
 def test_the_score_prefers_the_sparsest_that_satisfies_the_constraint(llama_folder, monkeypatch):
     module = make(llama_folder, constraint=KL(0.1))
-    logged = {}
-    monkeypatch.setattr(module, "log_dict", lambda metrics, **_: logged.update(metrics))
-
-    def score(edge_fraction, constraint):
-        monkeypatch.setattr(module.evaluation, "compute", lambda: evaluation(edge_fraction, constraint))
-        module.on_validation_epoch_end()
-        return logged["val/score"]
-
-    order = [score(0.1, 0.05), score(0.3, 0.1), score(1.0, 0.0), score(0.01, 0.101), score(0.001, 0.2)]
+    results = [(0.1, 0.05), (0.3, 0.1), (1.0, 0.0), (0.01, 0.101), (0.001, 0.2)]
+    order = scores(module, monkeypatch, *[(*result, math.nan) for result in results])
     assert order == sorted(order) and len(set(order)) == len(order)
+
+
+def test_the_score_prefers_models_that_are_exact_enough(llama_folder, monkeypatch):
+    module = make(llama_folder, constraint=KL(0.1), score_sequences=True, min_exact_match=0.99)
+    results = [(0.2, 0.05, 0.99), (0.9, 0.05, 1.0), (0.1, 0.05, 0.988), (0.1, 0.101, 0.988), (0.05, 0.05, 0.9)]
+    order = scores(module, monkeypatch, *results)
+    assert order == sorted(order) and len(set(order)) == len(order)
+    assert scores(make(llama_folder, score_sequences=True), monkeypatch, (0.1, 0.05, 0.3)) == [0.1]
+    for settings in ({"min_exact_match": 1.0}, {"min_exact_match": 1.1, "score_sequences": True}):
+        with pytest.raises(ValueError, match="min_exact_match is a share"):
+            make(llama_folder, **settings)
+
+
+def test_the_score_prefers_models_of_the_end(llama_folder, monkeypatch):
+    module = make(llama_folder, constraint=KL(0.1), select_from=0.5)
+    monkeypatch.setattr(module, "_done", lambda: 0.5)
+    late, missed = scores(module, monkeypatch, (0.9, 0.05, math.nan), (0.1, 0.101, math.nan))
+    monkeypatch.setattr(module, "_done", lambda: 0.4)
+    sparse, dense = scores(module, monkeypatch, (0.1, 0.05, math.nan), (1.0, 0.05, math.nan))
+    assert late == 0.9 < sparse < dense < missed
+    with pytest.raises(ValueError, match="select_from is a share"):
+        make(llama_folder, select_from=1.0)
 
 
 def test_validation_is_deterministic_and_leaves_no_trace(llama_folder):
@@ -391,5 +413,7 @@ def test_what_sharpens_or_tightens_needs_an_end(llama_folder):
         make(llama_folder, relaxation=0.5)
     with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
         fit(make(llama_folder, sharpness_end=8.0), steps=-1, max_epochs=1)
+    with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
+        fit(make(llama_folder, select_from=0.5), steps=-1, max_epochs=1)
     with pytest.raises(ValueError, match="sharpness_end must be positive"):
         make(llama_folder, sharpness_end=0.0)

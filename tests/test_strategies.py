@@ -28,6 +28,7 @@ from lit_sparse.calibration import Calibration
 from lit_sparse.callbacks import AtomicCheckpointIO
 from lit_sparse.cli import main
 from lit_sparse.data import AdditionData
+from lit_sparse.errors import NonFiniteLossError
 from lit_sparse.objective import KL, EdgeFraction, LogEdgeFraction
 from lit_sparse.strategies import SparseDeepSpeedStrategy, SparseFSDPStrategy, sharding_of
 
@@ -132,6 +133,15 @@ class Built(SparseAttentionModule):
         self.growth = max(largest, _anonymous_memory()) - before
 
 
+class Spoiled(SparseAttentionModule):
+    """The loss of step 2 is finite on both ranks, its gradient is not on the second."""
+
+    def constraint_per_token(self, losses):
+        value = super().constraint_per_token(losses)
+        spoils = self.training and self.trainer.global_step == 2 and self.trainer.global_rank == 1
+        return value + 0 * (value - value.detach()).sqrt() if spoils else value
+
+
 def _anonymous_memory():
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.is_file() else []
@@ -143,7 +153,7 @@ def make_module(case):
         "sgd": lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9),
         "adamw": lambda parameters: torch.optim.AdamW(parameters, lr=1e-3),
     }
-    return (Built if case.get("evaluate") else SparseAttentionModule)(
+    return (Built if case.get("evaluate") else Spoiled if case.get("spoiled") else SparseAttentionModule)(
         case["model"],
         gate=GateConfig(threshold=0.1, centered=case.get("calibrate", False)),
         constraint=KL(0.5),
@@ -198,6 +208,14 @@ def run_case(case, world_size):
     return {"rows": notes.rows, "lambda": float(module.multiplier.value), "start": start}
 
 
+def spoil_case(case, world_size):
+    """The error that this rank's run ends with."""
+    trainer = make_trainer(case, world_size, max_steps=STEPS, gradient_clip_val=1.0, limit_val_batches=0)
+    with pytest.raises(NonFiniteLossError) as error:
+        trainer.fit(make_module(case), datamodule=make_data(world_size))
+    return {"error": str(error.value)}
+
+
 def evaluate_case(case, world_size):
     """`validate` and `test`; what this rank thinks of it, and what building took."""
     module, trainer = make_module(case), make_trainer(case, world_size)
@@ -214,7 +232,8 @@ def worker(plan_file):
     for case in plan["cases"]:
         Path(case["folder"]).mkdir(parents=True, exist_ok=True)
         name = "evaluated" if case.get("evaluate") else "resumed" if case.get("resume") else "whole"
-        result = (evaluate_case if case.get("evaluate") else run_case)(case, plan["world_size"])
+        run = evaluate_case if case.get("evaluate") else spoil_case if case.get("spoiled") else run_case
+        result = run(case, plan["world_size"])
         (Path(case["folder"]) / f"{name}{rank}.json").write_text(json.dumps(result))
         print("done", case["folder"], name, flush=True)
 
@@ -324,6 +343,19 @@ def test_five_steps_are_those_of_one_process(runs, kind, accumulate, strategy):
     assert own.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(own[name], value, rtol=0, atol=TOLERANCE, msg=lambda text, n=name: f"{n}: {text}")
+
+
+@pytest.mark.slow
+def test_a_gradient_that_is_not_finite_on_one_rank_ends_the_run_on_both(tied_folder, tmp_path):
+    common = {"accumulate": 1, "model": str(tied_folder), "spoiled": True}
+    cases = [{**common, "strategy": strategy, "folder": str(tmp_path / strategy)} for strategy in TWO]
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps({"cases": cases, "world_size": 2}))
+    start_ranks(plan, 2)
+    for strategy in TWO:
+        for rank in (0, 1):
+            error = json.loads((tmp_path / strategy / f"whole{rank}.json").read_text())["error"]
+            assert "at step 2" in error and "gradients that are NaN or infinite" in error, strategy
 
 
 @pytest.mark.slow

@@ -118,7 +118,8 @@ def _beside(target: Path) -> tuple[Path, Path]:
 
 
 def checkpoint_callbacks(run_dir: Path) -> list[ModelCheckpoint]:
-    """`best.ckpt`: weights of the sparsest model that satisfies the constraint on held-out data (`val/score`).
+    """`best.ckpt`: weights of the sparsest model that satisfies the constraint on held-out data, and is as exact as the
+    run asks for (`val/score`).
     `last.ckpt`: everything that resuming needs, after each validation."""
     folder = run_dir / "checkpoints"
     best = ModelCheckpoint(
