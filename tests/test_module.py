@@ -303,7 +303,8 @@ def test_the_picture_of_heads_is_of_the_validation_split_alone(llama_folder, tmp
     module = make(llama_folder)
     fit(module, steps=1)
     module.trainer.loggers = [logger]
-    module.last_evaluation = evaluation(0.3, 0.0)
+    assert module.last_evaluation is None
+    module.last_evaluation = module.start
     SparsityByHead().on_validation_end(module.trainer, module)
     titles = [axes.get_title(loc="left") for axes in drawn[0].axes]
     assert [title.split(":")[0] for title in titles if title] == ["Validation split"]
