@@ -83,8 +83,7 @@ def _load(name: str, dtype: torch.dtype, trust_remote_code: bool, **options: str
                 **options,
             )
     except Exception as error:  # transformers, safetensors and the hub raise a dozen kinds of errors here
-        hint = "" if Path(source).is_dir() else f" (without a network: `hf download {name}` where there is one)"
-        raise ValueError(f"cannot load the base model {name!r}: {_first_line(error)}{hint}") from error
+        raise ValueError(f"cannot load the base model {name!r}: {_first_line(error)}{_hint(source)}") from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
@@ -117,7 +116,13 @@ def load_config(name: str, *, trust_remote_code: bool = False):
     try:
         return _config_of(source, trust_remote_code)
     except Exception as error:
-        raise ValueError(f"cannot read the configuration of {name!r}: {_first_line(error)}") from error
+        raise ValueError(f"cannot read the configuration of {name!r}: {_first_line(error)}{_hint(source)}") from error
+
+
+def _hint(source: str) -> str:
+    if Path(source).is_dir():
+        return ""
+    return f" (there is no folder {source!r}; of a model on a hub, without a network: `hf download {source}` elsewhere)"
 
 
 def _config_of(source: str, trust_remote_code: bool) -> PreTrainedConfig:

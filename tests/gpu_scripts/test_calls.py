@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -57,7 +58,10 @@ def test_the_second_part_puts_the_load_together_and_trains(call, results, tree, 
     assert results()["parity"]["float32"]["agrees"], printed
     out = tmp_path / "out"
     kept = {path.name for path in out.iterdir()}
-    assert {"adapters.safetensors", "gates.safetensors", "report.html", "train.tar.gz"} <= kept
+    assert {"adapters.safetensors", "report.html", "train.tar.gz"} <= kept
+    with tarfile.open(out / "train.tar.gz") as results_of_all:
+        rest = {Path(name).name for name in results_of_all.getnames() if "/adapters/" in name}
+    assert {"gates.safetensors", "adapters.json", "sparse.json", "tokenizer.json"} <= rest
     assert len(kept) <= 8 and all(path.stat().st_size < 16 * 2**20 for path in out.iterdir())
 
 
