@@ -279,7 +279,7 @@ def test_the_model_card_has_the_figures(exported):
 def test_a_card_without_figures_says_so(model, tmp_path):
     export_sparse(model, tmp_path / "sparse", measured={"kl": None})
     card = (tmp_path / "sparse" / "README.md").read_text()
-    assert "| open edges per query and head | not measured; at the start - |" in card
+    assert "| open edges per query and head | not measured |" in card
     assert "KL from the base model, nats per token | not measured" in card and "unnamed base model" in card
 
 
