@@ -107,9 +107,9 @@ def _terms(summary: Mapping[str, object]) -> str:
     }
     if "test_tokens" in summary:  # older records measured the start on the validation split
         terms["Splits"] = (
-            "All results on this page are measured on the test split, those of the start (calibrated gates, before "
-            "training) and of the base model too. Only the curves of training are not: they show text that is trained "
-            "on and the validation split, which also chose the checkpoint."
+            "All results on this page are measured on the test split, also those from before training and those of "
+            "the base model. Only the curves of training are not: they show text that is trained on and the "
+            "validation split, which also chose the checkpoint."
         )
     return (
         '<dl class="terms">'
