@@ -27,7 +27,7 @@ TENS = torch.tensor([a // 10 + b // 10 for a in range(100) for b in range(100)])
 ANSWER = slice(6, 9)
 RARE = 0.005  # edges open on fewer sums are counted, not listed or drawn
 CARRY = torch.tensor([a % 10 + b % 10 > 9 for a in range(100) for b in range(100)])
-COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"]
+COLOURS = ["#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000"]
 
 
 @torch.no_grad()
@@ -55,7 +55,16 @@ def main() -> None:
         for (layer, head, query, key), mask in sorted(opened.items())
         if (share := float(mask.float().mean())) >= RARE
     ]
-    found = {"exact": float(right.float().mean()), "edges_per_sum": per_sum, "edges": rows, "machine": machine()}
+    pairs = []
+    for query, key in sorted({(query, key) for _, _, query, key in opened}):
+        heads = torch.stack([mask for where, mask in opened.items() if where[2:] == (query, key)])
+        read = heads.any(dim=0)
+        sums = {"without_carry": read & ~CARRY, "with_carry": read & CARRY}
+        sums |= {"carry_and_tens_of_nine": read & CARRY & (TENS == 9), "several_heads": heads.sum(dim=0) > 1}
+        reads = f"{TOKENS[query]} reads {TOKENS[key]}"
+        pairs.append({"reads": reads} | {name: int(mask.sum()) for name, mask in sums.items()})
+    found = {"exact": float(right.float().mean()), "edges_per_sum": per_sum, "ever_open": len(opened), "edges": rows}
+    found |= {"pairs": pairs, "machine": machine()}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "addition_edges.json").write_text(json.dumps(found, indent=1) + "\n")
     print(f"{found['exact']:.2%} of all sums exact, {per_sum:.2f} open edges a sum, {len(opened)} ever open")
@@ -65,13 +74,14 @@ def main() -> None:
         by_tens = " ".join(f"{share:.0%}".rjust(4) for share in row["share_by_tens"])
         by_carry = " ".join(f"{share:.0%}".rjust(4) for share in row["share_by_carry"])
         print(f"{name:<30}{row['share']:>7.1%} {by_carry};  {by_tens}")
-    for query, key in sorted({(query, key) for _, _, query, key in opened}):
-        heads = torch.stack([mask for where, mask in opened.items() if where[2:] == (query, key)])
-        without, carrying = (heads.any(dim=0)[carry == CARRY].float().mean() for carry in (False, True))
-        twice = (heads.sum(dim=0) > 1).float().mean()
+    print(
+        f"{int((~CARRY).sum()):,} sums have units that do not carry, {int(CARRY.sum()):,} have units that do, "
+        f"{int((CARRY & (TENS == 9)).sum()):,} of these with tens that add up to nine"
+    )
+    for pair in pairs:
         print(
-            f"{TOKENS[query]} reads {TOKENS[key]} through any head: {without:.0%} of the sums without and "
-            f"{carrying:.0%} of those with a carry; through several {twice:.0%}"
+            f"{pair['reads']} through any head: {pair['without_carry']:,} sums without a carry, {pair['with_carry']:,} "
+            f"with one ({pair['carry_and_tens_of_nine']:,} with tens of nine); several heads: {pair['several_heads']:,}"
         )
     draw(rows).savefig(RESULTS / "addition_edges.png", dpi=150)
 
