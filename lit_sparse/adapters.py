@@ -1,7 +1,7 @@
 """Low-rank adapters through peft (extra `lora`)."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from lit_sparse.attention.bridge import IMPLEMENTATION, attention_modules, gates
 
 ADAPTERS_FILE = "adapters.json"  # no names that peft knows, which would put the adapters on a dense model
 _WEIGHTS_FILE = "adapters.safetensors"
+ADAPTERS_FILES = (ADAPTERS_FILE, _WEIGHTS_FILE)
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,14 @@ def has_adapters(model: nn.Module) -> bool:
     return hasattr(model, "merge_and_unload")
 
 
-def write_adapters(model: Any, folder: Path) -> None:
-    """Writes the adapters of a model, in half precision: a few MB."""
+def write_adapters(model: Any, state: Mapping[str, Any], folder: Path) -> None:
+    """Writes the adapters of a model, whose state is given, in half precision: a few MB."""
     (config,) = model.peft_config.values()
     # Without the base's name: sparse.json has it. peft keeps sets, which json does not.
     values = {name: sorted(value) if isinstance(value, set) else value for name, value in config.to_dict().items()}
     values["base_model_name_or_path"] = None
     (folder / ADAPTERS_FILE).write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    half = {name: tensor.half().contiguous().cpu() for name, tensor in _weights_of(model).items()}
+    half = {name: tensor.half().contiguous().cpu() for name, tensor in _weights_of(model, state).items()}
     save_file(half, folder / _WEIGHTS_FILE, metadata={"format": "pt"})
 
 
@@ -99,8 +100,8 @@ def load_adapters(model: PreTrainedModel, folder: Path) -> None:
         raise ValueError(f"the adapters in {folder} do not fit the ones to train: {error}") from error
 
 
-def _weights_of(model: nn.Module) -> dict[str, Any]:
-    return _peft().get_peft_model_state_dict(model, save_embedding_layers=False)
+def _weights_of(model: nn.Module, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return _peft().get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
 
 
 def _set_weights(model: nn.Module, weights: dict[str, Any]) -> None:

@@ -29,7 +29,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_sparse.adapters import ADAPTERS_FILE, has_adapters, load_adapters, merge_adapters, write_adapters
+from lit_sparse.adapters import (
+    ADAPTERS_FILE,
+    ADAPTERS_FILES,
+    has_adapters,
+    load_adapters,
+    merge_adapters,
+    write_adapters,
+)
 from lit_sparse.attention import Backend, GateConfig, gates_of, sparsify
 from lit_sparse.attention.bridge import base_name_of, dense
 from lit_sparse.model_card import model_card
@@ -57,8 +64,9 @@ def export_sparse(
     """
     _check(model, folder)
     merged = _without_adapters(model)
-    _write_weights(merged, folder)
-    _write_rest(merged, folder, measured, tokenizer)
+    state = merged.state_dict()
+    _write_weights(merged, state, folder)
+    _write_rest(merged, state, folder, measured, tokenizer)
     return digest_of(merged)
 
 
@@ -81,16 +89,25 @@ def export_adapters(
     if not has_adapters(model):
         raise ValueError("this model has no adapters; export the whole model")
     _check(model, folder)
-    write_adapters(model, folder)
-    _write_rest(model, folder, measured, tokenizer)
+    state = model.state_dict()
+    write_adapters(model, state, folder)
+    _write_rest(model, state, folder, measured, tokenizer)
 
 
-def save_sparse(model: nn.Module, save_directory: str | Path, *, is_main_process: bool = True, **options: Any) -> None:
+def save_sparse(
+    model: nn.Module,
+    save_directory: str | Path,
+    *,
+    is_main_process: bool = True,
+    state_dict: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
     """What `save_pretrained` is on a sparsified model: `export_sparse`, or `export_adapters` of a model with adapters,
     into a folder that may hold an earlier save. The figures of the card are left out: the model may have changed.
 
     Args:
-        options: `state_dict`, `max_shard_size` and others of transformers' `save_pretrained`.
+        state_dict: weights and gates to write, default: the model's own. Where these are sharded, whole ones are given.
+        options: of transformers' `save_pretrained`, such as `max_shard_size`; adapters have no use for them.
 
     Raises:
         ValueError: with `push_to_hub`, for which models have a method of their own.
@@ -101,14 +118,16 @@ def save_sparse(model: nn.Module, save_directory: str | Path, *, is_main_process
         return
     folder = Path(save_directory)
     folder.mkdir(parents=True, exist_ok=True)
-    for stale in (*folder.glob("*.safetensors*"), folder / ADAPTERS_FILE, folder / BASE_CONFIG_FILE):
-        stale.unlink(missing_ok=True)
+    earlier = [*folder.glob("model*.safetensors*"), *(folder / name for name in (*ADAPTERS_FILES, BASE_CONFIG_FILE))]
+    for file in earlier:
+        file.unlink(missing_ok=True)
+    state = model.state_dict() if state_dict is None else state_dict
     if has_adapters(model):
-        write_adapters(model, folder)
+        write_adapters(model, state, folder)
     else:
-        _write_weights(model, folder, **options)
+        _write_weights(model, state, folder, **options)
     name = base_name_of(model)
-    _write_rest(model, folder, {"model": name} if name else {})
+    _write_rest(model, state, folder, {"model": name} if name else {})
 
 
 def _check(model: nn.Module, folder: Path) -> None:
@@ -119,25 +138,28 @@ def _check(model: nn.Module, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _write_weights(model: Any, folder: Path, *, state_dict: Mapping[str, Any] | None = None, **options: Any) -> None:
-    state = model.state_dict() if state_dict is None else state_dict
+def _write_weights(model: Any, state: Mapping[str, Any], folder: Path, **options: Any) -> None:
     weights = {name: tensor for name, tensor in state.items() if ".edge_gate." not in name}
     with dense(model):  # so that the base's config names an implementation that every machine has
-        options["variant"] = VARIANT
-        type(model).save_pretrained(model, folder, state_dict=weights, **options)
+        type(model).save_pretrained(model, folder, state_dict=weights, variant=VARIANT, **options)
     (folder / "config.json").rename(folder / BASE_CONFIG_FILE)
 
 
 def _write_rest(
-    model: nn.Module, folder: Path, measured: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None = None
+    model: nn.Module,
+    state: Mapping[str, Any],
+    folder: Path,
+    measured: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     gates = gates_of(model)
+    places = {id(module): name for name, module in model.named_modules()}
     tensors = {
-        f"{layer}.{name}": tensor.detach().float().contiguous().cpu()
+        f"{layer}.{name}": state[f"{places[id(gate)]}.{name}"].detach().float().contiguous().cpu()
         for layer, gate in enumerate(gates)
-        for name, tensor in gate.state_dict().items()
+        for name in gate.state_dict()
     }
     save_file(tensors, folder / GATES_FILE)
     description: dict[str, Any] = {

@@ -44,9 +44,10 @@ def exported(model, character_tokenizer, tmp_path):
 
 
 def with_adapters(folder):
-    """Weights and cutoffs as after training."""
-    model = add_lora(sparsify(load_model(str(folder)), {"threshold": 0.1}), LoraConfig(r=2))
-    with torch.no_grad():
+    """Weights and cutoffs as after training, the same each time."""
+    with torch.no_grad(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = add_lora(sparsify(load_model(str(folder)), {"threshold": 0.1}), LoraConfig(r=2))
         for name, parameter in model.named_parameters():
             if "lora_B" in name or "edge_gate" in name:
                 parameter += 0.1 * torch.randn_like(parameter)
@@ -203,6 +204,34 @@ def test_save_pretrained_writes_a_sparse_folder(model, exported, ids, tmp_path):
         assert torch.equal(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "dense"), ids), logits(model, ids))
 
 
+def test_save_pretrained_leaves_other_files_alone(model, ids, tmp_path):
+    """Of the folder it replaces what a model's earlier save wrote, and nothing else."""
+    load_model(model.edge_base_name).save_pretrained(tmp_path)
+    for name in ("W_enc_0.safetensors", "notes.txt"):
+        (tmp_path / name).write_text("mine")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "W_enc_0.safetensors").read_text() == (tmp_path / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "model.safetensors").exists()
+    assert torch.equal(logits(load_sparse(tmp_path), ids), logits(model, ids))
+    with pytest.raises(TypeError, match="variant"):
+        model.save_pretrained(tmp_path, variant="fp16")
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_state_that_is_given_is_what_is_saved(llama_folder, model, ids, tmp_path, lora):
+    """As trainers do that shard a model: weights, adapters and gates are those of the state, not the model's own."""
+    other = with_adapters(llama_folder) if lora else model
+    other.save_pretrained(tmp_path / "own")
+    state = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(0.5)
+    other.save_pretrained(tmp_path / "given", state_dict=state)
+    given, own = (load_sparse(tmp_path / name) for name in ("given", "own"))
+    assert torch.equal(logits(given, ids), logits(own, ids))
+    assert not torch.allclose(logits(other, ids), logits(own, ids), atol=0.1)
+
+
 def test_a_copy_saves_itself(model, ids, tmp_path):
     other = copy.deepcopy(model)
     gates_of(other)[1].set_cutoff(torch.full((4,), -0.5))
@@ -215,8 +244,12 @@ def test_save_pretrained_with_adapters_writes_both(llama_folder, ids, tmp_path):
     wrapped = with_adapters(llama_folder)
     (tmp_path / "saved").mkdir()
     wrapped.save_pretrained(tmp_path / "saved")
+    export_adapters(wrapped, tmp_path / "exported", measured={"model": str(llama_folder)})
     assert json.loads((tmp_path / "saved" / "sparse.json").read_text())["measured"]["model"] == str(llama_folder)
-    torch.testing.assert_close(logits(load_sparse(tmp_path / "saved"), ids), logits(wrapped, ids), rtol=0, atol=0.02)
+    saved, exported = (load_sparse(tmp_path / name) for name in ("saved", "exported"))
+    assert torch.equal(logits(saved, ids), logits(exported, ids))
+    base = sparsify(load_model(str(llama_folder)), {"threshold": 0.1})
+    assert (logits(saved, ids) - logits(base, ids)).abs().max() > 0.1, "the adapters must matter here"
     merged = wrapped.merge_and_unload()
     merged.save_pretrained(tmp_path / "saved")
     assert not (tmp_path / "saved" / "adapters.json").exists()

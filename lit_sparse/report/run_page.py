@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from lit_sparse.evaluate.harness import SHIPPED
 from lit_sparse.report import formatting as fmt
 from lit_sparse.report.circuits_values import LEVELS, PLURAL, ratio_range, tile_class
 from lit_sparse.report.explorer import explorer
@@ -139,7 +138,7 @@ def _sections(parts: RunParts, out: Path, plots: Mapping[str, bytes]) -> list[tu
         ("edges", "Edges", edges),
         ("abilities", "What the sparse model still knows", evaluation_section(parts.evaluations) or missing(
             "There is no evaluation on tasks.",
-            f"python main.py evaluate --model {model} --tasks {','.join(SHIPPED)} --out {inside('evaluation')}",
+            f"python main.py evaluate --model {model} --tasks agreement,addition --out {inside('evaluation')}",
         )),
         ("circuits", "Circuits", circuits_section(parts.circuits, out) or missing(
             "There is no comparison of task circuits.",

@@ -16,27 +16,27 @@ _SUMMARY = "summary.json"
 
 @dataclass
 class Circuits:
-    """A folder of the command `circuits`: circuits.json, comparison.json, and the PNG of the ratios if it is there.
-
-    `digests`, here and below: of the models whose figures these are, as far as they are recorded.
-    """
+    """A folder of the command `circuits`: circuits.json, comparison.json, and the PNG of the ratios if it is there."""
 
     folder: Path
     details: dict[str, Any]
     comparison: list[dict[str, Any]]
     ratios: bytes | None
-    digests: list[str | None]
 
     @classmethod
     def read(cls, folder: Path) -> "Circuits":
-        picture, details = folder / "ratios.png", _json(folder / "circuits.json")
+        picture = folder / "ratios.png"
         return cls(
             folder,
-            details,
+            _json(folder / "circuits.json"),
             _json(folder / "comparison.json"),
             picture.read_bytes() if picture.is_file() else None,
-            [details["models"]["sparse"].get("model_digest")],
         )
+
+    @property
+    def digests(self) -> list[str | None]:
+        """Of the models whose figures these are, as far as they are recorded; below the same."""
+        return [self.details["models"]["sparse"].get("model_digest")]
 
 
 @dataclass
@@ -46,15 +46,16 @@ class Transcoders:
     folder: Path
     name: str
     summary: dict[str, Any]
-    digests: list[str | None]
 
     @classmethod
     def read(cls, folder: Path) -> "Transcoders":
         inner = folder / "transcoder"
         folder = folder if (folder / _SUMMARY).is_file() or not (inner / _SUMMARY).is_file() else inner
-        summary = _json(folder / _SUMMARY)
-        name = folder.parent.name if folder.name == "transcoder" else folder.name
-        return cls(folder, name, summary, [summary.get("model_digest")])
+        return cls(folder, folder.parent.name if folder.name == "transcoder" else folder.name, _json(folder / _SUMMARY))
+
+    @property
+    def digests(self) -> list[str | None]:
+        return [self.summary.get("model_digest")]
 
 
 @dataclass
@@ -63,12 +64,14 @@ class Graphs:
 
     folder: Path
     summary: PromptsSummary
-    digests: list[str | None]
 
     @classmethod
     def read(cls, folder: Path) -> "Graphs":
-        summary = read_summary(_there(folder / _SUMMARY))
-        return cls(folder, summary, [prompt.model_digest for prompt in summary.prompts])
+        return cls(folder, read_summary(_there(folder / _SUMMARY)))
+
+    @property
+    def digests(self) -> list[str | None]:
+        return [prompt.model_digest for prompt in self.summary.prompts]
 
 
 @dataclass

@@ -39,10 +39,12 @@ def finish_run(module: "TranscoderModule", trainer: Trainer, run_dir: Path) -> d
             acts = module.evaluate(batch, metric, raw)
             examples.update(batch["input_ids"], acts.float().unflatten(1, batch["input_ids"].shape))
             advance(index + 1, len(loader))
+    model = module.mlps.model
+    if model.dtype is not torch.float32:  # the digest is of the model as commands load it to use the transcoder
+        model = module.build_model(torch.float32)
     summary = {
         "model": module.base_name,
-        # As commands load it to use the transcoder; in training it may have been rounded to bfloat16.
-        "model_digest": digest_of(module.build_model(torch.float32)),
+        "model_digest": digest_of(model),
         "layers": layers,
         "features": features,
         "cross_layer": raw.config.cross_layer,
