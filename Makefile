@@ -41,8 +41,8 @@ $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 
 test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest tests/attention/test_families.py tests/attention/test_refusals.py \
-	    tests/attention/test_masks.py tests/objective tests/test_cli.py tests/test_export.py tests/test_models.py \
-	    tests/test_module.py $(ARGS)
+	    tests/attention/test_masks.py tests/objective tests/commands/test_fit.py \
+	    tests/models/test_sparse_folder.py tests/models/test_base.py tests/training/test_module.py $(ARGS)
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .

@@ -19,7 +19,7 @@ from matplotlib.patches import FancyArrowPatch
 
 from lit_sparse import load_sparse
 from lit_sparse.attention import open_edges
-from lit_sparse.models import load_tokenizer
+from lit_sparse.models.base import load_tokenizer
 
 TEXTS = [f"{a:02d}+{b:02d}={a + b:03d}" for a in range(100) for b in range(100)]
 TOKENS = ["a₁", "a₀", "+", "b₁", "b₀", "=", "s₂", "s₁", "s₀"]

@@ -26,11 +26,11 @@ from torch import Tensor
 
 from lit_sparse import sparsify
 from lit_sparse.attention import Gate, GateConfig, build_gate, dense, edge_counts, reference
-from lit_sparse.attention.backend import Case, resolve
 from lit_sparse.attention.blockwise import native
+from lit_sparse.attention.interface import Case, resolve
 from lit_sparse.attention.masks import EdgeMask
 from lit_sparse.attention.noise import draw_seeds, uniform
-from lit_sparse.models import load_model
+from lit_sparse.models.base import load_model
 
 HEADS, DIM = 9, 64
 GATES = {"probability": {"threshold": 1e-3}, "logit": {"bias": -2.0}}

@@ -1,4 +1,4 @@
-"""Does this CPU multiply bfloat16, or emulate it? Why `lit_sparse/precision.py` changes a run's precision.
+"""Does this CPU multiply bfloat16, or emulate it? Why `lit_sparse/training/precision.py` changes a run's precision.
 
 python benchmarks/bfloat16.py          prints GFLOP/s of SmolLM2-135M's MLP product, 512 tokens, one thread
 """
@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from lit_sparse.precision import multiplies_bfloat16
+from lit_sparse.training.precision import multiplies_bfloat16
 
 TOKENS, WIDTH, HIDDEN, ROUNDS = 512, 576, 1536, 10
 

@@ -13,9 +13,9 @@ import torch
 from machine import RESULTS, machine
 
 from lit_sparse.attention import gates_of, sparsify
-from lit_sparse.calibration import Calibrated, Calibration, Sensitivity, measure
-from lit_sparse.cli import SparseCLI
-from lit_sparse.models import load_model
+from lit_sparse.commands.fit import SparseCLI
+from lit_sparse.models.base import load_model
+from lit_sparse.training.start.calibration import Calibrated, Calibration, Sensitivity, measure
 
 UNIFORM = (0.001, 0.004)
 KL = (0.005, 0.02, 0.1)

@@ -18,13 +18,13 @@ from machine import machine
 from scipy.stats import spearmanr
 from tqdm import tqdm
 
-from lit_sparse.circuits.attribution import eap, exact
-from lit_sparse.circuits.graph import ComponentGraph
-from lit_sparse.circuits.nodes import patch_nodes
+from lit_sparse.anatomy.component_graph import ComponentGraph
+from lit_sparse.anatomy.stack import Stack
+from lit_sparse.circuits.edge_scores import eap, exact
+from lit_sparse.circuits.node_scores import patch_nodes
 from lit_sparse.circuits.prompts import group
-from lit_sparse.circuits.stack import Stack
 from lit_sparse.circuits.tasks import get_task
-from lit_sparse.models import load_model, load_tokenizer
+from lit_sparse.models.base import load_model, load_tokenizer
 
 PROMPTS, INTERPOLATIONS = 64, 5
 

@@ -15,8 +15,8 @@ from machine import RESULTS, machine
 from matplotlib.figure import Figure
 
 from lit_sparse.attention import open_edges
-from lit_sparse.candidates import find_candidates
-from lit_sparse.export import load_sparse
+from lit_sparse.models.compared import find_candidates
+from lit_sparse.models.sparse_folder import load_sparse
 
 BLOCKS = 16
 DISTANCES = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256)

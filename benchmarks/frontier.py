@@ -21,13 +21,13 @@ import yaml
 from machine import RESULTS, machine
 
 from lit_sparse.attention import gates_of, sparsify
-from lit_sparse.calibration import Calibration, Sensitivity
-from lit_sparse.candidates import find_candidates
-from lit_sparse.cli import main as command_line
+from lit_sparse.commands.main import main as command_line
 from lit_sparse.data import TextData
-from lit_sparse.evaluate.text import pack_text, score_text, text_files
-from lit_sparse.export import load_sparse
-from lit_sparse.models import load_model
+from lit_sparse.downstream.text import pack_text, score_text, text_files
+from lit_sparse.models.base import load_model
+from lit_sparse.models.compared import find_candidates
+from lit_sparse.models.sparse_folder import load_sparse
+from lit_sparse.training.start.calibration import Calibration, Sensitivity
 
 sys.path.insert(0, str(Path(__file__).parent))  # for dense_control, which a config names
 

@@ -19,8 +19,8 @@ import torch
 from machine import RESULTS, machine
 
 from lit_sparse.attribution import Kind, build_graph, heads_for, prune, why_open
-from lit_sparse.candidates import find_candidates
-from lit_sparse.model_digest import digest_of
+from lit_sparse.models.compared import find_candidates
+from lit_sparse.models.digest import digest_of
 from lit_sparse.transcoders import Transcoder, TranscoderConfig, check_model, load_transcoder
 from lit_sparse.transcoders.models import shape_of
 

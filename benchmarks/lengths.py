@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sparse.attention import edge_counts
-from lit_sparse.candidates import find_candidates
+from lit_sparse.models.compared import find_candidates
 from lit_sparse.objective import token_losses
 
 FILE = RESULTS / "lengths.json"

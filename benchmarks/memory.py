@@ -23,10 +23,10 @@ from machine import machine
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_sparse.adapters import LoraConfig
+from lit_sparse.commands.info import Estimate
 from lit_sparse.costs import STRATEGIES
-from lit_sparse.info import Estimate
-from lit_sparse.module import SparseAttentionModule
+from lit_sparse.models.adapters import LoraConfig
+from lit_sparse.training.module import SparseAttentionModule
 
 REPOSITORY = Path(__file__).parent.parent
 VOCABULARY = 2048

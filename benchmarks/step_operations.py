@@ -24,9 +24,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from lit_sparse import GateConfig, SparseAttentionModule
-from lit_sparse.adapters import LoraConfig
 from lit_sparse.attention import Backend, EdgeCounts, fused_dense
-from lit_sparse.models import load_config
+from lit_sparse.models.adapters import LoraConfig
+from lit_sparse.models.base import load_config
 
 _aten = torch.ops.aten
 _WAITS = {

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 
 from lit_sparse import GateConfig, SparseAttentionModule
 from lit_sparse.objective import KL
-from lit_sparse.strategies import SparseDeepSpeedStrategy, SparseFSDPStrategy
+from lit_sparse.training.strategies import SparseDeepSpeedStrategy, SparseFSDPStrategy
 
 RANKS, WARM_UP, TARGET = 2, 2, 1.3
 

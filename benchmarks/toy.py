@@ -7,7 +7,8 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_sparse.cli import SparseCLI, main
+from lit_sparse.commands.fit import SparseCLI
+from lit_sparse.commands.main import main
 
 CONFIG = "configs/addition.yaml"
 # The recorded comparisons are from before the config had what these options take back.

@@ -3,12 +3,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lit_sparse import auto  # noqa: F401 - registers sparse folders with transformers
 from lit_sparse.attention import Gate, GateConfig, desparsify, register_gate, sparsify
+from lit_sparse.models import auto  # noqa: F401 - registers sparse folders with transformers
 
 if TYPE_CHECKING:
-    from lit_sparse.export import load_sparse
-    from lit_sparse.module import SparseAttentionModule
+    from lit_sparse.models.sparse_folder import load_sparse
+    from lit_sparse.training.module import SparseAttentionModule
 
 __version__ = "0.1.0"
 
@@ -22,7 +22,7 @@ __all__ = [
     "sparsify",
 ]
 
-_TRAINING = {"load_sparse": "lit_sparse.export", "SparseAttentionModule": "lit_sparse.module"}
+_TRAINING = {"load_sparse": "lit_sparse.models.sparse_folder", "SparseAttentionModule": "lit_sparse.training.module"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,10 +1,10 @@
 """Sparse-gated attention for any transformers causal language model. Knows nothing of Lightning."""
 
-from lit_sparse.attention.backend import Backend, GatedAttention
 from lit_sparse.attention.bridge import attention_modules, dense, desparsify, gates_of, sparsify
 from lit_sparse.attention.edges import AttentionPattern, EdgeCounts, attention_pattern, edge_counts
 from lit_sparse.attention.gates import GATES, Gate, GateConfig, GateForm, build_gate, register_gate
 from lit_sparse.attention.guard import DenseAttentionError
+from lit_sparse.attention.interface import Backend, GatedAttention
 from lit_sparse.attention.open_edges import OpenEdges, open_edges
 
 __all__ = [

@@ -17,9 +17,9 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from lit_sparse.attention.backend import Backend, Case, resolve
 from lit_sparse.attention.gates import Gate, GateConfig, build_gate
 from lit_sparse.attention.guard import DenseAttentionError, Watch
+from lit_sparse.attention.interface import Backend, Case, resolve
 from lit_sparse.attention.masks import EdgeMask, allowed_edges, mask_for_transformers
 from lit_sparse.attention.noise import draw_seeds
 from lit_sparse.attention.probe import AttentionCall, probe_attention
@@ -126,8 +126,8 @@ def sparsify(
 ) -> PreTrainedModel:
     """Gives every attention layer of a loaded model sparse gated attention, in place, and returns the model.
 
-    The model's `save_pretrained` then writes a sparse model folder (`lit_sparse.export`), and a forward pass in which
-    something switched the gates off raises `DenseAttentionError`.
+    The model's `save_pretrained` then writes a sparse model folder (`lit_sparse.models.sparse_folder`), and a forward
+    pass in which something switched the gates off raises `DenseAttentionError`.
 
     Args:
         model: a causal language model from transformers.
@@ -228,7 +228,7 @@ def base_name_of(model: nn.Module) -> str:
 
 def _claim(model: PreTrainedModel) -> None:
     """Other tools save and name the model by these: they must neither lose the gates nor take it for its base."""
-    from lit_sparse.export import save_sparse
+    from lit_sparse.models.sparse_folder import save_sparse
 
     claimed: Any = model
     claimed.edge_base_name = model.name_or_path

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from lit_sparse.attention.backend import Backend
 from lit_sparse.attention.bridge import attention_modules
+from lit_sparse.attention.interface import Backend
 
 
 class EdgeCounts(NamedTuple):

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from lit_sparse.attention import blockwise
-from lit_sparse.attention.backend import Backend, Case, unsupported
 from lit_sparse.attention.bridge import IMPLEMENTATION, attention_modules, attention_problem, gated_attention_forward
 from lit_sparse.attention.bridge import set_implementation as set_attention
 from lit_sparse.attention.gates import Gate
+from lit_sparse.attention.interface import Backend, Case, unsupported
 from lit_sparse.attention.masks import EdgeMask, mask_for_transformers
 from lit_sparse.attention.operator import formula_of
 

@@ -27,8 +27,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lit_sparse.attention.backend import GatedAttention
 from lit_sparse.attention.gates import Gate
+from lit_sparse.attention.interface import GatedAttention
 from lit_sparse.attention.masks import EdgeMask
 
 

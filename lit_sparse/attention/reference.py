@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_sparse.attention import noise
-from lit_sparse.attention.backend import GatedAttention, edge_counts
 from lit_sparse.attention.gates import Gate
+from lit_sparse.attention.interface import GatedAttention, three_counts
 from lit_sparse.attention.masks import EdgeMask
 
 
@@ -74,4 +74,4 @@ def gated_attention(
     weights = torch.nn.functional.dropout(weights, p=dropout, training=dropout > 0.0)
     groups = query.shape[1] // key.shape[1]
     output = torch.matmul(weights.to(value.dtype), value.repeat_interleave(groups, dim=1))
-    return GatedAttention(output.transpose(1, 2).contiguous(), edge_counts(expected, is_open, mask))
+    return GatedAttention(output.transpose(1, 2).contiguous(), three_counts(expected, is_open, mask))

@@ -21,6 +21,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lit_sparse.anatomy.linear import LinearStack
 from lit_sparse.attribution.derivative import (
     Derivatives,
     Explained,
@@ -30,7 +31,6 @@ from lit_sparse.attribution.derivative import (
 )
 from lit_sparse.attribution.graph import AttributionGraph, Edges, Kind, NodeTable
 from lit_sparse.attribution.influence import node_influence
-from lit_sparse.attribution.linear import LinearStack
 from lit_sparse.attribution.replacement import Replacement
 from lit_sparse.attribution.writers import Writers, joined
 from lit_sparse.transcoders import Transcoder

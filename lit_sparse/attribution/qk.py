@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lit_sparse.anatomy.linear import LinearStack
 from lit_sparse.attribution.graph import AttributionGraph, Kind
-from lit_sparse.attribution.linear import LinearStack
 from lit_sparse.attribution.replacement import Replacement
 from lit_sparse.attribution.scores import GateReading, LayerScores
 from lit_sparse.attribution.writers import Writers

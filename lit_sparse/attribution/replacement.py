@@ -14,10 +14,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lit_sparse.anatomy.linear import FrozenNorm, LinearStack, freeze_norm
+from lit_sparse.anatomy.reach import reachable
+from lit_sparse.anatomy.stack import Projected
 from lit_sparse.attention import Gate
-from lit_sparse.attribution.linear import FrozenNorm, LinearStack, freeze_norm
-from lit_sparse.circuits.stack import Projected
-from lit_sparse.circuits.trace.reach import reachable
 from lit_sparse.transcoders import Transcoder
 
 _SAME = 1e-3  # relative: rounding in float32 is ten times below

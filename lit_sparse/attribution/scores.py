@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lit_sparse.anatomy.linear import TOLERANCE
+from lit_sparse.anatomy.stack import Projected
 from lit_sparse.attention.bridge import attention_problem
 from lit_sparse.attention.reference import attention_logits
-from lit_sparse.attribution.linear import TOLERANCE
 from lit_sparse.attribution.replacement import Replacement
 from lit_sparse.attribution.writers import Writers
-from lit_sparse.circuits.stack import Projected
 
 _UNITS = 64  # unit vectors that are put through an attention call together
 

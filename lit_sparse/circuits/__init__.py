@@ -1,29 +1,24 @@
 """Task circuits of any supported causal language model, dense or sparse. Knows nothing of training."""
 
-from lit_sparse.circuits.attribution import eap, exact
+from lit_sparse.circuits.edge_scores import eap, exact
 from lit_sparse.circuits.faithfulness import Curve, Evaluator, Ranking, curve
 from lit_sparse.circuits.forward import activations, run_edges, run_nodes
-from lit_sparse.circuits.graph import ComponentGraph, Node
 from lit_sparse.circuits.measure import Settings, measure
-from lit_sparse.circuits.nodes import NodeEffects, patch_nodes
+from lit_sparse.circuits.node_scores import NodeEffects, patch_nodes
 from lit_sparse.circuits.prompts import Prompts, group
 from lit_sparse.circuits.pruning import prune
-from lit_sparse.circuits.stack import Stack
 from lit_sparse.circuits.tasks import TASKS, NotExpressible, Pair, Task, get_task
 
 __all__ = [
     "TASKS",
-    "ComponentGraph",
     "Curve",
     "Evaluator",
-    "Node",
     "NodeEffects",
     "NotExpressible",
     "Pair",
     "Prompts",
     "Ranking",
     "Settings",
-    "Stack",
     "Task",
     "activations",
     "curve",

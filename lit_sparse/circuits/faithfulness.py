@@ -15,9 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from lit_sparse.anatomy.stack import Stack
 from lit_sparse.circuits.forward import Writers, activations, run, run_edges, run_nodes
 from lit_sparse.circuits.prompts import Prompts
-from lit_sparse.circuits.stack import Stack
 
 Ablation = Literal["patch", "mean"]
 Level = Literal["head", "edge"]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_sparse.circuits.stack import Projected, Stack
+from lit_sparse.anatomy.stack import Projected, Stack
 
 Writers = Float[Tensor, "writer batch time model"]
 Metric = Callable[[Float[Tensor, "batch token"]], Float[Tensor, " batch"]]

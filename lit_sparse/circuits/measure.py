@@ -10,14 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from lit_sparse.circuits.attribution import eap, exact
+from lit_sparse.anatomy.stack import Stack
+from lit_sparse.circuits.edge_scores import eap, exact
 from lit_sparse.circuits.faithfulness import Ablation, Curve, Evaluator, Ranking, curve
 from lit_sparse.circuits.forward import run
-from lit_sparse.circuits.nodes import patch_nodes
+from lit_sparse.circuits.node_scores import patch_nodes
 from lit_sparse.circuits.prompts import Prompts, group
-from lit_sparse.circuits.stack import Stack
 from lit_sparse.circuits.tasks import Pair, Task, Tokenizer
-from lit_sparse.tokens import token_text
+from lit_sparse.models.tokens import token_text
 
 Method = Literal["eap", "eap-ig", "exact"]
 

@@ -1,6 +1,6 @@
 """What a run reads: LightningDataModules for text and for tasks, with one kind of batch (`data.base`)."""
 
-from lit_sparse.data.addition import AdditionData, AdditionPairs, AdditionTokenizer, exact_match
+from lit_sparse.data.addition import AdditionData, AdditionPairs, AdditionTokenizer
 from lit_sparse.data.base import (
     IGNORE_INDEX,
     Batch,
@@ -29,7 +29,6 @@ __all__ = [
     "Splits",
     "TextData",
     "collate",
-    "exact_match",
     "next_token_labels",
     "pack_documents",
     "python_prose",

@@ -5,7 +5,7 @@ padded with zeros, T = 3 n + 3 tokens. Only the digits of the sum are scored.
 """
 
 import torch
-from jaxtyping import Bool, Int, Int64
+from jaxtyping import Int, Int64
 from tokenizers import Tokenizer
 from tokenizers.decoders import Fuse
 from tokenizers.models import WordLevel
@@ -152,11 +152,6 @@ class AdditionData(BatchDataModule):
             )
         val, test, train = pairs.split([held_out, held_out, len(pairs) - 2 * held_out])
         return Splits(*(AdditionPairs(part, self.digits) for part in (train, val, test)))
-
-
-def exact_match(predictions: Int[Tensor, "batch time"], labels: Int[Tensor, "batch time"]) -> Bool[Tensor, " batch"]:
-    """Whether every scored position of a sequence (labels other than `IGNORE_INDEX`) is predicted right."""
-    return ((predictions == labels) | (labels == IGNORE_INDEX)).all(dim=-1)
 
 
 def _digits(numbers: Int64[Tensor, " batch"], width: int) -> Int64[Tensor, "batch width"]:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from lit_sparse.cache import cache_dir
+from lit_sparse.common.files import cache_dir
 from lit_sparse.data.packing import PackedBlocks
 
 FORMAT = 1

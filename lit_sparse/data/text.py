@@ -132,7 +132,7 @@ class TextData(BatchDataModule):
         if self.tokenizer is None:
             raise ValueError("TextData has no tokenizer: set data.tokenizer to the name or path of the model")
         if isinstance(self.tokenizer, str):
-            from lit_sparse.models import load_tokenizer
+            from lit_sparse.models.base import load_tokenizer
 
             self.tokenizer = load_tokenizer(self.tokenizer)
         if self.tokenizer.eos_token_id is None:

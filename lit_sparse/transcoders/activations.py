@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from lit_sparse.anatomy.parts import Anatomy, LayerParts
 from lit_sparse.attention import attention_modules, desparsify, sparsify
-from lit_sparse.circuits.anatomy import Anatomy, LayerParts
 
 Batch = dict[str, Tensor]
 

@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lit_sparse.callbacks.progress import progress_bar
-from lit_sparse.candidates import find_candidates, load_any
+from lit_sparse.common.files import write_atomically
+from lit_sparse.common.progress import progress_bar
 from lit_sparse.data.base import BatchDataset
-from lit_sparse.report.record import write_atomically
+from lit_sparse.models.compared import find_candidates, load_any
 from lit_sparse.transcoders.activations import Batch, MLPs
 
 FORMAT = 1

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lit_sparse.report.record import write_atomically
+from lit_sparse.common.files import write_atomically
 
 CONTEXTS, LENGTH, AFTER = 5, 24, 5
 """How many contexts are kept of a feature, their tokens, and how many of those follow the strongest one."""

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Trainer
 
-from lit_sparse.callbacks.progress import progress_bar
-from lit_sparse.model_digest import digest_of
-from lit_sparse.report.record import write_atomically
-from lit_sparse.tokens import token_text
+from lit_sparse.common.files import write_atomically
+from lit_sparse.common.progress import progress_bar
+from lit_sparse.models.digest import digest_of
+from lit_sparse.models.tokens import token_text
 from lit_sparse.transcoders.examples import TopExamples
 from lit_sparse.transcoders.folder import save_transcoder
 from lit_sparse.transcoders.metric import TranscoderMetric
@@ -22,7 +22,7 @@ FOLDER = "transcoder"
 
 
 @torch.no_grad()
-def finish_run(module: "TranscoderModule", trainer: Trainer, run_dir: Path) -> dict[str, Any]:
+def finish_transcoder(module: "TranscoderModule", trainer: Trainer, run_dir: Path) -> dict[str, Any]:
     """Writes `run_dir/transcoder`: the weights for raw activations, summary.json, and examples.json with the strongest
     contexts of each feature, all from the test split; returns the summary. The first rank calls it alone.
     """

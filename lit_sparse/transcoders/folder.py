@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lit_sparse.model_digest import require_same
+from lit_sparse.records.digest import require_same
 from lit_sparse.transcoders.transcoder import Transcoder, TranscoderConfig
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def save_transcoder(
     Args:
         transcoder: on raw MLP inputs and outputs.
         model_name: the model that it reads, as `lit_sparse` names models.
-        model_digest: of that model (see `lit_sparse.model_digest`).
+        model_digest: of that model (see `lit_sparse.models.digest`).
         measured: plain values for people to read.
         dtype: of the weights on disk, float32 or bfloat16.
 

@@ -1,7 +1,7 @@
 """The shape of the model that a transcoder reads, dense or sparse."""
 
-from lit_sparse.candidates import files_of
-from lit_sparse.models import load_config
+from lit_sparse.models.base import load_config
+from lit_sparse.models.compared import files_of
 
 
 def shape_of(name: str, *, trust_remote_code: bool = False) -> tuple[int, int]:

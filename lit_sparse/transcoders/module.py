@@ -18,13 +18,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lit_sparse.candidates import load_any
-from lit_sparse.errors import NonFiniteLossError
-from lit_sparse.run_module import RunModule
-from lit_sparse.strategies import sharding_of
+from lit_sparse.common.errors import NonFiniteLossError
+from lit_sparse.models.compared import load_any
+from lit_sparse.training.run_module import RunModule
+from lit_sparse.training.strategies import sharding_of
 from lit_sparse.transcoders.activations import Activations, Batch, MLPs
 from lit_sparse.transcoders.fidelity import cross_entropies
-from lit_sparse.transcoders.finish import finish_run
+from lit_sparse.transcoders.finish import finish_transcoder
 from lit_sparse.transcoders.losses import SparsityLoss, reconstruction_loss, revival_loss
 from lit_sparse.transcoders.metric import TranscoderEvaluation, TranscoderMetric
 from lit_sparse.transcoders.models import shape_of
@@ -218,7 +218,7 @@ class TranscoderModule(RunModule):
 
     def finish(self, trainer: Trainer, run_dir: Path) -> None:
         """Writes what the run is for, `run_dir/transcoder` (see `transcoders.finish`)."""
-        finish_run(self, trainer, run_dir)
+        finish_transcoder(self, trainer, run_dir)
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from lit_sparse.attention import edge_counts
-from lit_sparse.export import load_sparse
-from lit_sparse.models import load_model, load_tokenizer
+from lit_sparse.models.base import load_model, load_tokenizer
+from lit_sparse.models.sparse_folder import load_sparse
 
 ROOT = Path(__file__).parent.parent.parent
 NUMBERS = Path(__file__).parent / "parity.json"

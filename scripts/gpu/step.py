@@ -25,8 +25,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from profile_step import profiled
 from synthetic import SMOLLM2, TINY, RandomWeights, module_of, text, write_config
 
+from lit_sparse.commands.info import Estimate
 from lit_sparse.costs import flops_of_model, partition_of
-from lit_sparse.info import Estimate
 
 ROOT = Path(__file__).parent.parent.parent
 OLMO = ROOT / "configs/architectures/allenai/OLMo-7B-hf"

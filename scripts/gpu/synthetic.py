@@ -12,11 +12,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lit_sparse import SparseAttentionModule
-from lit_sparse.adapters import LoraConfig
 from lit_sparse.attention import GateConfig
-from lit_sparse.calibration import Calibration
+from lit_sparse.models.adapters import LoraConfig
 from lit_sparse.objective import KL, LogEdgeFraction, NuPI
-from lit_sparse.schedule import WarmupDecay
+from lit_sparse.training.schedule import WarmupDecay
+from lit_sparse.training.start.calibration import Calibration
 
 SMOLLM2 = {
     "architectures": ["LlamaForCausalLM"],

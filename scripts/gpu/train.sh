@@ -31,7 +31,7 @@ SECONDS_LEFT=$((TOTAL - RESERVE - 10 - SECONDS + STARTED))   # 10: Python's star
 echo "--- $((SECONDS - STARTED)) s: training for $SECONDS_LEFT s"
 part 1000 "$PYTHON" main.py fit --config configs/smollm2_gpu.yaml --run_dir "$RUN" --on_existing overwrite \
     --data.init_args.sources "[$SOURCES]" --trainer.enable_progress_bar false \
-    --trainer.callbacks "[{class_path: lit_sparse.callbacks.TimeBudget, init_args: {seconds: $SECONDS_LEFT}}]" "$@" \
+    --trainer.callbacks "[{class_path: lit_sparse.training.callbacks.TimeBudget, init_args: {seconds: $SECONDS_LEFT}}]" "$@" \
     2>&1 | tee "$RESULTS/fit.log"
 wait "$COMPARING"
 cat "$RESULTS/parity.log"

@@ -3,8 +3,8 @@
 import pytest
 
 from lit_sparse.attention import blockwise, native
-from lit_sparse.attention.backend import AttentionOperator, Backend, Case, resolve
 from lit_sparse.attention.gates import GateConfig, build_gate
+from lit_sparse.attention.interface import AttentionOperator, Backend, Case, resolve
 
 
 @pytest.fixture(params=["reference", "blockwise", "blockwise in C"])

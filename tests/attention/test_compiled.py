@@ -4,10 +4,10 @@ import torch
 import torch._dynamo.utils as dynamo
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_sparse.adapters import BaseSwitch, LoraConfig, add_lora
 from lit_sparse.attention import attention_modules, edge_counts, sparsify
 from lit_sparse.attention.compiled import CompiledLayers
 from lit_sparse.attention.masks import packed_causal_mask
+from lit_sparse.models.adapters import BaseSwitch, LoraConfig, add_lora
 
 LENGTH = 24
 

@@ -8,9 +8,9 @@ import torch
 from transformers import PreTrainedModel
 
 from lit_sparse import desparsify, sparsify
-from lit_sparse.adapters import LoraConfig, add_lora
 from lit_sparse.attention import attention_modules, attention_pattern, dense, edge_counts, gates_of
-from lit_sparse.export import export_sparse, load_sparse
+from lit_sparse.models.adapters import LoraConfig, add_lora
+from lit_sparse.models.sparse_folder import export_sparse, load_sparse
 
 FAMILIES = [
     "gpt2", "llama", "olmo", "olmo2", "qwen2", "qwen3", "mistral", "gemma2", "gemma3_text", "gpt_neox", "opt", "phi",

@@ -3,10 +3,10 @@
 import torch
 from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
-from lit_sparse.adapters import BaseSwitch, LoraConfig, add_lora
 from lit_sparse.attention import sparsify
 from lit_sparse.attention.fused_dense import FUSED_DENSE, fused_dense_attention
 from lit_sparse.attention.masks import packed_causal_mask
+from lit_sparse.models.adapters import BaseSwitch, LoraConfig, add_lora
 
 
 def test_the_base_of_packed_documents_is_that_of_transformers_own_attention(monkeypatch):

@@ -9,9 +9,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from lit_sparse import desparsify, sparsify
-from lit_sparse.adapters import BaseSwitch, LoraConfig, add_lora
 from lit_sparse.attention import DenseAttentionError, attention_modules, dense
-from lit_sparse.models import load_model
+from lit_sparse.models.adapters import BaseSwitch, LoraConfig, add_lora
+from lit_sparse.models.base import load_model
 
 
 @pytest.fixture

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from lit_sparse.anatomy.linear import LinearStack
 from lit_sparse.attribution import Kind, build_graph
 from lit_sparse.attribution.derivative import explained_logits, total_derivatives
-from lit_sparse.attribution.linear import LinearStack
 from lit_sparse.attribution.replacement import Replacement
 from tests.attribution.oracle import Oracle
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from lit_sparse.anatomy.linear import LinearStack
 from lit_sparse.attention import attention_modules
 from lit_sparse.attribution import Kind, build_graph, prune, why_open
-from lit_sparse.attribution.linear import LinearStack
 from lit_sparse.attribution.replacement import Replacement
 from lit_sparse.attribution.scores import LayerScores
 from lit_sparse.attribution.writers import Writers

@@ -10,7 +10,7 @@ import torch
 
 from lit_sparse import load_sparse
 from lit_sparse.attribution import Kind, build_graph, heads_for, prune
-from lit_sparse.models import load_model, load_tokenizer
+from lit_sparse.models.base import load_model, load_tokenizer
 from lit_sparse.transcoders import Transcoder, TranscoderConfig
 from tests.conftest import REPOSITORY
 

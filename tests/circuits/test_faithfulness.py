@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from lit_sparse import sparsify
-from lit_sparse.circuits.attribution import eap, exact
+from lit_sparse.anatomy.stack import Stack
 from lit_sparse.circuits.compare import comparison
+from lit_sparse.circuits.edge_scores import eap, exact
 from lit_sparse.circuits.faithfulness import FRACTIONS, Curve, Evaluator, Ranking, curve
 from lit_sparse.circuits.forward import activations, run_nodes
-from lit_sparse.circuits.nodes import patch_nodes
+from lit_sparse.circuits.node_scores import patch_nodes
 from lit_sparse.circuits.prompts import Prompts, group
 from lit_sparse.circuits.pruning import prune
-from lit_sparse.circuits.stack import Stack
 from lit_sparse.circuits.tasks import Pair
 
 

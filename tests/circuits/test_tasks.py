@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from lit_sparse.circuits.tasks import TASKS, Addition, NotExpressible, Vocabulary, get_task
 from lit_sparse.circuits.tasks import words as lists
 from lit_sparse.data.addition import AdditionTokenizer
-from lit_sparse.models import load_model, load_tokenizer
+from lit_sparse.models.base import load_model, load_tokenizer
 
 WORDS = [
     *(lists.WOMEN + lists.MEN + lists.PLACES + lists.THINGS + lists.ROLES + lists.EVENTS),

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from lit_sparse.data import AdditionData, AdditionPairs, AdditionTokenizer, exact_match
+from lit_sparse.data import AdditionData, AdditionPairs, AdditionTokenizer
+from lit_sparse.objective.exact_match import exact_match
 
 
 def test_a_sequence():

@@ -122,7 +122,7 @@ def test_a_stream_is_read_until_every_split_is_full(tokenizer, monkeypatch):
 
 
 def test_tokenizer_by_name(text_folder, tokenizer, monkeypatch):
-    from lit_sparse import models
+    from lit_sparse.models import base as models
 
     monkeypatch.setattr(models, "load_tokenizer", lambda name: {"some-model": tokenizer}[name])
     assert same(make(text_folder, "some-model"), make(text_folder, tokenizer))

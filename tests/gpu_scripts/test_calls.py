@@ -48,7 +48,7 @@ def test_the_second_part_puts_the_load_together_and_trains(call, results, tree, 
         *("--data.sequence_length", "64", "--data.batch_size", "1", "--data.eval_batch_size", "2"),
         *("--data.val_sequences", "2", "--data.test_sequences", "2"),
         *("--trainer.accelerator", "cpu", "--trainer.log_every_n_steps", "1"),
-        *("--trainer.callbacks", f"[{{class_path: lit_sparse.callbacks.TimeBudget, init_args: {budget}}}]"),
+        *("--trainer.callbacks", f"[{{class_path: lit_sparse.training.callbacks.TimeBudget, init_args: {budget}}}]"),
         TOTAL="600",
         SIZE="--tiny",
     )

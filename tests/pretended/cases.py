@@ -8,23 +8,23 @@ from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lit_sparse import SparseAttentionModule, sparsify
-from lit_sparse.adapters import LoraConfig, add_lora
+from lit_sparse.anatomy.stack import Stack
 from lit_sparse.attention import GateConfig, attention_pattern, gates_of, open_edges
 from lit_sparse.attribution import Kind, build_graph, why_open
-from lit_sparse.calibration import Calibration, calibrate
-from lit_sparse.callbacks.sparsity import SparsityByHead
-from lit_sparse.callbacks.throughput import Throughput
-from lit_sparse.circuits.attribution import eap, exact
+from lit_sparse.circuits.edge_scores import eap, exact
 from lit_sparse.circuits.faithfulness import Evaluator, Ranking
 from lit_sparse.circuits.measure import _open_edges
-from lit_sparse.circuits.nodes import patch_nodes
+from lit_sparse.circuits.node_scores import patch_nodes
 from lit_sparse.circuits.prompts import Prompts
 from lit_sparse.circuits.pruning import prune
-from lit_sparse.circuits.stack import Stack
-from lit_sparse.circuits.trace import trace
 from lit_sparse.data import AdditionData
-from lit_sparse.finish import attention_example
-from lit_sparse.models import load_model
+from lit_sparse.models.adapters import LoraConfig, add_lora
+from lit_sparse.models.base import load_model
+from lit_sparse.tracing import trace
+from lit_sparse.training.callbacks.sparsity import SparsityByHead
+from lit_sparse.training.callbacks.throughput import Throughput
+from lit_sparse.training.end.finish import attention_example
+from lit_sparse.training.start.calibration import Calibration, calibrate
 from lit_sparse.transcoders import Transcoder, TranscoderConfig
 from tests.pretended.device import DEVICE, PretendDevice, values
 

@@ -5,10 +5,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lit_sparse import SparseAttentionModule
-from lit_sparse.adapters import LoraConfig
-from lit_sparse.callbacks import Throughput
 from lit_sparse.data import AdditionData
+from lit_sparse.models.adapters import LoraConfig
 from lit_sparse.objective import NuPI, Paired
+from lit_sparse.training.callbacks import Throughput
 from tests.pretended.cases import PretendAccelerator
 from tests.pretended.device import DEVICE, PretendDevice
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from lit_sparse.report.feature_examples import Example, Examples
-from lit_sparse.report.graph_record import (
+from lit_sparse.records.feature_examples import Example, Examples
+from lit_sparse.records.graph import (
     FEATURE,
     GraphFile,
     Link,
@@ -18,7 +18,7 @@ from lit_sparse.report.graph_record import (
     logit_node,
     token_node,
 )
-from lit_sparse.report.graph_summary import GraphSummary
+from lit_sparse.records.graph_summary import GraphSummary
 
 WORDS = [" The", " opposite", " of", " large", " is", " small", ",", " and", " the", " capital", " of", " France"]
 FEATURES = 128

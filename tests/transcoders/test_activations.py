@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from lit_sparse.anatomy.stack import Stack
 from lit_sparse.attention import sparsify
-from lit_sparse.circuits import Stack
 from lit_sparse.transcoders.activations import MLPs
 from lit_sparse.transcoders.fidelity import by_mean, cross_entropies
 from lit_sparse.transcoders.transcoder import Transcoder, TranscoderConfig

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from lit_sparse.candidates import load_any
 from lit_sparse.data import AdditionData
+from lit_sparse.models.compared import load_any
 from lit_sparse.transcoders import ActivationCache, CachedActivations
 from lit_sparse.transcoders.activations import MLPs
 from lit_sparse.transcoders.cache import dequantised, quantised

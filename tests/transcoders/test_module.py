@@ -8,15 +8,16 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
-from lit_sparse.adapters import LoraConfig, add_lora
 from lit_sparse.attention import sparsify
-from lit_sparse.callbacks import SparsityProgressBar
-from lit_sparse.candidates import load_any
-from lit_sparse.cli import main
+from lit_sparse.commands.main import main
 from lit_sparse.data import AdditionData
-from lit_sparse.export import export_adapters, export_sparse
-from lit_sparse.model_digest import digest_of, same_model
-from lit_sparse.models import load_model
+from lit_sparse.models.adapters import LoraConfig, add_lora
+from lit_sparse.models.base import load_model
+from lit_sparse.models.compared import load_any
+from lit_sparse.models.digest import digest_of
+from lit_sparse.models.sparse_folder import export_adapters, export_sparse
+from lit_sparse.records.digest import same_model
+from lit_sparse.training.callbacks import SparsityProgressBar
 from lit_sparse.transcoders import TranscoderConfig, TranscoderModule, describe_transcoder, load_transcoder
 from lit_sparse.transcoders.activations import MLPs
 
@@ -184,7 +185,7 @@ def test_a_checkpoint_of_another_transcoder_is_refused(transcoder_config, make_c
 def test_the_tokenizer_of_adapters_is_their_bases(llama_folder, tmp_path):
     from jsonargparse import Namespace
 
-    from lit_sparse.cli import _fill_tokenizer
+    from lit_sparse.commands.fit import _fill_tokenizer
 
     model = add_lora(sparsify(load_model(str(llama_folder)), {}), LoraConfig(r=2))
     export_adapters(model, tmp_path / "adapters", measured={"model": "package:base"})

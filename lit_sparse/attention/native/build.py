@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_sparse.cache import cache_dir
+from lit_sparse.common.files import cache_dir
 
 logger = logging.getLogger(__name__)
 

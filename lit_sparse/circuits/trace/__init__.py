@@ -1,8 +1,0 @@
-"""Why the next token came out as it did: open edges walked back from the answer.
-
-trace = lit_sparse.circuits.trace.trace(model, tokenizer, "The capital of France is")
-"""
-
-from lit_sparse.circuits.trace.flow import trace
-
-__all__ = ["trace"]

@@ -1,0 +1,123 @@
+"""`python main.py evaluate --model FOLDER --tasks a,b --text FILE`: does the sparse model still know what it knew?
+
+Measures a model and its base with the same settings: accuracy and other metrics of lm-evaluation-harness's tasks
+(extra `eval`), and perplexity and KL on text. Shipped tasks, which need no network: agreement, addition. Writes
+evaluation.json into --out, anew after each model is finished.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jsonargparse import Namespace
+from rich.console import Console
+from transformers import PreTrainedModel
+
+from lit_sparse.commands.parser import CommandParser
+from lit_sparse.common.files import check_writable
+from lit_sparse.common.progress import progress_bar
+from lit_sparse.data.packing import PackedBlocks
+from lit_sparse.downstream.harness import SHIPPED, load_tasks, require_harness, run_tasks
+from lit_sparse.downstream.record import FILE, EvaluationRecord
+from lit_sparse.downstream.table import tasks_table, text_table
+from lit_sparse.downstream.text import pack_text, score_text, text_files
+from lit_sparse.models.compared import Candidate, find_candidates
+
+_SETTINGS = ("tasks", "limit", "text", "sequence_length", "batch_size", "dtype")
+
+
+def evaluate_command(args: Sequence[str]) -> None:
+    """Measures the model, then its base, then both on text; prints the tables.
+
+    Raises:
+        ValueError: nothing to measure, a model, task or text that cannot be had, or results that are there already:
+            before anything is measured. Weights that cannot be loaded: when it is their turn.
+    """
+    settings = _parser().parse_args(list(args))
+    names = [name.strip() for name in (settings.tasks or "").split(",") if name.strip()]
+    out = Path(settings.out) / FILE
+    _check(settings, names, out)
+    model, base = find_candidates(settings.model, settings.against)
+    blocks = _blocks(settings, model, base) if settings.text else None
+    console = Console()
+    with console.status("reading tasks"):
+        tasks = load_tasks(names) if names else None
+    labels = ("sparse" if model.is_sparse else "model", "base" if base is not None else None)
+    dtype: torch.dtype = getattr(torch, settings.dtype)
+    record = EvaluationRecord(
+        model=model.name,
+        against=base.name if base is not None else None,
+        settings={name: settings[name] for name in _SETTINGS},
+    )
+
+    def run(candidate: Candidate, label: str) -> PreTrainedModel:
+        """Its task scores go to the record."""
+        loaded = candidate.load(dtype)
+        if names:
+            console.print(f"{label}: {candidate.name}", highlight=False, markup=False)
+            scores = run_tasks(loaded, candidate.tokenizer, tasks, limit=settings.limit, batch_size=settings.batch_size)
+            if candidate is model:
+                record.of_model = scores
+            else:
+                record.of_base = scores
+            record.write(out, complete=blocks is None and (base is None or candidate is base))
+        return loaded
+
+    loaded: list[PreTrainedModel] = []
+    for candidate, label in zip((model, base), labels, strict=True):
+        if candidate is not None and label is not None:
+            if blocks is None:
+                loaded.clear()  # two large models at once only where both are needed
+            loaded.append(run(candidate, label))
+    if names:
+        console.print(tasks_table(record.tasks, labels))
+    if blocks is not None:
+        with progress_bar("text") as advance:
+            base_model = loaded[1] if base is not None else None
+            record.text = score_text(loaded[0], base_model, blocks, batch_size=settings.batch_size, advance=advance)
+        record.write(out, complete=True)
+        console.print(text_table(record.text, labels))
+    console.print(f"written to {out}", highlight=False, markup=False)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="main.py evaluate", description=__doc__)
+    parser.add_argument("--model", type=str, required=True, help="a sparse model folder, or any model without gates")
+    parser.add_argument("--against", type=str | None, default=None, help="default: the base that the export records")
+    parser.add_argument(
+        "--tasks",
+        type=str | None,
+        default=None,
+        help=f"separated by commas: {', '.join(SHIPPED)}, the harness's own (need a network), .yaml files (are code)",
+    )
+    parser.add_argument("--limit", type=int | None, default=None, help="questions of each task; default: all")
+    parser.add_argument("--text", type=str | None, default=None, help="a path or glob of text that was not trained on")
+    parser.add_argument("--sequence_length", type=int, default=512, help="tokens of text read at once, at most")
+    parser.add_argument("--batch_size", type=int, default=8, help="sequences at once")
+    parser.add_argument("--dtype", type=Literal["float32", "bfloat16", "float16"], default="float32", help="of weights")
+    parser.add_argument("--out", type=str, default="runs/evaluation", help=f"the folder that {FILE} is written to")
+    parser.add_argument(
+        "--on_existing", type=Literal["error", "overwrite"], default="error", help=f"what to do when {FILE} exists"
+    )
+    return parser
+
+
+def _check(settings: Namespace, names: Sequence[str], out: Path) -> None:
+    if not names and not settings.text:
+        raise ValueError(f"nothing to measure: give --tasks (such as {','.join(SHIPPED)}) or --text, or both")
+    for name, least in (("limit", 1), ("batch_size", 1), ("sequence_length", 2)):
+        if settings[name] is not None and settings[name] < least:
+            raise ValueError(f"--{name} must be at least {least}, got {settings[name]}")
+    if names:
+        require_harness()
+    if out.exists() and settings.on_existing == "error":
+        raise ValueError(f"{out} exists; choose another --out, or replace it with --on_existing overwrite")
+    check_writable(out.parent)
+
+
+def _blocks(settings: Namespace, model: Candidate, base: Candidate | None) -> PackedBlocks:
+    if base is not None and model.tokenizer.get_vocab() != base.tokenizer.get_vocab():
+        raise ValueError(f"--text compares tokens, and {model.name} and {base.name} have different tokenizers")
+    positions = min(model.positions, base.positions) if base is not None else model.positions
+    return pack_text(text_files(settings.text), model.tokenizer, int(min(settings.sequence_length, positions)))

@@ -1,0 +1,63 @@
+"""`python main.py export --ckpt … --out …`: the sparse model folder of any checkpoint of a run."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_sparse.commands.parser import CommandParser
+from lit_sparse.common.files import check_writable
+from lit_sparse.models.sparse_folder import export_sparse
+from lit_sparse.training.module import SparseAttentionModule
+
+
+def export_command(args: Sequence[str]) -> None:
+    """Builds the run's module from its config, loads the checkpoint and writes the folder.
+
+    Raises:
+        ValueError: no such checkpoint or config, a checkpoint of another model, or an output folder in use.
+    """
+    from lit_sparse.commands.fit import ANYWHERE, SparseCLI
+    from lit_sparse.training.checkpoint_io import AtomicCheckpointIO
+
+    parser = CommandParser(prog="main.py export", description=__doc__)
+    parser.add_argument("--ckpt", type=str, required=True, help="a checkpoint that `fit` wrote, file or folder")
+    parser.add_argument("--out", type=str, required=True, help="the folder to write; must not exist")
+    parser.add_argument("--config", type=str | None, default=None, help="default: config.yaml of the ckpt's run")
+    parsed = parser.parse_args(list(args))
+    ckpt, out = Path(parsed.ckpt), Path(parsed.out)
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"{out} exists and is not empty; choose another folder or remove it")
+    check_writable(out)
+    checkpoint = AtomicCheckpointIO().load_checkpoint(ckpt)
+    run_dir = ckpt.resolve().parent.parent
+    config = Path(parsed.config) if parsed.config else run_dir / "config.yaml"
+    if not config.is_file():
+        raise ValueError(f"no config at {config}; name the run's config with --config")
+    cli = SparseCLI(["--config", str(config), *ANYWHERE], run=False)
+    module = cli.model
+    if not isinstance(module, SparseAttentionModule):
+        raise ValueError(f"{config} is not the config of a sparse run")
+    module.configure_model()
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    assert module.model is not None
+    tokenizer = cli.datamodule.load_tokenizer() if hasattr(cli.datamodule, "load_tokenizer") else None
+    export_sparse(module.model, out, measured=_measured(run_dir, checkpoint, module), tokenizer=tokenizer)
+    print(f"wrote {out}; load it with lit_sparse.load_sparse({str(out)!r})")
+
+
+def _measured(run_dir: Path, checkpoint: dict[str, object], module: SparseAttentionModule) -> dict[str, object]:
+    """The run's summary if it describes this very checkpoint, else what the checkpoint itself knows."""
+    summary = run_dir / "summary.json"
+    if summary.is_file():
+        measured = json.loads(summary.read_text(encoding="utf-8"))
+        if measured.get("chosen_step") == checkpoint["global_step"]:
+            return measured
+    return {
+        "model": module.base_name,
+        "constraint": module.constraint.name,
+        "constraint_described": module.constraint.described(),
+        "steps": int(checkpoint["global_step"]),  # type: ignore[call-overload]
+        "tokens": module.tokens_seen,
+        "seconds": module.seconds,
+    }

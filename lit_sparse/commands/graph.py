@@ -1,0 +1,275 @@
+"""`python main.py graph --model FOLDER_OR_NAME --transcoders FOLDER --prompt TEXT --out FOLDER`: what the next token is
+made of, as an attribution graph with every attention head as a node; with --against_transcoders in the base beside it.
+
+Writes graph.json (the schema of public graph viewers, lit_sparse/records/graph.py), graph.html, summary.json and
+heads.json; for --prompts a folder of these for each prompt, and summary.json with mean and spread and heads.png over
+all. What an interrupted command has written is not computed again.
+"""
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from lit_sparse.attribution import Kind, build_graph, heads_for, prune, why_open
+from lit_sparse.attribution.as_record import graph_file
+from lit_sparse.commands.parser import CommandParser
+from lit_sparse.common.files import check_writable, write_atomically
+from lit_sparse.models.compared import Candidate, find_candidates
+from lit_sparse.models.digest import digest_of
+from lit_sparse.models.tokens import token_text
+from lit_sparse.records.feature_examples import Examples
+from lit_sparse.records.graph import GraphFile
+from lit_sparse.records.graph_summary import GraphSummary, PromptsSummary, summarise
+from lit_sparse.report.graph.page import write_graph_page
+from lit_sparse.report.graph.plot import heads_figure
+from lit_sparse.report.graph.table import graphs_table
+from lit_sparse.report.shared import style
+from lit_sparse.tracing.flow import encode
+from lit_sparse.tracing.prompts import prompt_lines, shared_tokens
+from lit_sparse.transcoders import Transcoder, check_model, describe_transcoder, load_transcoder
+
+EXAMPLES_FILE = "examples.json"
+GRAPH, PAGE, SUMMARY, HEADS, PICTURE = "graph.json", "graph.html", "summary.json", "heads.json", "heads.png"
+
+
+class Side(NamedTuple):
+    """One of the models that are compared, with its transcoders."""
+
+    candidate: Candidate
+    folder: Path
+
+
+class Loaded(NamedTuple):
+    side: Side
+    model: PreTrainedModel
+    transcoder: Transcoder
+    examples: Examples | None
+    model_digest: str
+
+
+class Settings(NamedTuple):
+    answer: str | None
+    node_share: float
+    edge_share: float
+    explained_heads: int
+
+
+def graph_command(args: Sequence[str]) -> None:
+    """Graphs of one prompt or many, in one model or two.
+
+    Raises:
+        ValueError: no such model, transcoder, prompt or file, or transcoders of another model: before any weights are
+            loaded as far as that can be told.
+    """
+    parsed = _parser().parse_args(list(args))
+    if (parsed.prompt is None) == (parsed.prompts is None):
+        raise ValueError("give either --prompt TEXT or --prompts FILE")
+    for name in ("node_share", "edge_share"):
+        if not 0 < getattr(parsed, name) <= 1:
+            raise ValueError(f"--{name} is a share of the influence, in (0, 1], got {getattr(parsed, name)}")
+    if parsed.explained_heads < 0:
+        raise ValueError(f"--explained_heads is a number of head nodes, got {parsed.explained_heads}")
+    check_writable(parsed.out)
+    settings = Settings(parsed.answer, parsed.node_share, parsed.edge_share, parsed.explained_heads)
+    console, out = Console(), Path(parsed.out)
+    sides = _sides(parsed)
+    prompts = [parsed.prompt] if parsed.prompts is None else prompt_lines(Path(parsed.prompts))
+    candidates = [side.candidate for side in sides]
+    tokens = [shared_tokens(prompt, settings.answer, candidates) for prompt in prompts]
+    folders = [out] if parsed.prompts is None else [out / f"{index:03}" for index in range(len(prompts))]
+    keys = [_fingerprint(sides, prompt, settings) for prompt in prompts]
+    loaded: list[Loaded] = []
+    summaries: list[GraphSummary] = []
+    work = zip(prompts, tokens, folders, keys, strict=True)
+    for prompt, ids, folder, key in tqdm(
+        list(work), desc="graphs", unit="prompt", leave=False, disable=len(prompts) == 1
+    ):
+        found = _finished(folder, key)
+        if found is None:
+            loaded = loaded or [_load(side) for side in sides]
+            found = _graphs(loaded, prompt, ids, settings, folder, key)
+        summaries.append(found)
+    result = summarise(summaries)
+    if parsed.prompts is not None:
+        _write_all(result, summaries, folders, out)
+    console.print(graphs_table(result))
+    where = out / (PAGE if parsed.prompts is None else SUMMARY)
+    console.print(f"{'page' if parsed.prompts is None else 'numbers'}: {where}", highlight=False, markup=False)
+
+
+def _sides(parsed: Any) -> list[Side]:
+    second = parsed.against_transcoders
+    if parsed.against is not None and second is None:
+        raise ValueError("--against needs the transcoders of that model: add --against_transcoders FOLDER")
+    if second is None:
+        candidates: list[Candidate] = [find_candidates(parsed.model, parsed.model)[0]]
+    else:
+        model, base = find_candidates(parsed.model, parsed.against)
+        if base is None:
+            raise ValueError(f"{parsed.model} has no base to compare with: name a model with --against")
+        candidates = [model, base]
+    sides = [
+        Side(candidate, Path(folder))
+        for candidate, folder in zip(candidates, (parsed.transcoders, second), strict=False)
+    ]
+    for side in sides:
+        check_model(side.folder, side.candidate.name)
+    return sides
+
+
+def _load(side: Side) -> Loaded:
+    transcoder = load_transcoder(side.folder)
+    examples = side.folder / EXAMPLES_FILE
+    found = Examples.load(examples) if examples.is_file() else None
+    model = side.candidate.load(torch.float32)
+    digest = digest_of(model)
+    check_model(side.folder, side.candidate.name, digest)
+    return Loaded(side, model, transcoder, found, digest)
+
+
+def _graphs(
+    loaded: Sequence[Loaded], prompt: str, ids: list[int], settings: Settings, folder: Path, key: str
+) -> GraphSummary:
+    """Builds and writes one prompt's graphs; the summary comes last, as the sign that all is there."""
+    files, summaries, heads = [], [], []
+    for one in loaded:
+        file, shares = _graph(one, prompt, ids, settings)
+        files.append(file)
+        assert file.metadata.summary is not None
+        summaries.append(file.metadata.summary)
+        heads.append(shares)
+    files[0].write(folder / GRAPH)
+    if len(files) == 2:
+        files[1].write(folder / "against.json")
+    write_graph_page(files, folder / PAGE, [one.examples for one in loaded])
+    write_atomically(folder / HEADS, (json.dumps({"key": key, "models": heads}) + "\n").encode())
+    whole = summaries[0].model_copy(update={"against": summaries[1] if len(summaries) == 2 else None, "page": PAGE})
+    write_atomically(folder / SUMMARY, (whole.model_dump_json(indent=2) + "\n").encode())
+    return whole
+
+
+def _graph(one: Loaded, prompt: str, ids: list[int], settings: Settings) -> tuple[GraphFile, list[float]]:
+    """The file of a prompt's graph, and the attribution of the model's heads, largest first, as shares."""
+    started = time.perf_counter()
+    candidate, tokenizer = one.side.candidate, one.side.candidate.tokenizer
+    answer_id = encode(tokenizer, prompt, settings.answer)[1]
+    whole = build_graph(one.model, one.transcoder, torch.tensor([ids]), answer_id=answer_id)
+    shares = heads_for(whole)
+    graph = prune(whole, settings.node_share, settings.edge_share)
+    heads = (graph.nodes.kind == Kind.HEAD).nonzero()[0]
+    strongest = heads[(-graph.influence[heads]).argsort(kind="stable")][: settings.explained_heads]
+    reasons = why_open(one.model, one.transcoder, graph, strongest.tolist(), most_keys=1)
+    answer = token_text(tokenizer, int(graph.logit_ids[0]))
+    variance = graph.explained_variance
+    summary = GraphSummary(
+        prompt=prompt,
+        nodes=len(graph.nodes),
+        links=len(graph.edges),
+        heads_for_80=shares.by_attribution,
+        heads_for_80_by_influence=shares.by_influence,
+        heads_for_80_by_connection=shares.by_connection,
+        replacement_error=graph.replacement_error,
+        explained_variance=variance if math.isfinite(variance) else None,
+        replacement_kl=graph.replacement_kl,
+        seconds=round(time.perf_counter() - started, 2),
+        model=candidate.name,
+        model_digest=one.model_digest,
+        sparse=candidate.is_sparse,
+        answer=answer,
+        probability=float(graph.probabilities[0]),
+        heads=shares.attribution.size,
+        attention_edges=graph.open_edges,
+        allowed_attention_edges=graph.allowed_edges,
+    )
+    file = graph_file(
+        graph,
+        text=lambda token: token_text(tokenizer, token),
+        prompt=prompt,
+        features=one.transcoder.config.features,
+        scan=str(describe_transcoder(one.side.folder).get("scan", one.side.folder.name)),
+        slug=_slug(prompt),
+        node_share=settings.node_share,
+        shares=shares,
+        reasons=reasons,
+        summary=summary,
+        examples=one.examples,
+    )
+    falling = sorted((float(share) for share in shares.attribution.ravel() if share), reverse=True)
+    return file, falling
+
+
+def _write_all(result: PromptsSummary, summaries: Sequence[GraphSummary], folders: Sequence[Path], out: Path) -> None:
+    prompts = [
+        summary.model_copy(update={"page": f"{folder.name}/{PAGE}"})
+        for summary, folder in zip(summaries, folders, strict=True)
+    ]
+    result = result.model_copy(update={"prompts": prompts})
+    write_atomically(out / SUMMARY, (result.model_dump_json(indent=2) + "\n").encode())
+    curves = [json.loads((folder / HEADS).read_text(encoding="utf-8"))["models"] for folder in folders]
+    names = [f"{model.model}{' (sparse)' if model.sparse else ''}" for model in result.models]
+    by_model = [[prompt[side] for prompt in curves] for side in range(len(names))]
+    write_atomically(out / PICTURE, style.png(heads_figure(dict(zip(names, by_model, strict=True)))))
+
+
+def _finished(folder: Path, key: str) -> GraphSummary | None:
+    """What an earlier call of the same command wrote for this prompt."""
+    if not (folder / SUMMARY).is_file() or not (folder / HEADS).is_file():
+        return None
+    if json.loads((folder / HEADS).read_text(encoding="utf-8")).get("key") != key:
+        return None
+    return GraphSummary.model_validate_json((folder / SUMMARY).read_bytes())
+
+
+def _fingerprint(sides: Sequence[Side], prompt: str, settings: Settings) -> str:
+    """Of all that a prompt's graphs depend on."""
+    weights = [
+        [
+            (file.name, file.stat().st_size, file.stat().st_mtime_ns)
+            for file in sorted(side.folder.glob("*.safetensors"))
+        ]
+        for side in sides
+    ]
+    names = [side.candidate.fingerprint() for side in sides]
+    written = list(GraphSummary.model_fields)  # another version's summary may lack some
+    return hashlib.sha256(json.dumps([names, weights, prompt, settings, written]).encode()).hexdigest()[:16]
+
+
+def _slug(prompt: str) -> str:
+    words = "".join(letter.lower() if letter.isalnum() else " " for letter in prompt).split()
+    return "-".join(words[-5:]) or "prompt"
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="main.py graph", description=__doc__)
+    parser.add_argument("--model", type=str, required=True, help="model folder or name, sparse or dense")
+    parser.add_argument("--transcoders", type=str, required=True, help="the folder of that model's transcoders")
+    parser.add_argument(
+        "--against", type=str | None, default=None, help="a model to show beside it; default: a sparse model's base"
+    )
+    parser.add_argument(
+        "--against_transcoders",
+        type=str | None,
+        default=None,
+        help="that model's transcoders; without, it is not shown",
+    )
+    parser.add_argument("--prompt", type=str | None, default=None, help="the text whose next token is explained")
+    parser.add_argument("--prompts", type=str | None, default=None, help="a file with a prompt a line")
+    parser.add_argument(
+        "--answer", type=str | None, default=None, help="the token to explain; default: the likeliest, up to 95 %%"
+    )
+    parser.add_argument("--node_share", type=float, default=0.8, help="share of the influence that kept nodes have")
+    parser.add_argument("--edge_share", type=float, default=0.98, help="share of the influence that kept links have")
+    parser.add_argument(
+        "--explained_heads", type=int, default=100, help="head nodes that are told why their edge is open, at most"
+    )
+    parser.add_argument("--out", type=str, required=True, help="the folder to write to")
+    return parser

@@ -1,0 +1,119 @@
+"""`python main.py sample --model … --out FILE.jsonl`: text that a base model writes itself, to train on.
+
+Where the base's own training text cannot be had, its samples are text of that kind, for any model, offline.
+The file is a source for `TextData` like any other. An interrupted command goes on where it was when called again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jsonargparse import Namespace
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from lit_sparse.commands.parser import CommandParser
+from lit_sparse.common.files import check_writable
+from lit_sparse.common.progress import progress_bar
+from lit_sparse.models.base import load_model, load_tokenizer
+
+
+def sample_command(args: Sequence[str]) -> None:
+    """
+    Raises:
+        ValueError: no such model, a number that makes no sense, a start that is no token, or a file that exists.
+    """
+    parser = CommandParser(prog="main.py sample", description=__doc__)
+    parser.add_argument("--model", type=str, required=True, help="folder, Hugging Face name or package:NAME")
+    parser.add_argument("--out", type=str, required=True, help="the file to write, a document a line")
+    parser.add_argument("--tokens", type=int, default=400_000, help="of all documents together, at least")
+    parser.add_argument("--length", type=int, default=512, help="tokens of a document")
+    parser.add_argument("--batch_size", type=int, default=64, help="documents written at a time")
+    parser.add_argument("--top_k", type=int, default=1000, help="likeliest tokens, from which each is drawn")
+    parser.add_argument("--start", type=str | None, default=None, help="token to start from; default: bos, else eos")
+    parser.add_argument("--dtype", type=str, default="bfloat16", help="of the weights")
+    parser.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--trust_remote_code", type=bool, default=False, help="allow the model to run its own code")
+    options = parser.parse_args(list(args))
+    out = Path(options.out)
+    if out.suffix != ".jsonl":
+        raise ValueError(f"--out {out} must end in .jsonl, as which data.sources can name it")
+    if out.exists():
+        raise ValueError(f"{out} exists; choose another file or remove it")
+    check_writable(out.parent)
+    if min(options.tokens, options.length, options.batch_size, options.top_k) < 1:
+        raise ValueError("--tokens, --length, --batch_size and --top_k must be at least 1")
+    dtype = getattr(torch, options.dtype, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ValueError(f"--dtype {options.dtype} is no float type of torch: use bfloat16 or float32")
+    tokenizer = load_tokenizer(options.model)
+    start = start_token(tokenizer, options.start)
+    batches = -(-options.tokens // (options.length * options.batch_size))
+    part = _part(out, options, start)
+    done = whole_batches(part, options.batch_size)
+    if done < batches:
+        model = load_model(options.model, dtype=dtype, trust_remote_code=options.trust_remote_code)
+        model.to(options.device)  # type: ignore[arg-type]
+        if options.device == "cpu":
+            model.set_attn_implementation("eager")  # one query a step: torch's fused attention takes 1.6 times as long
+        with progress_bar("writing") as advance:
+            advance(done, batches)
+            for batch in range(done, batches):
+                torch.manual_seed(options.seed + batch)
+                documents = sample(model, start, options.batch_size, options.length, options.top_k)
+                part.parent.mkdir(parents=True, exist_ok=True)
+                with part.open("a", encoding="utf-8") as file:
+                    file.write("".join(json.dumps({"text": tokenizer.decode(one)}) + "\n" for one in documents))
+                advance(batch + 1, batches)
+    os.replace(part, out)
+    print(f"{batches * options.batch_size:,} documents of {options.length} tokens in {out}")
+
+
+def start_token(tokenizer: PreTrainedTokenizerBase, start: str | None) -> int:
+    """The token that documents start from and that is not part of them.
+
+    Raises:
+        ValueError: the text is not one token, or the tokenizer has neither bos nor eos.
+    """
+    if start is not None:
+        ids = tokenizer.encode(start, add_special_tokens=False)
+        if len(ids) != 1:
+            raise ValueError(f"--start {start!r} is {len(ids)} tokens: name one, such as {tokenizer.eos_token!r}")
+        return ids[0]
+    token = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if token is None:
+        raise ValueError("the tokenizer has neither a bos nor an eos token: name a token with --start")
+    return int(token)
+
+
+def _part(out: Path, options: Namespace, start: int) -> Path:
+    """The unfinished file beside `out`, of this command's settings alone: others never go on with it."""
+    names = ("model", "length", "batch_size", "top_k", "dtype", "seed")
+    settings = json.dumps([start, *(options[name] for name in names)])
+    return out.with_name(f"{out.name}.{hashlib.sha256(settings.encode()).hexdigest()[:8]}.part")
+
+
+def whole_batches(part: Path, batch_size: int) -> int:
+    """Whole batches in an unfinished file, which is cut back to them."""
+    if not part.exists():
+        return 0
+    lines = part.read_bytes().splitlines(keepends=True)
+    whole = sum(line.endswith(b"\n") for line in lines) // batch_size
+    os.truncate(part, sum(map(len, lines[: whole * batch_size])))
+    return whole
+
+
+@torch.inference_mode()
+def sample(model: PreTrainedModel, start: int, count: int, length: int, top_k: int) -> list[list[int]]:
+    """Documents (count of them) of `length` tokens, drawn with torch's global generator. An end of sequence inside one
+    does not stop it, as in packed training text."""
+    cache, ids, drawn = DynamicCache(config=model.config), torch.full((count, 1), start, device=model.device), []
+    for _ in range(length):
+        logits = model(input_ids=ids, past_key_values=cache, use_cache=True).logits[:, -1].float()
+        likeliest = logits.topk(min(top_k, logits.shape[-1]))
+        ids = likeliest.indices.gather(1, torch.multinomial(likeliest.values.softmax(-1), 1))
+        drawn.append(ids)
+    return torch.cat(drawn, dim=1).tolist()

@@ -1,0 +1,148 @@
+"""`python main.py trace --model FOLDER_OR_NAME --prompt TEXT`: why the next token came out as it did.
+
+With --out it also writes trace.png, trace.html and trace.json (documented in lit_sparse/records/trace.py), or,
+for --prompts, traces.json: {"prompts": [{prompt, answer, models: [{model, sparse, ...numbers}]}],
+"mean": [{model, sparse, ...numbers}]}, written anew after every prompt.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from lit_sparse.commands.parser import CommandParser
+from lit_sparse.common.files import check_writable, write_atomically
+from lit_sparse.models.compared import Candidate, find_candidates
+from lit_sparse.records.trace import Trace, traces_json
+from lit_sparse.report.shared import style
+from lit_sparse.report.trace.page import write_trace_page
+from lit_sparse.report.trace.plot import trace_figure
+from lit_sparse.tracing.flow import KEEP, trace
+from lit_sparse.tracing.prompts import prompt_lines, shared_tokens
+from lit_sparse.tracing.terminal import means, prompts_table, row_of, trace_view
+
+NOTHING = "none"
+_Loaded = list[tuple[Candidate, PreTrainedModel]]
+
+
+def trace_command(args: Sequence[str]) -> None:
+    """Traces one prompt or many, in one model or two.
+
+    Raises:
+        ValueError: no such model, prompt or file, or an answer that is not one token: before any weights are loaded.
+    """
+    parsed = _parser().parse_args(list(args))
+    if (parsed.prompt is None) == (parsed.prompts is None):
+        raise ValueError("give either --prompt TEXT or --prompts FILE")
+    if not 0 < parsed.keep <= 1:
+        raise ValueError(f"--keep is a share of the answer's probability, in (0, 1], got {parsed.keep}")
+    if parsed.pictures and parsed.out is None:
+        raise ValueError("--pictures needs a folder to write to: add --out")
+    if parsed.out is not None:
+        check_writable(parsed.out)
+    console = Console()
+    candidates, note = _candidates(parsed.model, parsed.against)
+    prompts = [parsed.prompt] if parsed.prompts is None else prompt_lines(Path(parsed.prompts))
+    for prompt in prompts:
+        shared_tokens(prompt, parsed.answer, candidates)
+    models, missing = _load(candidates, parsed.against is not None)
+    for line in (note, missing):
+        if line:
+            console.print(line, style="yellow", highlight=False, markup=False)
+    out = None if parsed.out is None else Path(parsed.out)
+    if parsed.prompts is None:
+        traces = _trace(models, parsed.prompt, parsed.answer, parsed.keep)
+        console.print(trace_view(traces))
+        if out is not None:
+            _write(traces, out)
+            console.print(f"page: {out / 'trace.html'}   picture: {out / 'trace.png'}", highlight=False, markup=False)
+        return
+    rows = []
+    for index, prompt in enumerate(tqdm(prompts, desc="tracing", unit="prompt", leave=False)):
+        rows.append(_trace(models, prompt, parsed.answer, parsed.keep))
+        if out is None:
+            continue
+        content = {"format": 1, "keep": parsed.keep, "prompts": [_numbers(row) for row in rows], "mean": _means(rows)}
+        write_atomically(out / "traces.json", (json.dumps(content, indent=1) + "\n").encode())
+        if parsed.pictures:
+            _write(rows[-1], out / f"{index:03}")
+    console.print(prompts_table(rows))
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="main.py trace", description=__doc__)
+    parser.add_argument("--model", type=str, required=True, help="model folder or name, sparse or dense")
+    parser.add_argument(
+        "--against",
+        type=str | None,
+        default=None,
+        help=f"what to show beside it; default: a sparse model's base; '{NOTHING}' for nothing",
+    )
+    parser.add_argument("--prompt", type=str | None, default=None, help="the text whose next token is explained")
+    parser.add_argument("--prompts", type=str | None, default=None, help="a file with a prompt a line")
+    parser.add_argument(
+        "--answer", type=str | None, default=None, help="the token to explain; default: what --model predicts"
+    )
+    parser.add_argument("--keep", type=float, default=KEEP, help="share of its probability that shown edges keep")
+    parser.add_argument("--out", type=str | None, default=None, help="folder for trace.png, trace.html, trace.json")
+    parser.add_argument("--pictures", type=bool, default=False, help="with --prompts: those three for every prompt")
+    return parser
+
+
+def _candidates(name: str, against: str | None) -> tuple[list[Candidate], str | None]:
+    """The models, and a note on what had to be left out."""
+    if against == NOTHING:
+        return [find_candidates(name, name)[0]], None
+    try:
+        model, base = find_candidates(name, against)
+    except ValueError as error:
+        if against is not None:
+            raise
+        return [find_candidates(name, name)[0]], f"without a base model to compare with: {error}"
+    return [model] if base is None else [model, base], None
+
+
+def _load(candidates: Sequence[Candidate], required: bool) -> tuple[_Loaded, str | None]:
+    models = [(candidates[0], candidates[0].load(torch.float32))]
+    for candidate in candidates[1:]:
+        try:
+            models.append((candidate, candidate.load(torch.float32)))
+        except ValueError as error:
+            if required:
+                raise
+            return models, f"without a base model to compare with: {error}"
+    return models, None
+
+
+def _trace(models: _Loaded, prompt: str, answer: str | None, keep: float) -> list[Trace]:
+    """In every model the same answer is explained: the given one, or what the first predicts."""
+    traces: list[Trace] = []
+    answer_id: int | None = None
+    for candidate, model in models:
+        traces.append(
+            trace(model, candidate.tokenizer, prompt, answer, answer_id=answer_id, keep=keep, name=candidate.name)
+        )
+        answer_id = traces[0].answer_id
+    return traces
+
+
+def _write(traces: Sequence[Trace], out: Path) -> None:
+    picture = style.png(trace_figure(traces))
+    write_atomically(out / "trace.png", picture)
+    write_atomically(out / "trace.json", traces_json(traces).encode())
+    write_trace_page(traces, out / "trace.html", picture)
+
+
+def _numbers(traces: Sequence[Trace]) -> dict[str, object]:
+    models = [{"model": trace.model, "sparse": trace.sparse} | row_of(trace) for trace in traces]
+    return {"prompt": traces[0].prompt, "answer": traces[0].answer, "models": models}
+
+
+def _means(rows: Sequence[Sequence[Trace]]) -> list[dict[str, object]]:
+    return [
+        {"model": trace.model, "sparse": trace.sparse} | mean for trace, mean in zip(rows[0], means(rows), strict=True)
+    ]

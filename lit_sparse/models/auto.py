@@ -1,0 +1,89 @@
+"""Sparse model folders for transformers' `Auto` classes and pipelines.
+
+`import lit_sparse` registers the model type that a sparse folder's config.json names: from then on
+`AutoModelForCausalLM.from_pretrained(folder)` is `load_sparse(folder)`. Without it transformers refuses the folder.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from lit_sparse.attention.bridge import IMPLEMENTATION
+
+
+class SparseModelConfig(PreTrainedConfig):
+    """Stands for a sparse model folder; the model that is loaded has its base's configuration."""
+
+    model_type = "lit_sparse"
+
+
+class SparseModelForCausalLM:
+    """What `AutoModelForCausalLM` calls for a sparse model folder."""
+
+    config_class = SparseModelConfig
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        config: PreTrainedConfig | None = None,
+        dtype: torch.dtype | str | None = None,
+        device_map: Any = None,
+        trust_remote_code: bool = False,
+        **options: Any,
+    ) -> PreTrainedModel:
+        """The sparse model (see `load_sparse`).
+
+        Args:
+            dtype: of the weights: torch's or by name; "auto" is that of the base's configuration, None float32.
+            device_map: one device, or "auto" for the current accelerator.
+            options: about where and how files are read; nothing that changes the model.
+
+        Raises:
+            ValueError: not a sparse model folder, or an option that would make another model of it.
+        """
+        from lit_sparse.models.base import load_config
+        from lit_sparse.models.sparse_folder import load_sparse
+
+        attention = getattr(config, "_attn_implementation", None)
+        changed = sorted(set(options) - _HARMLESS) + ["attn_implementation"] * (attention not in (None, IMPLEMENTATION))
+        if changed:
+            raise ValueError(
+                f"a sparse model cannot be loaded with {', '.join(changed)}; load it without, or see "
+                "lit_sparse.load_sparse for what can be set"
+            )
+        if dtype == "auto":
+            from lit_sparse.models.compared import files_of
+
+            dtype = load_config(files_of(str(folder)), trust_remote_code=trust_remote_code).dtype
+        wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
+        model = load_sparse(folder, dtype=wanted, trust_remote_code=trust_remote_code)
+        return model if device_map is None else model.to(_one_device(device_map))  # type: ignore[arg-type]
+
+    @classmethod
+    def _from_config(cls, config: PreTrainedConfig, **options: Any) -> PreTrainedModel:
+        raise ValueError("a sparse model is loaded from its folder (from_pretrained), not built from its configuration")
+
+
+# What transformers passes along whatever the caller asked for, and what says where files are.
+_HARMLESS = {
+    "_commit_hash", "_from_auto", "_from_pipeline", "adapter_kwargs", "cache_dir", "force_download",
+    "local_files_only", "low_cpu_mem_usage", "revision", "token", "use_safetensors",
+}  # fmt: skip
+
+
+def _one_device(device_map: Any) -> torch.device:
+    devices = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
+    if len(devices) != 1 or devices & {"balanced", "balanced_low_0", "sequential"}:
+        raise ValueError(f"a sparse model is loaded onto one device; device_map is {device_map!r}")
+    (device,) = devices
+    if device == "auto":
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return torch.device(device)  # type: ignore[arg-type]
+
+
+AutoConfig.register(SparseModelConfig.model_type, SparseModelConfig)
+AutoModelForCausalLM.register(SparseModelConfig, SparseModelForCausalLM)

@@ -1,0 +1,238 @@
+"""graph.json: one prompt's attribution graph, in the schema that public graph viewers read.
+
+Field names, types and the forms of ids are those of attribution graphs as first published (transformer-circuits.pub
+2025, "Circuit Tracing") and read by circuit-tracer and Neuronpedia. Heads are nodes of type "lorsa" with
+`qk_tracing_results`, as these viewers know sparse attention. Two things differ in form or are ours:
+
+- An error node is "{layer}_error_{position}". The usual "0_{layer}_{position}" is also the id of a feature of layer 0.
+- Optional fields that other viewers pass over: `Metadata.summary`, `Node.own_influence`, `attention`, `head_share` and
+  `qk_note`, and what `QKTracing` says about the gate.
+
+`influence` is cumulative, since viewers prune by `influence <= threshold`: the share of all influence on the logits
+that this node and the more influential ones have together (`cumulative`). `own_influence` is the node's own share.
+"""
+
+import json
+import math
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from lit_sparse.common.files import write_atomically
+from lit_sparse.records.graph_summary import Finite, GraphSummary, Text
+
+SCHEMA_VERSION = 1
+FEATURE, ERROR, TOKEN, LOGIT, HEAD = (
+    "cross layer transcoder", "mlp reconstruction error", "embedding", "logit", "lorsa",
+)  # fmt: skip
+
+
+class _Part(BaseModel):
+    """Unknown fields of other writers are passed over; assignments are not checked again."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Metadata(_Part):
+    """What the graph is of. `scan` names the transcoders, `slug` the graph in a list of graphs."""
+
+    slug: str
+    scan: str
+    transcoder_list: list[str] = []
+    prompt_tokens: list[Text]
+    prompt: Text
+    node_threshold: Finite | None = None
+    schema_version: int = SCHEMA_VERSION
+    summary: GraphSummary | None = None
+
+
+class QParams(_Part):
+    """What a reader pinned and grouped: `supernodes` are lists of a name and the ids of its nodes."""
+
+    pinnedIds: list[str] = []
+    supernodes: list[list[Text]] = []
+    linkType: str = "both"
+    clickedId: str = ""
+    sg_pos: str = ""
+
+
+class QKTracing(_Part):
+    """Why one of a head's edges is open: what writers at the query and at the key add to its attention logit.
+
+    Contributors are (query-side node, key-side node, value) and (node, value), in units of the scaled attention logit,
+    the strongest first. Ids may belong to nodes that pruning took out of the graph.
+
+    key: the position of the edge's key; the query is the node's own position.
+    attention_logit: q.k, scaled: the sum over all pairs plus `remainder` (biases and what is not listed among writers).
+    gate_logit, gate_cutoff, gate_sharpness: gate_logit = sharpness x (score - cutoff); open where it is above 0.
+    """
+
+    pair_wise_contributors: list[tuple[str, str, Finite]] = []
+    top_q_marginal_contributors: list[tuple[str, Finite]] = []
+    top_k_marginal_contributors: list[tuple[str, Finite]] = []
+    key: int | None = None
+    attention_logit: Finite | None = None
+    remainder: Finite | None = None
+    gate_logit: Finite | None = None
+    gate_cutoff: Finite | None = None
+    gate_sharpness: Finite | None = None
+
+
+class Node(_Part):
+    """A node; made by `feature_node` and its like below, which know the forms of ids."""
+
+    node_id: str
+    feature: int
+    layer: str
+    ctx_idx: int
+    feature_type: str
+    token_prob: Finite = 0.0
+    is_target_logit: bool = False
+    run_idx: int = 0
+    reverse_ctx_idx: int = 0
+    jsNodeId: str
+    clerp: Text = ""
+    influence: Finite | None = None
+    activation: Finite | None = None
+    qk_tracing_results: QKTracing | None = None
+    own_influence: Finite | None = None
+    attention: list[tuple[int, Finite]] | None = None
+    """Of a head: (key position, attention weight) of its open edges from this position."""
+    head_share: Finite | None = None
+    """Of a head: its share of the attribution of all heads, over all positions."""
+    qk_note: str | None = None
+    """Of a head without `qk_tracing_results`: why there are none."""
+
+
+class Link(_Part):
+    """What `source` adds to `target`, in the target's units."""
+
+    source: str
+    target: str
+    weight: Finite
+
+
+class GraphFile(_Part):
+    """The whole file.
+
+    Raises:
+        ValueError: ids that occur twice, links, pins or supernodes of unknown nodes, positions outside the prompt,
+            or numbers that are not finite.
+    """
+
+    metadata: Metadata
+    qParams: QParams = QParams()
+    nodes: list[Node]
+    links: list[Link]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        ids = {node.node_id for node in self.nodes}
+        if len(ids) < len(self.nodes):
+            twice, _ = Counter(node.node_id for node in self.nodes).most_common(1)[0]
+            raise ValueError(f"node_id {twice!r} occurs more than once")
+        size = len(self.metadata.prompt_tokens)
+        for node in self.nodes:
+            if not 0 <= node.ctx_idx < size:
+                raise ValueError(f"node {node.node_id!r} is at position {node.ctx_idx} of a prompt of {size} tokens")
+        named = [end for link in self.links for end in (link.source, link.target)]
+        named += self.qParams.pinnedIds + [node for group in self.qParams.supernodes for node in group[1:]]
+        if (unknown := next((one for one in named if one not in ids), None)) is not None:
+            raise ValueError(f"{unknown!r} is no node of the graph, but a link, a pin or a supernode names it")
+        return self
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read a graph.json, ours or another tool's.
+
+        Raises:
+            ValueError: there is no such file, or it is not a valid graph.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"no graph at {path}: the command `graph` writes it")
+        return cls.model_validate_json(path.read_bytes())
+
+    def as_json(self) -> dict[str, Any]:
+        """The file's content; our own optional fields are left out where they say nothing."""
+        content = self.model_dump(mode="json")
+        if self.metadata.summary is None:
+            del content["metadata"]["summary"]
+        ours = ("qk_tracing_results", "own_influence", "attention", "head_share", "qk_note")
+        for node in content["nodes"]:
+            heads = node["feature_type"] == HEAD
+            for name in ours:
+                if node[name] is None and not (heads and name == "qk_tracing_results"):
+                    del node[name]
+        return content
+
+    def write(self, path: str | os.PathLike[str]) -> Path:
+        """Write the file, whole or not at all."""
+        path = Path(path)
+        write_atomically(path, json.dumps(self.as_json(), allow_nan=False).encode())
+        return path
+
+
+def feature_node(layer: int, feature: int, position: int, *, features: int, **extra: Any) -> Node:
+    """A transcoder's feature that is active at a position; `features`: how many the transcoder has in a layer."""
+    # Viewers keep names by this number alone, so it has to tell layers apart.
+    number = feature + layer * 10 ** math.ceil(math.log10(max(2, features)))
+    return _node(f"{layer}_{feature}_{position}", f"{layer}_{feature}-0", FEATURE, number, layer, position, extra)
+
+
+def error_node(layer: int, position: int, **extra: Any) -> Node:
+    """What the transcoders miss of the MLP's output."""
+    return _node(f"{layer}_error_{position}", f"{layer}_error-{position}", ERROR, -1, layer, position, extra)
+
+
+def token_node(token_id: int, position: int, **extra: Any) -> Node:
+    """The embedding of the token at a position."""
+    return _node(f"E_{token_id}_{position}", f"E_{token_id}-{position}", TOKEN, position, "E", position, extra)
+
+
+def head_node(layer: int, head: int, position: int, **extra: Any) -> Node:
+    """A head at its query position; `activation` is its attribution to the explained logits."""
+    return _node(f"{layer}_h{head}_{position}", f"{layer}_h{head}-0", HEAD, head, layer, position, extra)
+
+
+def logit_node(
+    layers: int, token_id: int, position: int, *, token: str, probability: float, target: bool = False, **extra: Any
+) -> Node:
+    """A next token's logit; `layers`: how many the model has; `target`: it is the answer that is explained."""
+    extra |= {
+        "token_prob": probability,
+        "is_target_logit": target,
+        "clerp": f'Output "{token}" (p={probability:.3f})',  # viewers read token and probability out of this
+    }
+    layer = layers + 1
+    return _node(f"{layer}_{token_id}_{position}", f"L_{token_id}-{position}", LOGIT, token_id, layer, position, extra)
+
+
+def cumulative(own: Float[np.ndarray, " node"]) -> Float[np.ndarray, " node"]:
+    """By node, the share of all influence that it and the more influential ones have together, in [0, 1]."""
+    order = np.argsort(-own, kind="stable")
+    result = np.empty(len(own))
+    result[order] = np.cumsum(own[order]) / (own.sum() or 1.0)
+    return result
+
+
+def _node(
+    node_id: str,
+    js_node_id: str,
+    kind: str,
+    feature: int,
+    layer: int | str,
+    position: int,
+    extra: dict[str, Any],
+) -> Node:
+    unknown = extra.keys() - Node.model_fields.keys()
+    assert not unknown, f"no fields of a node: {unknown}"
+    return Node(
+        node_id=node_id, jsNodeId=js_node_id, feature_type=kind, feature=feature, layer=str(layer), ctx_idx=position,
+        **extra,
+    )  # fmt: skip

@@ -1,0 +1,162 @@
+"""What a run and the commands after it have left in their folders, read for the report that joins it all."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lit_sparse.records.digest import require_same
+from lit_sparse.records.graph_summary import PromptsSummary, read_summary
+from lit_sparse.records.run import RunRecord
+
+T = TypeVar("T")
+_SUMMARY = "summary.json"
+
+
+@dataclass
+class Circuits:
+    """A folder of the command `circuits`: circuits.json, comparison.json, and the PNG of the ratios if it is there."""
+
+    folder: Path
+    details: dict[str, Any]
+    comparison: list[dict[str, Any]]
+    ratios: bytes | None
+
+    @classmethod
+    def read(cls, folder: Path) -> "Circuits":
+        picture = folder / "ratios.png"
+        return cls(
+            folder,
+            _json(folder / "circuits.json"),
+            _json(folder / "comparison.json"),
+            picture.read_bytes() if picture.is_file() else None,
+        )
+
+    @property
+    def digests(self) -> list[str | None]:
+        """Of the models whose figures these are, as far as they are recorded; below the same."""
+        return [self.details["models"]["sparse"].get("model_digest")]
+
+
+@dataclass
+class Transcoders:
+    """A transcoder folder's summary.json; `name` tells transcoders apart."""
+
+    folder: Path
+    name: str
+    summary: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Transcoders":
+        inner = folder / "transcoder"
+        folder = folder if (folder / _SUMMARY).is_file() or not (inner / _SUMMARY).is_file() else inner
+        return cls(folder, folder.parent.name if folder.name == "transcoder" else folder.name, _json(folder / _SUMMARY))
+
+    @property
+    def digests(self) -> list[str | None]:
+        return [self.summary.get("model_digest")]
+
+
+@dataclass
+class Graphs:
+    """A folder of the command `graph`, with one prompt or many."""
+
+    folder: Path
+    summary: PromptsSummary
+
+    @classmethod
+    def read(cls, folder: Path) -> "Graphs":
+        return cls(folder, read_summary(_there(folder / _SUMMARY)))
+
+    @property
+    def digests(self) -> list[str | None]:
+        return [prompt.model_digest for prompt in self.summary.prompts]
+
+
+@dataclass
+class RunParts:
+    """Everything that was found; an empty field is a part that the report says to be missing.
+
+    evaluations: contents of evaluation.json.
+    """
+
+    run_dir: Path
+    record: RunRecord | None = None
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    circuits: list[Circuits] = field(default_factory=list)
+    transcoders: list[Transcoders] = field(default_factory=list)
+    graphs: list[Graphs] = field(default_factory=list)
+
+    @classmethod
+    def find(
+        cls,
+        run_dir: Path,
+        *,
+        circuits: Sequence[Path] = (),
+        transcoders: Sequence[Path] = (),
+        graphs: Sequence[Path] = (),
+    ) -> "RunParts":
+        """Read the named folders, and where none is named those under `run_dir` (circuits*, transcoder*, graph*).
+
+        Raises:
+            ValueError: no such run, a named folder without what it should hold, a file that cannot be understood, or
+                circuits, transcoders or graphs of another model than the run's.
+        """
+        if not (run_dir / "config.yaml").is_file() and not (run_dir / "record").is_dir():
+            raise ValueError(
+                f"no run at {run_dir}: it has neither config.yaml nor record/. Name a run's folder with --run"
+            )
+        record = RunRecord.load(run_dir / "record") if (run_dir / "record").is_dir() else None
+        evaluations = sorted({run_dir / "evaluation.json", *run_dir.glob("evaluation*/evaluation.json")})
+        parts = cls(
+            run_dir,
+            record,
+            [_json(file) for file in evaluations if file.is_file()],
+            _all(Circuits.read, circuits, run_dir, "circuits*/comparison.json"),
+            _all(Transcoders.read, transcoders, run_dir, "transcoder*/**/summary.json"),
+            _all(Graphs.read, graphs, run_dir, "graph*/summary.json"),
+        )
+        parts._refuse_other_models()
+        return parts
+
+    def _refuse_other_models(self) -> None:
+        parts: list[Circuits | Transcoders | Graphs] = [*self.circuits, *self.transcoders, *self.graphs]
+        found = [(part.folder, one) for part in parts for one in part.digests]
+        if not found:
+            return
+        wanted = None if self.record is None else self.record.summary.get("model_digest")
+        if not isinstance(wanted, str):
+            raise ValueError(
+                f"the run {self.run_dir} does not record which model it made, so that {found[0][0]} cannot be compared "
+                "with it: it has not ended, or an older version ended it. End it again: main.py fit --config "
+                f"{self.run_dir / 'config.yaml'} --on_existing resume"
+            )
+        advice = (
+            f"make it with {self.run_dir / 'model'}, or name the folders of this run's own model with --circuits, "
+            "--transcoders and --graphs"
+        )
+        for folder, one in found:
+            require_same(str(folder), one, wanted, advice)
+
+
+def _all(read: Callable[[Path], T], named: Sequence[Path], run_dir: Path, pattern: str) -> list[T]:
+    folders = named or sorted(file.parent for file in run_dir.glob(pattern))
+    return [_understood(read, folder) for folder in folders]
+
+
+def _understood(read: Callable[[Path], T], folder: Path) -> T:
+    try:
+        return read(folder)
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} holds files that this version cannot read: {error!r}") from error
+
+
+def _there(file: Path) -> Path:
+    if not file.is_file():
+        raise ValueError(f"no {file.name} in {file.parent}: is it the folder of another command?")
+    return file
+
+
+def _json(file: Path) -> Any:
+    return json.loads(_there(file).read_text(encoding="utf-8"))

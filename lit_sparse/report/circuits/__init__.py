@@ -1,0 +1,1 @@
+"""Circuits: their page, plots and table."""

@@ -1,0 +1,1 @@
+"""Attribution graphs: their page, plot and table."""

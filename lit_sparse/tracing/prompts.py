@@ -1,0 +1,37 @@
+"""Prompts of a command: read from a file, and split the same by all models that are compared."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lit_sparse.models.compared import Candidate
+from lit_sparse.tracing.flow import encode
+
+
+def prompt_lines(path: Path) -> list[str]:
+    """A prompt a line, empty ones left out.
+
+    Raises:
+        ValueError: no such file, or nothing in it.
+    """
+    if not path.is_file():
+        raise ValueError(f"no file of prompts at {path}")
+    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not lines:
+        raise ValueError(f"{path} holds no prompt: it needs one a line")
+    return lines
+
+
+def shared_tokens(prompt: str, answer: str | None, candidates: Sequence[Candidate]) -> list[int]:
+    """The prompt's tokens.
+
+    Raises:
+        ValueError: see `encode`; or the models differ in them, or read fewer at once.
+    """
+    found = [encode(candidate.tokenizer, prompt, answer) for candidate in candidates]
+    if any(one != found[0] for one in found):
+        names = " and ".join(candidate.name for candidate in candidates)
+        raise ValueError(f"{names} split the prompt into different tokens, so they cannot be compared on it")
+    size, room = len(found[0][0]), min(candidate.positions for candidate in candidates)
+    if size > room:
+        raise ValueError(f"the prompt has {size} tokens; the model reads {room:g} at most")
+    return found[0][0]

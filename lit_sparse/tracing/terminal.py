@@ -1,0 +1,168 @@
+"""A trace in the terminal: the prompt coloured, what the models need side by side, the strongest edges."""
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from lit_sparse.common.formatting import count, decimal, duration, percent, visible, visible_token
+from lit_sparse.records.trace import Trace
+
+STRONGEST = 12
+_WIDTH = 18
+
+
+def trace_view(traces: Sequence[Trace], strongest: int = STRONGEST) -> Group:
+    """Everything about one prompt, for `rich.print`."""
+    parts: list[Text | Table] = []
+    for trace in traces:
+        parts += [Text(f"{_kind(trace)}: {visible(trace.model)}", style="dim"), coloured_prompt(trace), Text()]
+    legend = Text("colours: closing all edges out of the token makes the answer ", style="dim")
+    legend.append("less", style="bold white on blue").append(" or ").append("more", style="black on yellow")
+    parts += [legend.append(" likely; "), summary_table(traces), edges_table(traces[0], strongest)]
+    legend.append("struck out", style="strike").append(": not reached by the shown edges")
+    return Group(*parts)
+
+
+def coloured_prompt(trace: Trace) -> Text:
+    """The prompt's tokens, and the answer with its probability. Colours as `trace_view`'s legend says."""
+    text = Text()
+    largest = max((abs(change) for change in trace.cut), default=0.0)
+    for token, change, number in zip(trace.tokens, trace.cut, trace.needed, strict=True):
+        reached = number is not None and number <= trace.shown.edges
+        text.append(visible(token), style=_style(change, largest) + ("" if reached else " strike dim"))
+    text.append(" -> ", style="dim").append(visible(trace.answer), style="bold green")
+    return text.append(f"  p = {decimal(trace.probability)}", style="dim")
+
+
+def summary_table(traces: Sequence[Trace]) -> Table:
+    """What the answer needs in each model."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column()
+    for trace in traces:
+        table.add_column(_kind(trace), justify="right")
+    for label, cells in summary_rows(traces):
+        table.add_row(Text(label), *(Text(cell) for cell in cells))
+    return table
+
+
+def summary_rows(traces: Sequence[Trace]) -> list[tuple[str, list[str]]]:
+    """The same as text."""
+    size = len(traces[0].tokens)
+    rows: list[tuple[str, list[str]]] = [
+        ("answer's probability", [decimal(t.probability) for t in traces]),
+        ("open edges", [f"{count(t.open)} ({percent(t.open / max(1, t.allowed))})" for t in traces]),
+        ("tokens that reach the answer", [f"{sum(t.reaches)} of {size}" for t in traces]),
+        ("edges shown", [count(t.shown.connected) for t in traces]),
+        ("tokens that reach along them", [f"{t.shown.tokens} of {size}" for t in traces]),
+        ("probability, only these kept", [decimal(t.shown.probability) for t in traces]),
+        ("time", [duration(t.seconds) for t in traces]),
+    ]
+    return rows
+
+
+def edges_table(trace: Trace, strongest: int) -> Table:
+    """The strongest edges of one model."""
+    table = Table(box=box.SIMPLE_HEAD, title=f"Strongest edges, {_kind(trace)} model", title_justify="left")
+    for heading in ("layer.head", "reads", "what", "weight", "logits", "share"):
+        table.add_column(heading, justify="left" if heading in ("reads", "what") else "right", no_wrap=True)
+    total = trace.total or 1.0
+    rows = zip(*vars(trace.edges[:strongest]).values(), strict=True)
+    for layer, head, query, key, weight, contribution in rows:
+        table.add_row(
+            f"{layer}.{head}",
+            Text(f"{visible_token(trace.tokens[query], _WIDTH)} ({query})"),
+            Text(f"<- {visible_token(trace.tokens[key], _WIDTH)} ({key})"),
+            f"{weight:.3f}",
+            Text(f"{contribution:+.2f}", style="blue" if contribution > 0 else "yellow"),
+            percent(abs(contribution) / total),
+        )
+    return table
+
+
+def prompts_table(rows: Sequence[Sequence[Trace]]) -> Table:
+    """Many prompts: a line each and model, and the means."""
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in (
+        "prompt",
+        "answer",
+        "model",
+        "p",
+        "tokens",
+        "reach",
+        "edges shown",
+        "reach so",
+        "p, only these",
+        "s",
+    ):
+        table.add_column(heading, justify="left" if heading in ("prompt", "answer", "model") else "right")
+    for traces in rows:
+        for index, trace in enumerate(traces):
+            first = index == 0
+            prompt = visible(trace.prompt)
+            table.add_row(
+                Text(prompt if len(prompt) <= 30 else "..." + prompt[-27:]) if first else "",
+                Text(visible_token(trace.answer, _WIDTH)) if first else "",
+                _kind(trace),
+                decimal(trace.probability),
+                str(len(trace.tokens)),
+                str(sum(trace.reaches)),
+                count(trace.shown.connected),
+                str(trace.shown.tokens),
+                decimal(trace.shown.probability),
+                f"{trace.seconds:.1f}",
+            )
+    table.add_section()
+    for column, mean in zip(zip(*rows, strict=True), means(rows), strict=True):
+        table.add_row(
+            "mean",
+            "",
+            _kind(column[0]),
+            decimal(mean["probability"]),
+            f"{mean['tokens']:.1f}",
+            f"{mean['reach']:.1f}",
+            count(mean["shown"]),
+            f"{mean['shown_tokens']:.1f}",
+            decimal(mean["shown_probability"]),
+            f"{mean['seconds']:.1f}",
+        )
+    return table
+
+
+def means(rows: Sequence[Sequence[Trace]]) -> list[dict[str, float]]:
+    """For each model, in the order of every prompt's traces, the means over prompts."""
+    result = []
+    for column in zip(*rows, strict=True):
+        values = [row_of(trace) for trace in column]
+        result.append({key: sum(row[key] for row in values) / len(values) for key in values[0]})
+    return result
+
+
+def row_of(trace: Trace) -> dict[str, float]:
+    """A trace in numbers."""
+    return {
+        "probability": trace.probability,
+        "tokens": len(trace.tokens),
+        "open": trace.open,
+        "allowed": trace.allowed,
+        "reach": sum(trace.reaches),
+        "reachable": len(trace.edges),
+        "shown": trace.shown.connected,
+        "shown_tokens": trace.shown.tokens,
+        "shown_probability": trace.shown.probability,
+        "seconds": trace.seconds,
+    }
+
+
+def _style(change: float, largest: float) -> str:
+    if largest <= 0 or abs(change) < 0.02:
+        return ""
+    if change > 0:
+        return "black on yellow" if change > 0.3 * largest else "yellow"
+    return "bold white on blue" if -change > 0.3 * largest else "bold blue" if -change > 0.05 * largest else "blue"
+
+
+def _kind(trace: Trace) -> str:
+    return "sparse" if trace.sparse else "dense"

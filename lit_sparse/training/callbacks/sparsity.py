@@ -1,0 +1,32 @@
+"""Where edges remain: open edges by layer and head, as numbers and as a picture for loggers that show pictures."""
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_sparse.report.run.plots import edges_by_head
+from lit_sparse.training.module import SparseAttentionModule
+
+
+class SparsityByHead(Callback):
+    """After each validation logs the open fraction of every layer, how many heads are closed entirely, and to
+    TensorBoard a heat map of all heads.
+
+    Args:
+        closed_below: a head with a smaller open fraction counts as closed.
+    """
+
+    def __init__(self, closed_below: float = 1e-4):
+        self.closed_below = closed_below
+
+    def on_validation_end(self, trainer: Trainer, pl_module: SparseAttentionModule) -> None:  # type: ignore[override]
+        result = pl_module.last_evaluation
+        if trainer.sanity_checking or result is None or not trainer.is_global_zero:
+            return
+        step = trainer.global_step
+        values = {f"layers/{layer:02d}": float(row.mean()) for layer, row in enumerate(result.open_fraction)}
+        values["val/closed_heads"] = float((result.open_fraction < self.closed_below).sum())
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=step)
+            if isinstance(logger, TensorBoardLogger):
+                figure = edges_by_head({"Validation split": result.open_fraction.numpy()})
+                logger.experiment.add_figure("edges by head", figure, global_step=step)

@@ -1,0 +1,1 @@
+"""How a run ends: measured, exported, drawn and summed up."""

@@ -1,0 +1,154 @@
+"""The end of a run: the best checkpoint evaluated on text it was not chosen on, exported, drawn and summed up."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from transformers import PreTrainedTokenizerBase
+
+from lit_sparse.attention import attention_pattern, desparsify, sparsify
+from lit_sparse.common.files import write_atomically
+from lit_sparse.models.adapters import has_adapters
+from lit_sparse.models.sparse_folder import export_adapters, export_sparse
+from lit_sparse.models.tokens import token_text
+from lit_sparse.records.run import AttentionExample, RunRecord, read_history
+from lit_sparse.report.run.page import write_page
+from lit_sparse.report.run.plots import render_plots
+from lit_sparse.training.checkpoint_io import BEST
+from lit_sparse.training.end.history import merge_history
+from lit_sparse.training.held_out import Evaluation
+from lit_sparse.training.module import SparseAttentionModule
+
+EXAMPLE = "When Mary and John went to the store, John gave a drink to Mary because she was thirsty."
+
+
+def finish_run(trainer: Trainer, module: SparseAttentionModule, run_dir: Path) -> dict[str, Any] | None:
+    """Writes summary.json, model/, plots/, report.html and the record they can be rebuilt from; returns the summary.
+
+    All ranks measure; the first one writes, and the others return None.
+    Everything that is written replaces what an earlier end of the same run left.
+    """
+    started = time.perf_counter()
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    assert module.model is not None
+    best = run_dir / "checkpoints" / BEST
+    if best.is_file():
+        checkpoint = torch.load(best, map_location="cpu", weights_only=True)
+        module.load_state_dict(checkpoint["state_dict"])
+        chosen_at = int(checkpoint["global_step"])
+    else:
+        chosen_at = trainer.global_step
+    module.to(trainer.strategy.root_device)  # Lightning moves it to the CPU when training ends
+    with trainer.precision_plugin.forward_context():
+        end = module.evaluate(data.test_dataloader(), "evaluation on the test split")
+        if not trainer.is_global_zero:
+            return None
+        example = attention_example(module, data)
+    summary = summarise(trainer, module, end, chosen_at)
+
+    export_folder = run_dir / "model"
+    tokenizer = data.load_tokenizer() if hasattr(data, "load_tokenizer") else None
+    if has_adapters(module.model):
+        _remove(run_dir / "adapters")
+        export_adapters(module.model, run_dir / "adapters", measured=summary, tokenizer=tokenizer)
+    _remove(export_folder)
+    digest = export_sparse(module.model, export_folder, measured=summary, tokenizer=tokenizer)
+    summary["model_digest"] = digest  # what reports compare circuits, transcoders and graphs with
+    history_file = merge_history(run_dir)
+    start = module.start.open_fraction if module.start is not None else end.open_fraction
+    record = RunRecord(
+        summary=summary,
+        history=read_history(history_file) if history_file else [],
+        edges_start=start.numpy(),
+        edges_end=end.open_fraction.numpy(),
+        example=example,
+    )
+    record.save(run_dir / "record")
+    plots = render_plots(record)
+    for name, picture in plots.items():
+        write_atomically(run_dir / "plots" / name, picture)
+    write_page(record, run_dir / "report.html", plots)
+    summary["report_seconds"] = round(time.perf_counter() - started, 1)
+    write_atomically(run_dir / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    return summary
+
+
+def summarise(trainer: Trainer, module: SparseAttentionModule, end: Evaluation, chosen_at: int) -> dict[str, Any]:
+    """The run in numbers: the test split throughout, start and end, in nats per token with deterministic gates.
+
+    `satisfied` compares with `tolerance`, which holds for the test split. `tolerance_in_training` is the one that
+    lambda followed and the checkpoint was chosen by, on the validation split.
+    """
+    start, constraint = module.start, module.constraint
+    tolerance = constraint.tolerance_for(end.base_ce)
+    summary: dict[str, Any] = {
+        "model": module.base_name,
+        "base_ce": end.base_ce,
+        "ce": end.ce,
+        "kl": end.kl,
+        "edges_per_query_start": start.edges_per_query if start is not None else None,
+        "edge_fraction_start": start.edge_fraction if start is not None else None,
+        "ce_start": start.ce if start is not None else None,
+        "kl_start": start.kl if start is not None else None,
+        "edges_per_query": end.edges_per_query,
+        "edge_fraction": end.edge_fraction,
+        "sequence_length": getattr(trainer.datamodule, "sequence_length", None),  # type: ignore[attr-defined]
+        "test_tokens": end.tokens,
+        "constraint": constraint.name,
+        "constraint_described": constraint.described(),
+        "constraint_value": end.constraint,
+        "tolerance": tolerance,
+        "tolerance_in_training": constraint.tolerance,
+        "satisfied": end.constraint <= tolerance,
+        "steps": trainer.global_step,
+        "chosen_step": chosen_at,
+        "tokens": module.tokens_seen,
+        "seconds": module.seconds,
+        "gate": module.gate_config.family,
+        "centered": module.gate_config.centered,
+        "lambda": float(module.multiplier.value),
+    }
+    if end.exact_match == end.exact_match:  # NaN where sequences were not scored
+        summary["exact_match"] = end.exact_match
+    return summary
+
+
+def attention_example(module: SparseAttentionModule, data: Any) -> AttentionExample:
+    """One sentence's attention in the base model and in the sparse one, all layers and heads."""
+    tokenizer = _tokenizer(data)
+    if tokenizer is not None:
+        positions = getattr(module.teacher.config.get_text_config(), "max_position_embeddings", None)
+        ids = tokenizer(EXAMPLE, return_tensors="pt").input_ids[:, :positions].to(module.device)
+        tokens = [token_text(tokenizer, token) for token in ids[0].tolist()]
+        title = "One sentence"
+    else:
+        ids = next(iter(data.test_dataloader()))["input_ids"][:1].to(module.device)
+        tokens = [token_text(data.tokenizer, token) for token in ids[0].tolist()]
+        title = "One held-out sequence"
+    assert module.model is not None
+    after = attention_pattern(module.model, ids)
+    teacher = module.teacher
+    sparsify(teacher, module.gate_config)
+    before = attention_pattern(teacher, ids)
+    desparsify(teacher)
+    return AttentionExample(
+        tokens=tokens,
+        before=before.weights.numpy(),
+        after=(after.weights * after.is_open).numpy(),
+        title=title,
+    )
+
+
+def _tokenizer(data: Any) -> PreTrainedTokenizerBase | None:
+    tokenizer = getattr(data, "tokenizer", None)
+    return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
+
+
+def _remove(folder: Path) -> None:
+    """An earlier export of this same run."""
+    if folder.is_dir():
+        for file in sorted(folder.rglob("*"), reverse=True):
+            file.rmdir() if file.is_dir() else file.unlink()

@@ -1,0 +1,96 @@
+"""FSDP2 through Lightning."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+
+from lit_sparse.training.strategies.fully_shard import shard_model
+from lit_sparse.training.strategies.own_shards import put_stand_ins, reading_own_shards
+from lit_sparse.training.strategies.sharding import Sharding
+
+
+class SparseFSDPStrategy(Sharding, ModelParallelStrategy):
+    """Weights, gradients and optimizer state sharded over all devices, gathered a layer at a time.
+
+    Each rank reads its own share of the base model, and of the teacher, from safetensors. A model that a subclass
+    builds in another way is whole on each rank's CPU first.
+
+    Args:
+        process_group_backend: "nccl" or "gloo"; None chooses by device.
+        timeout_minutes: how long a rank waits for the others.
+    """
+
+    shards_weights = True
+    born_sharded = True
+
+    def __init__(self, process_group_backend: str | None = None, timeout_minutes: float = 30.0):
+        super().__init__(
+            tensor_parallel_size=1,
+            process_group_backend=process_group_backend,
+            timeout=timedelta(minutes=timeout_minutes),
+        )
+
+    def setup_environment(self) -> None:
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+
+    @property
+    def _mesh(self) -> DeviceMesh:
+        return self.device_mesh["data_parallel"]
+
+    @property
+    def _low_precision(self) -> torch.dtype | None:
+        assert self.precision_plugin is not None
+        return torch.bfloat16 if str(self.precision_plugin.precision).startswith("bf16") else None
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        with reading_own_shards(self._mesh):
+            yield
+
+    @contextmanager
+    def running(self, model: nn.Module) -> Iterator[None]:
+        put_stand_ins(model)
+        yield
+
+    def shard(self, model: nn.Module) -> None:
+        shard_model(model, self._mesh, self._low_precision)
+
+    def place_frozen(self, model: nn.Module, device: torch.device) -> None:
+        if not isinstance(model, FSDPModule):
+            shard_model(model, self._mesh, kept_dtype=self._low_precision)
+
+    def own_gradients(self, module: nn.Module) -> list[Tensor]:
+        return [g.to_local() if isinstance(g, DTensor) else g for g in super().own_gradients(module)]
+
+    def whole_state_dict(self) -> dict[str, Tensor]:
+        assert self.model is not None
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return dict(get_model_state_dict(self.model, options=options))  # type: ignore[arg-type]
+
+    def save_folder(self, checkpoint: dict[str, Any], folder: Path) -> None:
+        super().save_checkpoint(checkpoint, folder)
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
+        self.save_sharded(checkpoint, filepath)
+
+    def check_resumable(self, path: Path) -> None:
+        """Any number of processes: shards are cut anew."""
+        if not (path / "meta.pt").is_file():
+            raise ValueError(
+                f"{path} is no folder that an FSDP2 run wrote, so it has no sharded optimizer state to resume from; "
+                "resume under the strategy that wrote it, or start a new run from the exported model"
+            )
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        return super().load_checkpoint(checkpoint_path, weights_only=True)

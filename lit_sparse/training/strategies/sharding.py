@@ -1,0 +1,106 @@
+"""What the module needs from a strategy besides training: where weights live while they are built, read and written."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import Tensor, nn
+
+from lit_sparse.training.checkpoint_io import AtomicCheckpointIO, is_weights_only, replacing_folder
+
+
+class Sharding:
+    """Every rank holds the whole model: a single process, and DDP. Strategies that shard it override this."""
+
+    shards_weights = False
+    """Whether no rank holds all weights."""
+
+    born_sharded = False
+    """Whether models are sharded while they are read, so that they cannot be copied or cast."""
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        """Inside, base models are loaded."""
+        yield
+
+    @contextmanager
+    def running(self, model: nn.Module) -> Iterator[None]:
+        """Inside, a freshly built model can run a forward pass."""
+        yield
+
+    def shard(self, model: nn.Module) -> None:
+        """Called once with the student, gates and adapters included, before there is an optimizer."""
+
+    def place_frozen(self, model: nn.Module, device: torch.device) -> None:
+        """Makes the teacher ready to run; called before each use."""
+        model.to(device)
+
+    def weights_written(self) -> None:
+        """Called after something other than the optimizer changed weights (calibration sets cutoffs)."""
+
+    def own_gradients(self, module: nn.Module) -> list[Tensor]:
+        """What this rank holds of the gradients."""
+        return [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+
+    def gradients_are_finite(self, module: nn.Module) -> Tensor:
+        """Whether this rank's gradients of the optimizer step that just ended were all finite: a 0-d boolean on the
+        device, which nothing waits for."""
+        return torch.nn.utils.get_total_norm(self.own_gradients(module)).isfinite()
+
+    def check_resumable(self, path: Path) -> None:
+        """Called before anything is built.
+
+        Raises:
+            ValueError: training cannot go on from this checkpoint under this strategy.
+        """
+        if path.is_dir():
+            raise ValueError(
+                f"{path} is a folder that a run under ZeRO or FSDP2 wrote; resume under the strategy that wrote it, or "
+                "start a new run from the exported model"
+            )
+
+    def whole_state_dict(self) -> dict[str, Tensor]:
+        """All weights on the CPU of the first rank; empty on the others. All ranks must call it."""
+        raise NotImplementedError
+
+    def save_folder(self, checkpoint: dict[str, Any], folder: Path) -> None:
+        """Writes what resuming needs, each rank its part. All ranks must call it."""
+        raise NotImplementedError
+
+    def save_sharded(self: Any, checkpoint: dict[str, Any], filepath: Any) -> None:
+        """A strategy's `save_checkpoint`: weights alone as one file, all that resuming needs as a folder that takes
+        the place of an earlier one in whole."""
+        path = Path(self.broadcast(filepath))
+        if is_weights_only(checkpoint):
+            weights = {**checkpoint, "state_dict": self.whole_state_dict()}
+            if self.is_global_zero:
+                AtomicCheckpointIO().save_checkpoint(weights, path)
+            self.barrier()
+            return
+        with replacing_folder(path, self.is_global_zero, self.barrier) as folder:
+            self.save_folder(checkpoint, folder)
+
+
+def sharding_of(strategy: Any) -> Sharding:
+    """The strategy's own sharding, or none.
+
+    Raises:
+        ValueError: a strategy that shards the model without this package knowing how.
+    """
+    if isinstance(strategy, Sharding):
+        return strategy
+    if isinstance(strategy, DeepSpeedStrategy):
+        raise ValueError(
+            "Lightning's DeepSpeed strategy divides gradients twice under accumulation and cannot build the teacher; "
+            "set trainer.strategy.class_path to lit_sparse.training.strategies.SparseDeepSpeedStrategy (the same "
+            "arguments)"
+        )
+    if isinstance(strategy, FSDPStrategy | ModelParallelStrategy):
+        raise ValueError(
+            f"{type(strategy).__name__} does not shard this module; set trainer.strategy.class_path to "
+            "lit_sparse.training.strategies.SparseFSDPStrategy"
+        )
+    return Sharding()
