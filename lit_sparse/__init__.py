@@ -3,10 +3,10 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lit_sparse.attention import Gate, GateConfig, desparsify, register_gate, sparsify
-from lit_sparse.models import auto  # noqa: F401 - registers sparse folders with transformers
+from lit_sparse.common.late import lend, when_imported
 
 if TYPE_CHECKING:
+    from lit_sparse.attention import Gate, GateConfig, desparsify, register_gate, sparsify
     from lit_sparse.models.sparse_folder import load_sparse
     from lit_sparse.training.module import SparseAttentionModule
 
@@ -22,11 +22,20 @@ __all__ = [
     "sparsify",
 ]
 
-_TRAINING = {"load_sparse": "lit_sparse.models.sparse_folder", "SparseAttentionModule": "lit_sparse.training.module"}
+_NAMES = {
+    **dict.fromkeys(["Gate", "GateConfig", "desparsify", "register_gate", "sparsify"], "lit_sparse.attention"),
+    "load_sparse": "lit_sparse.models.sparse_folder",
+    "SparseAttentionModule": "lit_sparse.training.module",
+}
+
+# A sparsified model's save_pretrained writes a sparse model folder, and transformers' Auto classes load one.
+lend("save_sparse", "lit_sparse.models.sparse_folder:save_sparse")
+when_imported("transformers.models.auto.configuration_auto", "lit_sparse.models.auto:register_config")
+when_imported("transformers.models.auto.modeling_auto", "lit_sparse.models.auto:register_model")
 
 
 def __getattr__(name: str) -> Any:
-    """What needs Lightning and the data's libraries is imported when it is asked for; attention needs neither."""
-    if name not in _TRAINING:
+    """torch, transformers and Lightning are imported when something is asked for that needs them."""
+    if name not in _NAMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_TRAINING[name]), name)
+    return getattr(import_module(_NAMES[name]), name)

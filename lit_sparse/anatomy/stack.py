@@ -25,6 +25,7 @@ from lit_sparse.attention.bridge import (
 from lit_sparse.attention.masks import mask_for_transformers
 from lit_sparse.attention.open_edges import layer_open_edges
 from lit_sparse.attention.operator import accumulation_dtype
+from lit_sparse.common.modes import evaluating
 
 _TAPPED = "lit_sparse_tapped"
 
@@ -60,11 +61,6 @@ AttentionInterface.register(_TAPPED, _tap)
 AttentionMaskInterface.register(_TAPPED, mask_for_transformers)
 
 
-def _set_training(modules: list[nn.Module]) -> None:
-    for module in modules:
-        module.training = True
-
-
 class Stack:
     """Use as a context: `with Stack(model) as stack`.
 
@@ -86,9 +82,7 @@ class Stack:
 
     def __enter__(self) -> "Stack":
         model = self.model
-        in_training = [module for module in model.modules() if module.training]
-        self._exit.callback(_set_training, in_training)
-        model.eval()
+        self._exit.enter_context(evaluating(model))
         try:
             if not attention_modules(model):
                 sparsify(model, layers=lambda layer: False)

@@ -23,6 +23,7 @@ from lit_sparse.attention.interface import Backend, Case, resolve
 from lit_sparse.attention.masks import EdgeMask, allowed_edges, mask_for_transformers
 from lit_sparse.attention.noise import draw_seeds
 from lit_sparse.attention.probe import AttentionCall, probe_attention
+from lit_sparse.common.late import lent
 
 IMPLEMENTATION = "lit_sparse"
 
@@ -228,12 +229,20 @@ def base_name_of(model: nn.Module) -> str:
 
 def _claim(model: PreTrainedModel) -> None:
     """Other tools save and name the model by these: they must neither lose the gates nor take it for its base."""
-    from lit_sparse.models.sparse_folder import save_sparse
-
     claimed: Any = model
     claimed.edge_base_name = model.name_or_path
     claimed.name_or_path = f"{model.name_or_path} (sparsified)"
-    claimed.save_pretrained = partial(save_sparse, model)
+    claim_saving(model)
+
+
+def claim_saving(model: nn.Module) -> None:
+    """From now on the model's `save_pretrained` writes a sparse model folder."""
+    claimed: Any = model
+    claimed.save_pretrained = partial(_save, model)
+
+
+def _save(model: nn.Module, *args: Any, **options: Any) -> None:
+    lent("save_sparse")(model, *args, **options)
 
 
 def _release(model: PreTrainedModel) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lit_sparse.attention.bridge import attention_modules
 from lit_sparse.attention.interface import Backend
+from lit_sparse.common.modes import evaluating
 
 
 class EdgeCounts(NamedTuple):
@@ -47,18 +48,13 @@ def attention_pattern(model: nn.Module, input_ids: Int[Tensor, "1 query"]) -> At
         weights = torch.exp(logits - log_normaliser) * allowed
         seen.append((weights[0].float().cpu(), ((gate_logits > 0) & allowed)[0].cpu()))
 
-    in_training = [module for module in model.modules() if module.training]
     with ExitStack() as stack:
         for module in modules:
             # Only the reference operator calls the gate as a module, where a hook can see pairs.
             stack.callback(setattr, module, "edge_backend", module.edge_backend)
             module.edge_backend = Backend.REFERENCE
             stack.callback(module.edge_gate.register_forward_hook(read).remove)
-        model.eval()
-        try:
-            model(input_ids=input_ids, use_cache=False)
-        finally:
-            for module in in_training:
-                module.training = True
+        stack.enter_context(evaluating(model))
+        model(input_ids=input_ids, use_cache=False)
     weights, is_open = zip(*seen, strict=True)
     return AttentionPattern(torch.stack(weights), torch.stack(is_open))

@@ -14,6 +14,7 @@ from lit_sparse.attention.gates import Gate
 from lit_sparse.attention.interface import Backend, Case, unsupported
 from lit_sparse.attention.masks import EdgeMask, mask_for_transformers
 from lit_sparse.attention.operator import formula_of
+from lit_sparse.common.modes import evaluating
 
 _RECORDING = "lit_sparse_open_edges"
 
@@ -87,13 +88,10 @@ def open_edges(model: nn.Module, input_ids: Int[Tensor, "batch query"], **inputs
 
     AttentionInterface.register(_RECORDING, attend)
     AttentionMaskInterface.register(_RECORDING, mask_for_transformers)
-    in_training = [module for module in model.modules() if module.training]
-    try:
-        set_attention(model, _RECORDING)
-        model.eval()
-        model(input_ids=input_ids, use_cache=False, **inputs)
-    finally:
-        set_attention(model, IMPLEMENTATION)
-        for module in in_training:
-            module.training = True
+    with evaluating(model):
+        try:
+            set_attention(model, _RECORDING)
+            model(input_ids=input_ids, use_cache=False, **inputs)
+        finally:
+            set_attention(model, IMPLEMENTATION)
     return layers

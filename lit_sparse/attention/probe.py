@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.utils import logging as transformers_logging
 
 from lit_sparse.attention.masks import boolean_mask
+from lit_sparse.common.modes import evaluating
 
 _PROBE = "lit_sparse_probe"
 _calls: list["AttentionCall"] = []
@@ -47,26 +48,22 @@ def probe_attention(model: PreTrainedModel) -> list[AttentionCall]:
             "llama, olmo, qwen, mistral, gemma, gpt_neox, opt and phi"
         )
     previous = model.config._attn_implementation
-    training = [module for module in model.modules() if module.training]
     verbosity = transformers_logging.get_verbosity()
     _calls.clear()
     try:
         transformers_logging.set_verbosity_error()  # "implementation changed" is noise here
-        model.eval()
         model.set_attn_implementation(_PROBE)
         device = next(model.parameters()).device
         ids = torch.zeros(1, 4, dtype=torch.long, device=device)
         inputs = {"position_ids": torch.tensor([[0, 1, 0, 1]], device=device)}
         if device.type == "meta":  # no values to tell documents apart by
             inputs = {"attention_mask": torch.ones_like(ids)}
-        with torch.no_grad():
+        with torch.no_grad(), evaluating(model):
             model(input_ids=ids, use_cache=False, **inputs)
         calls = list(_calls)
     finally:
         _calls.clear()
         model.set_attn_implementation(previous)
-        for module in training:
-            module.training = True
         transformers_logging.set_verbosity(verbosity)
     layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
     if not calls or len({id(call.module) for call in calls}) != len(calls):

@@ -2,6 +2,9 @@
 
 import os
 import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -29,12 +32,20 @@ def check_writable(folder: str | Path, option: str = "--out") -> None:
         raise ValueError(f"cannot write to {folder}: {place} {reason}; choose another {option}") from error
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` to `path` so that a reader never sees half of it; folders are made."""
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside `path` to write into, which takes its place at the end: a reader, or a second writer, never meets
+    half a file, and an error leaves what was there before. Folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        temporary.write_bytes(content)
+        yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` to `path` as a whole (see `replacing`)."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)

@@ -4,11 +4,8 @@ Files lie in `$LIT_SPARSE_CACHE/data` (default `~/.cache/lit_sparse/data`), may 
 are named by the hash of everything that they were made from.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import uuid
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_warn
@@ -16,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerBase
 
-from lit_sparse.common.files import cache_dir
+from lit_sparse.common.files import cache_dir, replacing
 from lit_sparse.data.packing import PackedBlocks
 
 FORMAT = 1
@@ -53,17 +50,13 @@ def load_blocks(path: Path) -> dict[str, PackedBlocks] | None:
 
 
 def save_blocks(path: Path, splits: dict[str, PackedBlocks]) -> None:
-    """Write atomically: a reader, or a second writer, never meets half a file. A full disk only warns."""
+    """Written as a whole; a full disk only warns."""
     tensors = {}
     for name, blocks in splits.items():
         tensors[f"{name}/input_ids"] = blocks.input_ids.contiguous()
         tensors[f"{name}/position_ids"] = blocks.position_ids.contiguous()
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary)
     except (OSError, SafetensorError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         rank_zero_warn(f"tokenised text was not cached in {path.parent} ({error}); set LIT_SPARSE_CACHE to a folder")

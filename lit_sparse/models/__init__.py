@@ -1,5 +1,16 @@
 """Models by folder, hub name or `package:NAME`, and what is made of them: adapters, sparse model folders."""
 
-from lit_sparse.models.base import load_config, load_model, load_tokenizer, resolve_model
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_sparse.models.base import load_config, load_model, load_tokenizer, resolve_model
 
 __all__ = ["load_config", "load_model", "load_tokenizer", "resolve_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imported when it is asked for: `auto` has to be imported while transformers is."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("lit_sparse.models.base"), name)

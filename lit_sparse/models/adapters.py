@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
-from lit_sparse.attention.bridge import IMPLEMENTATION, attention_modules, gates_of
+from lit_sparse.attention.bridge import IMPLEMENTATION, attention_modules, claim_saving, gates_of
 
 ADAPTERS_FILE = "adapters.json"  # no names that peft knows, which would put the adapters on a dense model
 _WEIGHTS_FILE = "adapters.safetensors"
@@ -51,9 +50,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig):
         wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **asdict(config)))
     for gate, learns in zip(gates_of(wrapped), learnable, strict=True):
         gate.requires_grad_(learns)
-    from lit_sparse.models.sparse_folder import save_sparse
-
-    wrapped.save_pretrained = partial(save_sparse, wrapped)
+    claim_saving(wrapped)
     return wrapped
 
 

@@ -1,16 +1,20 @@
 """Sparse model folders for transformers' `Auto` classes and pipelines.
 
-`import lit_sparse` registers the model type that a sparse folder's config.json names: from then on
-`AutoModelForCausalLM.from_pretrained(folder)` is `load_sparse(folder)`. Without it transformers refuses the folder.
+With lit_sparse imported, before or after transformers, transformers knows the model type that a sparse folder's
+config.json names: `AutoModelForCausalLM.from_pretrained(folder)` is `load_sparse(folder)`. Without it the folder is
+refused.
 """
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.configuration_utils import PreTrainedConfig
 
-from lit_sparse.attention.bridge import IMPLEMENTATION
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class SparseModelConfig(PreTrainedConfig):
@@ -45,6 +49,7 @@ class SparseModelForCausalLM:
         Raises:
             ValueError: not a sparse model folder, or an option that would make another model of it.
         """
+        from lit_sparse.attention.bridge import IMPLEMENTATION
         from lit_sparse.models.base import load_config
         from lit_sparse.models.sparse_folder import load_sparse
 
@@ -85,5 +90,15 @@ def _one_device(device_map: Any) -> torch.device:
     return torch.device(device)  # type: ignore[arg-type]
 
 
-AutoConfig.register(SparseModelConfig.model_type, SparseModelConfig)
-AutoModelForCausalLM.register(SparseModelConfig, SparseModelForCausalLM)
+def register_config() -> None:
+    """Called once transformers' register of configurations is imported."""
+    from transformers.models.auto.configuration_auto import AutoConfig
+
+    AutoConfig.register(SparseModelConfig.model_type, SparseModelConfig)
+
+
+def register_model() -> None:
+    """Called once transformers' register of models is imported."""
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+    AutoModelForCausalLM.register(SparseModelConfig, SparseModelForCausalLM)

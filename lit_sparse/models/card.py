@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from lit_sparse.common import formatting as fmt
+
 
 def model_card(measured: Mapping[str, Any], gate: Mapping[str, Any]) -> str:
     """Markdown for the exported folder's README."""
-    from lit_sparse.common import formatting as fmt  # here: plots are slow to import, and loading a model needs none
 
     def number(key: str, form: str) -> str:
         value = measured.get(key)

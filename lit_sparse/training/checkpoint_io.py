@@ -12,6 +12,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
 from lit_sparse.common.errors import CheckpointError
+from lit_sparse.common.files import replacing
 from lit_sparse.training.checkpoint_folders import consolidated
 
 BEST, LAST = "best.ckpt", "last.ckpt"
@@ -34,13 +35,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"{free / 1e9:.2f} GB are free. Free some space and resume, or choose another --run_dir; earlier "
                 "checkpoints are untouched"
             )
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
         try:
-            with open(temporary, "wb") as file:
+            with replacing(target) as temporary, open(temporary, "wb") as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
         except (OSError, RuntimeError) as error:
             full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
             if full or "enforce fail" in str(error) or "write" in str(error):
@@ -49,8 +48,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     "some disk space and resume"
                 ) from error
             raise
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
         """A folder that a sharding strategy wrote is put together, weights only.

@@ -9,7 +9,6 @@ A token of SmolLM2-135M takes 35 kB with int8, 69 kB with bfloat16.
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lit_sparse.common.files import write_atomically
+from lit_sparse.common.files import replacing, write_atomically
 from lit_sparse.common.progress import progress_bar
 from lit_sparse.data.base import BatchDataset
 from lit_sparse.models.compared import find_candidates, load_any
@@ -114,12 +113,8 @@ class ActivationCache:
                 tensors[name], tensors[f"{name}_scale"] = quantised(rows)
             else:
                 tensors[name] = rows.bfloat16()
-        temporary = self._file(index).with_name(f".{self._file(index).name}.{os.getpid()}.tmp")
-        try:
+        with replacing(self._file(index)) as temporary:
             save_file(tensors, temporary)
-            os.replace(temporary, self._file(index))
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def _described(self, key: dict[str, Any]) -> dict[str, Any]:
         return {"format": FORMAT, "dtype": self.dtype, **key}

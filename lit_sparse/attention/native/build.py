@@ -8,13 +8,12 @@ import os
 import platform
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from lit_sparse.common.files import cache_dir
+from lit_sparse.common.files import cache_dir, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -107,18 +106,17 @@ def _build(compiler: str) -> Path:
     target = cache_dir() / "native" / f"rows-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
     if target.is_file():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
     errors = ""
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        built = Path(folder) / "rows.so"
+    with replacing(target) as built:
         for variant in _VARIANTS:
             command = [compiler, *_FLAGS, *variant, "-shared", "-fPIC", str(SOURCE), "-o", str(built), "-lm"]
             result = subprocess.run(command, capture_output=True, text=True, timeout=300)
             if result.returncode == 0:
-                os.replace(built, target)  # atomic: other processes see all of it or nothing
-                return target
+                break
             errors = result.stderr.strip().splitlines()[0] if result.stderr.strip() else f"exit {result.returncode}"
-    raise OSError(f"{compiler} failed: {errors}")
+        else:
+            raise OSError(f"{compiler} failed: {errors}")
+    return target
 
 
 def _processor() -> str:

@@ -29,6 +29,7 @@ from lit_sparse.attention.bridge import IMPLEMENTATION, attention_modules, dense
 from lit_sparse.attention.dense_attention import dense_attention, measure_centers
 from lit_sparse.attention.edges import edge_counts
 from lit_sparse.attention.masks import allowed_edges, mask_for_transformers
+from lit_sparse.common.modes import evaluating
 from lit_sparse.objective.losses import IGNORED, token_losses
 from lit_sparse.training.start.sensitivity import LEVELS, LayerSensitivity
 
@@ -108,9 +109,9 @@ class Sensitivity:
         self.batches = batches
         self.tokens = sum(int((batch["labels"] != IGNORED).sum()) for batch in batches)
         generator = torch.Generator().manual_seed(0)
-        with _evaluating(model):
+        with evaluating(model):
             measure_centers(model, batches)
-        with _evaluating(model), _measuring(model) as layers:
+        with evaluating(model), _measuring(model) as layers:
             for index, batch in enumerate(batches):
                 _sensitivity_pass(model, batch, generator)
                 on_progress(index + 1, len(batches))
@@ -123,7 +124,7 @@ class Sensitivity:
 
     def apply(self, target: Calibration, on_progress: Progress = lambda done, total: None) -> Calibrated:
         """Sets the cutoffs and returns what they give on the batches."""
-        with _evaluating(self.model):
+        with evaluating(self.model):
             if target.edge_fraction is not None:
                 wanted = target.edge_fraction * sum(float(layer.allowed) for layer in self.layers)
                 wanted -= sum(float(layer.allowed) for layer in self.layers if not layer.gate.closable)
@@ -168,17 +169,6 @@ class Sensitivity:
         for layer, level in zip(self.closable, self._levels_at(price).squeeze(-1).split(heads), strict=True):
             layer.set_cutoffs(level)
         return measure(self.model, self.batches)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    in_training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in in_training:
-            module.training = True
 
 
 def _price(is_high: Callable[[float], bool]) -> float:
