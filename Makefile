@@ -47,6 +47,7 @@ test-oldest: $(OLDEST)/.installed
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/lint-imports
 
 types: $(VENV)/.installed
 	$(VENV)/bin/mypy

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from lit_sparse import sparsify
 from lit_sparse.attention import Gate, GateConfig, build_gate, dense, edge_counts, reference
+from lit_sparse.attention.backends import resolve
 from lit_sparse.attention.blockwise import native
-from lit_sparse.attention.interface import Case, resolve
+from lit_sparse.attention.interface import Case
 from lit_sparse.attention.masks import EdgeMask
 from lit_sparse.attention.noise import draw_seeds, uniform
 from lit_sparse.models.base import load_model

@@ -22,9 +22,9 @@ from lit_sparse.attention.bridge import (
     gated_attention_forward,
     set_implementation,
 )
+from lit_sparse.attention.interface import accumulation_dtype
 from lit_sparse.attention.masks import mask_for_transformers
 from lit_sparse.attention.open_edges import layer_open_edges
-from lit_sparse.attention.operator import accumulation_dtype
 from lit_sparse.common.modes import evaluating
 
 _TAPPED = "lit_sparse_tapped"

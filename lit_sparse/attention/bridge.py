@@ -17,9 +17,10 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
+from lit_sparse.attention.backends import resolve
 from lit_sparse.attention.gates import Gate, GateConfig, build_gate
 from lit_sparse.attention.guard import DenseAttentionError, Watch
-from lit_sparse.attention.interface import Backend, Case, resolve
+from lit_sparse.attention.interface import Backend, Case
 from lit_sparse.attention.masks import EdgeMask, allowed_edges, mask_for_transformers
 from lit_sparse.attention.noise import draw_seeds
 from lit_sparse.attention.probe import AttentionCall, probe_attention

@@ -1,13 +1,9 @@
-"""The interface that attention operators plug into, and the choice among them.
+"""What attention operators are given and what they return: the interface that they plug into.
 
-An operator is a function of the signature `AttentionOperator`. `reference` is the oracle; the others share one
-differentiable operator (`operator.py`). A new one is a member of `Backend` and a reason in `unsupported` where it does
-not apply.
+Formulas are those of `operator.py`; which operator serves a case is chosen in `backends.py`.
 """
 
-import os
 from enum import StrEnum
-from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -73,55 +69,54 @@ class Case(NamedTuple):
     dim: int = 0  # of a head, the larger of keys' and values'
 
 
-def unsupported(backend: Backend, case: Case) -> str | None:
-    """Why a backend cannot serve a case, or None if it can."""
-    if backend in (Backend.BLOCKWISE, Backend.TRITON):
-        if type(case.gate).forward is not Gate.forward:
-            return f"gate family {case.gate.family!r}, which overrides forward() and has no affine form"
-        if case.dropout > 0.0:
-            return "attention dropout"
-    if backend is Backend.TRITON:
-        from lit_sparse.attention import gpu
+class Formula(NamedTuple):
+    """What is computed, beside the inputs: z = sharpness * (s - normalised * lse + offset - cutoff), s = scaling q.k.
 
-        if case.holes:
-            return "masks in which a query's keys are no contiguous run"
-        if case.dtype is torch.float64:
-            return "float64"
-        if case.dim > gpu.MAX_DIM:
-            return f"head dimensions above {gpu.MAX_DIM}, here {case.dim}"
-        if not gpu.available():
-            return "a machine without Triton (pip install 'lit_sparse[triton]')"
-        if case.device is not None and case.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-            return f"device {case.device.type!r}"
-    return None
-
-
-def resolve(backend: Backend | str, case: Case) -> AttentionOperator:
-    """The operator that serves a case.
-
-    Raises:
-        ValueError: unknown backend, or one asked for by name that does not support the case.
+    sharpness: 0-d, at least float32; kernels load it.
+    renormalise: divide by the open edges' mass instead of all keys'.
+    scaling: positive.
+    softcap: s is softcap * tanh(scaling q . k / softcap); 0 for none.
     """
-    try:
-        backend = Backend(backend)
-    except ValueError:
-        raise ValueError(f"unknown attention backend {backend!r}; known: {', '.join(Backend)}") from None
-    if backend is Backend.AUTO:
-        fastest = [Backend.TRITON] if case.device is not None and case.device.type == "cuda" else []
-        backend = next(
-            (fast for fast in (*fastest, Backend.BLOCKWISE) if unsupported(fast, case) is None), Backend.REFERENCE
-        )
-    elif reason := unsupported(backend, case):
-        raise ValueError(f"attention backend {str(backend)!r} does not support {reason}; use 'auto'")
-    return _operator(backend)
+
+    sharpness: Float[Tensor, ""]
+    normalised: bool
+    renormalise: bool
+    scaling: float
+    softcap: float
 
 
-def _operator(backend: Backend) -> AttentionOperator:
-    from lit_sparse.attention import operator, reference
+class Forward(NamedTuple):
+    """What a backend's `forward` returns, counts and row statistics in the accumulation type (at least float32).
 
-    if backend is Backend.REFERENCE:
-        return reference.gated_attention
-    return partial(operator.gated_attention, backend=str(backend))
+    output: (B, T, H, Dv) contiguous, in the values' dtype.
+    edges: (B, H, 3) expected, open, allowed edges.
+    lse: (B, H, T) log-sum-exp over the allowed keys, +inf for a row without any.
+    mass: (B, H, T) the open edges' share of the softmax, 1 where nothing is open; (B, H, 0) unless `renormalise`.
+    """
+
+    output: Float[Tensor, "batch query head value_dim"]
+    edges: Float[Tensor, "batch head 3"]
+    lse: Float[Tensor, "batch head query"]
+    mass: Float[Tensor, "batch head rows"]
+
+
+class Gradients(NamedTuple):
+    """What a backend's `backward` returns: inputs' dtypes for query, key and value."""
+
+    query: Float[Tensor, "batch head query dim"]
+    key: Float[Tensor, "batch kv_head key dim"]
+    value: Float[Tensor, "batch kv_head key value_dim"]
+    cutoff: Float[Tensor, " head"]
+    offset: Float[Tensor, "batch kv_head key"] | None
+
+
+def formula_of(gate: Gate, scaling: float, softcap: float | None) -> Formula:
+    form = gate.form()
+    return Formula(form.sharpness, form.normalised, gate.config.normalisation == "open", scaling, softcap or 0.0)
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def three_counts(

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from lit_sparse.attention import blockwise
+from lit_sparse.attention.backends import unsupported
 from lit_sparse.attention.bridge import IMPLEMENTATION, attention_modules, attention_problem, gated_attention_forward
 from lit_sparse.attention.bridge import set_implementation as set_attention
 from lit_sparse.attention.gates import Gate
-from lit_sparse.attention.interface import Backend, Case, unsupported
+from lit_sparse.attention.interface import Backend, Case, formula_of
 from lit_sparse.attention.masks import EdgeMask, mask_for_transformers
-from lit_sparse.attention.operator import formula_of
 from lit_sparse.common.modes import evaluating
 
 _RECORDING = "lit_sparse_open_edges"

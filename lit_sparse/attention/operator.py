@@ -21,65 +21,14 @@ its slope 1 - (s/cap)^2.
 """
 
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_sparse.attention.gates import Gate
-from lit_sparse.attention.interface import GatedAttention
+from lit_sparse.attention.interface import Formula, GatedAttention, accumulation_dtype, formula_of
 from lit_sparse.attention.masks import EdgeMask
-
-
-class Formula(NamedTuple):
-    """What is computed, beside the inputs: z = sharpness * (s - normalised * lse + offset - cutoff), s = scaling q.k.
-
-    sharpness: 0-d, at least float32; kernels load it.
-    renormalise: divide by the open edges' mass instead of all keys'.
-    scaling: positive.
-    softcap: s is softcap * tanh(scaling q . k / softcap); 0 for none.
-    """
-
-    sharpness: Float[Tensor, ""]
-    normalised: bool
-    renormalise: bool
-    scaling: float
-    softcap: float
-
-
-class Forward(NamedTuple):
-    """What a backend's `forward` returns, counts and row statistics in the accumulation type (at least float32).
-
-    output: (B, T, H, Dv) contiguous, in the values' dtype.
-    edges: (B, H, 3) expected, open, allowed edges.
-    lse: (B, H, T) log-sum-exp over the allowed keys, +inf for a row without any.
-    mass: (B, H, T) the open edges' share of the softmax, 1 where nothing is open; (B, H, 0) unless `renormalise`.
-    """
-
-    output: Float[Tensor, "batch query head value_dim"]
-    edges: Float[Tensor, "batch head 3"]
-    lse: Float[Tensor, "batch head query"]
-    mass: Float[Tensor, "batch head rows"]
-
-
-class Gradients(NamedTuple):
-    """What a backend's `backward` returns: inputs' dtypes for query, key and value."""
-
-    query: Float[Tensor, "batch head query dim"]
-    key: Float[Tensor, "batch kv_head key dim"]
-    value: Float[Tensor, "batch kv_head key value_dim"]
-    cutoff: Float[Tensor, " head"]
-    offset: Float[Tensor, "batch kv_head key"] | None
-
-
-def formula_of(gate: Gate, scaling: float, softcap: float | None) -> Formula:
-    form = gate.form()
-    return Formula(form.sharpness, form.normalised, gate.config.normalisation == "open", scaling, softcap or 0.0)
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def gated_attention(

@@ -3,15 +3,13 @@
 Formulas: `operator.py`. The C kernels in `native/` do the same for float32 on a CPU.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lit_sparse.attention import noise
-
-if TYPE_CHECKING:
-    from lit_sparse.attention.blockwise import Problem, Tile
+from lit_sparse.attention.tiles import Problem, Tile
 
 
 class _Rows(NamedTuple):
@@ -23,7 +21,7 @@ class _Rows(NamedTuple):
     uniform: Tensor | None
 
 
-def forward(problem: "Problem", tile: "Tile", scores: Tensor) -> None:
+def forward(problem: Problem, tile: Tile, scores: Tensor) -> None:
     lse = _logits(problem, tile, scores)[0].logsumexp(-1, keepdim=True)
     _rows_of(problem, tile, problem.lse)[:] = lse.masked_fill_(lse == -torch.inf, torch.inf).squeeze(-1)
     rows = _rows(problem, tile, scores)
@@ -43,8 +41,8 @@ def forward(problem: "Problem", tile: "Tile", scores: Tensor) -> None:
 
 
 def backward(
-    problem: "Problem",
-    tile: "Tile",
+    problem: Problem,
+    tile: Tile,
     scores: Tensor,
     gradients: Tensor,
     delta: Tensor,
@@ -83,7 +81,7 @@ def backward(
     _rows_of(problem, tile, gate_gradient)[:] = total
 
 
-def _rows(problem: "Problem", tile: "Tile", scores: Tensor) -> _Rows:
+def _rows(problem: Problem, tile: Tile, scores: Tensor) -> _Rows:
     logits, slope = _logits(problem, tile, scores)
     shift = _per_head(problem, tile, problem.cutoff.expand(problem.batch, -1))
     if problem.formula.normalised:
@@ -101,7 +99,7 @@ def _rows(problem: "Problem", tile: "Tile", scores: Tensor) -> _Rows:
     return _Rows(logits, shift, slope, uniform)
 
 
-def _logits(problem: "Problem", tile: "Tile", scores: Tensor) -> tuple[Tensor, Tensor | float]:
+def _logits(problem: Problem, tile: Tile, scores: Tensor) -> tuple[Tensor, Tensor | float]:
     """Scaled, capped, masked logits, and the slope of the cap."""
     formula = problem.formula
     logits = scores.view(scores.shape[0], -1, problem.group, scores.shape[-1]) * formula.scaling
@@ -114,11 +112,11 @@ def _logits(problem: "Problem", tile: "Tile", scores: Tensor) -> tuple[Tensor, T
     return logits.masked_fill(~allowed[:, :, None], -torch.inf), slope
 
 
-def _rows_of(problem: "Problem", tile: "Tile", folded: Tensor) -> Tensor:
+def _rows_of(problem: Problem, tile: Tile, folded: Tensor) -> Tensor:
     """A tile's part of a row statistic, as a view (heads, queries, group)."""
     return folded.view(folded.shape[0], -1, problem.group)[tile.heads, tile.queries]
 
 
-def _per_head(problem: "Problem", tile: "Tile", x: Tensor) -> Tensor:
+def _per_head(problem: Problem, tile: Tile, x: Tensor) -> Tensor:
     """(B, H) -> (heads of the tile, 1, group, 1)."""
     return x.reshape(-1, problem.group)[tile.heads][:, None, :, None]

@@ -16,6 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from lit_sparse.attention import operator  # noqa: F401 - registers torch.ops.lit_sparse.gated_attention
+
 
 @dataclass(frozen=True)
 class Activations:

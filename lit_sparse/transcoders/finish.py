@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -15,16 +15,16 @@ from lit_sparse.transcoders.examples import TopExamples
 from lit_sparse.transcoders.folder import save_transcoder
 from lit_sparse.transcoders.metric import TranscoderMetric
 
-if TYPE_CHECKING:
-    from lit_sparse.transcoders.module import TranscoderModule
-
 FOLDER = "transcoder"
 
 
 @torch.no_grad()
-def finish_transcoder(module: "TranscoderModule", trainer: Trainer, run_dir: Path) -> dict[str, Any]:
+def finish_transcoder(module: Any, trainer: Trainer, run_dir: Path) -> dict[str, Any]:
     """Writes `run_dir/transcoder`: the weights for raw activations, summary.json, and examples.json with the strongest
     contexts of each feature, all from the test split; returns the summary. The first rank calls it alone.
+
+    Args:
+        module: a `TranscoderModule`.
     """
     data: Any = trainer.datamodule  # type: ignore[attr-defined]
     module.to(trainer.strategy.root_device)  # Lightning moves it to the CPU when training ends

@@ -96,8 +96,8 @@ def run(kernel: str, dim: int, choice: tuple[int, int, int, int], *, timed: bool
     from triton.testing import do_bench
 
     from lit_sparse.attention.gpu import launch
+    from lit_sparse.attention.interface import Formula
     from lit_sparse.attention.masks import EdgeMask
-    from lit_sparse.attention.operator import Formula
 
     if dim not in PROBLEMS:
         batch, heads, kv_heads = SHAPES[dim]

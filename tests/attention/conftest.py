@@ -3,8 +3,9 @@
 import pytest
 
 from lit_sparse.attention import blockwise, native
+from lit_sparse.attention.backends import resolve
 from lit_sparse.attention.gates import GateConfig, build_gate
-from lit_sparse.attention.interface import AttentionOperator, Backend, Case, resolve
+from lit_sparse.attention.interface import AttentionOperator, Backend, Case
 
 
 @pytest.fixture(params=["reference", "blockwise", "blockwise in C"])

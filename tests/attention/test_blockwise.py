@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lit_sparse.attention import GateConfig, blockwise, build_gate, native, noise, reference
-from lit_sparse.attention.interface import Case, resolve
+from lit_sparse.attention.backends import resolve
+from lit_sparse.attention.interface import Case
 from lit_sparse.attention.masks import EdgeMask
 
 FRESH = random.SystemRandom().randrange(2**31)  # shown by pytest with every failure: a parameter's value below

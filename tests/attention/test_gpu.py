@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from lit_sparse.attention import noise
+from lit_sparse.attention.interface import Formula
 from lit_sparse.attention.masks import EdgeMask
-from lit_sparse.attention.operator import Formula
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402

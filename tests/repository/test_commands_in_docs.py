@@ -23,7 +23,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from lit_sparse import sparsify
 from lit_sparse.attention import GATES
 from lit_sparse.circuits.tasks import NotExpressible
-from lit_sparse.commands import fit as cli
+from lit_sparse.commands import main as command_line
+from lit_sparse.commands.fit import SparseCLI
 from lit_sparse.models.adapters import LoraConfig, add_lora
 from lit_sparse.models.base import load_model
 from lit_sparse.models.sparse_folder import export_adapters
@@ -150,7 +151,7 @@ def sandbox(tmp_path_factory, text_files):
 
 def known_options(name: str, capsys) -> str:
     with pytest.raises(SystemExit) as exit:
-        cli.main([name, "--help"])
+        command_line.main([name, "--help"])
     assert exit.value.code == 0
     return capsys.readouterr().out
 
@@ -165,7 +166,7 @@ def run(command: Command, capsys) -> None:
     name, *options = words[2 if words[0] == "python" else 1 :]
     if name == "COMMAND":
         return
-    assert name in cli._COMMANDS or name in cli.SparseCLI.subcommands(), command
+    assert name in command_line._COMMANDS or name in SparseCLI.subcommands(), command
     is_whole = command.is_line or any(
         word in ("--config", "--model", "--run") or word.endswith("help") for word in options
     )
@@ -175,17 +176,17 @@ def run(command: Command, capsys) -> None:
         return
     if any(option.endswith("help") for option in options):
         with pytest.raises(SystemExit) as exit:
-            cli.main([name, *options])
+            command_line.main([name, *options])
         assert exit.value.code == 0
         return
     if name == "fit":
         options = [*options[:2], *SMALL, *options[2:]]
     if any(word.startswith("google/") for word in options):  # weights that only the hub has
         with pytest.raises(SystemExit) as exit:
-            cli.main([name, *options, "--print_config"])
+            command_line.main([name, *options, "--print_config"])
         assert exit.value.code == 0
         return
-    cli.main([name, *options, *QUICK.get(name, [])])
+    command_line.main([name, *options, *QUICK.get(name, [])])
 
 
 def _recipe(words: list[str]) -> list[str]:
@@ -239,7 +240,7 @@ def test_a_snippet(snippet, sandbox, monkeypatch):
 
 def test_commands_of_a_page(sandbox, capsys):
     """The page of a run that nothing was done with yet recommends what can be done, also before the run has ended."""
-    cli.main(["fit", "--config", "configs/quickstart.yaml", *SMALL, "--run_dir", "runs/a run"])
+    command_line.main(["fit", "--config", "configs/quickstart.yaml", *SMALL, "--run_dir", "runs/a run"])
     recommended = _recommended(write_run_report("runs/a run"))
     assert len(recommended) == 4
     shutil.copytree("runs/a run", "runs/unended", ignore=shutil.ignore_patterns("record"))

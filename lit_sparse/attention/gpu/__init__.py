@@ -4,7 +4,7 @@ import importlib.util
 from types import ModuleType
 from typing import Any
 
-from lit_sparse.attention.operator import Forward, Gradients
+from lit_sparse.attention.interface import Forward, Gradients
 
 MAX_DIM = 256
 

@@ -7,8 +7,8 @@ import triton
 from torch import Tensor
 
 from lit_sparse.attention.gpu import MAX_DIM, kernels
+from lit_sparse.attention.interface import Formula, Forward, Gradients
 from lit_sparse.attention.masks import EdgeMask
-from lit_sparse.attention.operator import Formula, Forward, Gradients
 
 
 class Blocks(NamedTuple):

@@ -1,24 +1,21 @@
-"""The C kernels behind the interface of `blockwise.RowKernels`: float32 on the CPU, intervals of keys."""
+"""The C kernels behind the interface of `tiles.RowKernels`: float32 on the CPU, intervals of keys."""
 
 import ctypes
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lit_sparse.attention.native.build import Block, Rows, library, pointer
-
-if TYPE_CHECKING:
-    from lit_sparse.attention.blockwise import Problem, Tile
+from lit_sparse.attention.tiles import Problem, Tile
 
 
-def forward(problem: "Problem", tile: "Tile", scores: Tensor) -> None:
+def forward(problem: Problem, tile: Tile, scores: Tensor) -> None:
     _library().gated_rows_forward(ctypes.byref(_block(problem, tile, scores)))
 
 
 def backward(
-    problem: "Problem",
-    tile: "Tile",
+    problem: Problem,
+    tile: Tile,
     scores: Tensor,
     gradients: Tensor,
     delta: Tensor,
@@ -38,14 +35,14 @@ def reads(x: Tensor) -> bool:
     return x.dtype in (torch.float32, torch.bfloat16) and x.stride(-1) == 1
 
 
-def open_values(problem: "Problem", tile: "Tile", weights: Tensor, value: Tensor, output: Tensor) -> None:
+def open_values(problem: Problem, tile: Tile, weights: Tensor, value: Tensor, output: Tensor) -> None:
     """The tile's rows of output (folded) = weights . value, reading only values of weights that are not zero."""
     block, rows, offsets = _block(problem, tile, weights), *_rows(value, tile)
     _library().open_values(ctypes.byref(block), ctypes.byref(rows), pointer(output))
     del offsets  # alive until here
 
 
-def decode(problem: "Problem", tile: "Tile", query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> None:
+def decode(problem: Problem, tile: Tile, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> None:
     """One query a sample, deterministic gates: query (B G, H/G, D) and output (B G, H/G, Dv) folded, float32."""
     scores = query.new_empty(query.shape[0], query.shape[1], tile.keys.stop - tile.keys.start)
     block = _block(problem, tile, scores)
@@ -62,7 +59,7 @@ def _library() -> ctypes.CDLL:
     return loaded
 
 
-def _rows(x: Tensor, tile: "Tile") -> tuple[Rows, ctypes.Array[ctypes.c_int64]]:
+def _rows(x: Tensor, tile: Tile) -> tuple[Rows, ctypes.Array[ctypes.c_int64]]:
     """The tile's keys or values for C, and the memory that this points into."""
     batch, head, key, _ = x.stride()
     count, first, heads = x.shape[1], tile.keys.start * key, range(tile.heads.start, tile.heads.stop)
@@ -70,7 +67,7 @@ def _rows(x: Tensor, tile: "Tile") -> tuple[Rows, ctypes.Array[ctypes.c_int64]]:
     return Rows(pointer(x), ctypes.addressof(offsets), key, x.shape[3], x.dtype is torch.bfloat16), offsets
 
 
-def _block(problem: "Problem", tile: "Tile", scores: Tensor) -> Block:
+def _block(problem: Problem, tile: Tile, scores: Tensor) -> Block:
     mask, formula = problem.mask, problem.formula
     return Block(
         scores=pointer(scores),

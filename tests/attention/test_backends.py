@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lit_sparse.attention import GATES, Backend, Gate, GateConfig, build_gate, gpu, reference, register_gate
-from lit_sparse.attention.interface import Case, resolve
+from lit_sparse.attention.backends import resolve
+from lit_sparse.attention.interface import Case
 
 
 @pytest.fixture
