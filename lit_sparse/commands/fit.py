@@ -8,7 +8,6 @@ A config file has the keys of LightningCLI (`model`, `data`, `trainer`, `seed_ev
 """
 
 import atexit
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -22,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lit_sparse.attention.family import check_family
 from lit_sparse.commands.parser import RunParser, short
 from lit_sparse.common.files import check_writable
+from lit_sparse.common.rank import process_rank
 from lit_sparse.models.compared import files_of
 from lit_sparse.training.callbacks import SparsityProgressBar, StopAtStepBoundary, Throughput, checkpoint_callbacks
 from lit_sparse.training.callbacks.sparsity import SparsityByHead
@@ -109,15 +109,15 @@ class SparseCLI(LightningCLI):
         _suit_precision(config)
         if self.subcommand != "fit":
             return
-        if not self.is_dry_run and _rank() == 0:
+        if not self.is_dry_run and process_rank() == 0:
             check_writable(self.run_dir, "--run_dir")
         _make_prerequisite(config, dry=self.is_dry_run)
         if self.is_dry_run:
             return
         last = recover(self.run_dir / "checkpoints" / LAST)
-        if _rank() == 0 and _never_trained(self.run_dir):
+        if process_rank() == 0 and _never_trained(self.run_dir):
             shutil.rmtree(self.run_dir)
-        if self.run_dir.exists() and any(self.run_dir.iterdir()) and _rank() == 0:
+        if self.run_dir.exists() and any(self.run_dir.iterdir()) and process_rank() == 0:
             choice = config.on_existing
             if choice == "overwrite":
                 if not (self.run_dir / SaveRunConfig.NAME).is_file():
@@ -221,7 +221,7 @@ def _fill_tokenizer(config: Any) -> None:
 def _suit_precision(config: Any) -> None:
     precision = suited_precision(config.trainer.precision, str(config.trainer.accelerator))
     if precision != config.trainer.precision:
-        if _rank() == 0:
+        if process_rank() == 0:
             print(
                 f"this CPU has no instructions for bfloat16, which would be slower than float32: trainer.precision is "
                 f"{precision} instead of {config.trainer.precision}"
@@ -231,7 +231,7 @@ def _suit_precision(config: Any) -> None:
 
 def _make_prerequisite(config: Any, dry: bool) -> None:
     folder = Path(str(config.model.init_args.get("model", "")))
-    if config.prerequisite is None or (folder / "config.json").is_file() or _rank() != 0:
+    if config.prerequisite is None or (folder / "config.json").is_file() or process_rank() != 0:
         return
     if not Path(config.prerequisite).is_file():
         raise ValueError(f"prerequisite: no config file at {config.prerequisite}")
@@ -249,7 +249,3 @@ def _never_trained(run_dir: Path) -> bool:
     names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
     started = SaveRunConfig.NAME in names and names <= {SaveRunConfig.NAME, LOGS, "tensorboard"}
     return started and not any(run_dir.glob(f"{LOGS}/*/metrics.csv"))
-
-
-def _rank() -> int:
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", os.environ.get("LOCAL_RANK", 0))))

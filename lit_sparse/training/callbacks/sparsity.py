@@ -1,10 +1,9 @@
 """Where edges remain: open edges by layer and head, as numbers and as a picture for loggers that show pictures."""
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_sparse.report.run.plots import edges_by_head
-from lit_sparse.training.module import SparseAttentionModule
 
 
 class SparsityByHead(Callback):
@@ -18,8 +17,8 @@ class SparsityByHead(Callback):
     def __init__(self, closed_below: float = 1e-4):
         self.closed_below = closed_below
 
-    def on_validation_end(self, trainer: Trainer, pl_module: SparseAttentionModule) -> None:  # type: ignore[override]
-        result = pl_module.last_evaluation
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        result = getattr(pl_module, "last_evaluation", None)
         if trainer.sanity_checking or result is None or not trainer.is_global_zero:
             return
         step = trainer.global_step
