@@ -223,6 +223,22 @@ def set_implementation(model: nn.Module, implementation: str) -> None:
     attention_modules(model)[0].edge_watch.paused = implementation != IMPLEMENTATION
 
 
+@contextmanager
+def attending(model: nn.Module, name: str, attend: Callable[..., Any]) -> Iterator[None]:
+    """Inside, a sparsified model's layers attend by another function, of `gated_attention_forward`'s signature.
+
+    Args:
+        name: of the function, for transformers.
+    """
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, mask_for_transformers)
+    try:
+        set_implementation(model, name)
+        yield
+    finally:
+        set_implementation(model, IMPLEMENTATION)
+
+
 def base_name_of(model: nn.Module) -> str:
     """The name or path of the dense model that was sparsified; empty if it had none."""
     return getattr(model, "edge_base_name", "")

@@ -11,11 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AttentionMaskInterface
 
-from lit_sparse.attention.bridge import IMPLEMENTATION, attention_modules, set_implementation
+from lit_sparse.attention.bridge import attending, attention_modules
 from lit_sparse.attention.gates import Gate
-from lit_sparse.attention.masks import EdgeMask, allowed_edges, mask_for_transformers
+from lit_sparse.attention.masks import EdgeMask, allowed_edges
 from lit_sparse.attention.reference import attention_logits
 
 _NAME = "lit_sparse_centers"
@@ -48,15 +47,10 @@ def measure_centers(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> N
             sums[id(module)] = sums[id(module)] + by_value if id(module) in sums else by_value
         return output, None
 
-    AttentionInterface.register(_NAME, attend)
-    AttentionMaskInterface.register(_NAME, mask_for_transformers)
-    set_implementation(model, _NAME)
-    try:
+    with attending(model, _NAME, attend):
         for batch in batches:
             model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
             tokens += batch["input_ids"].numel()
-    finally:
-        set_implementation(model, IMPLEMENTATION)
     for name, gate in gates.items():
         assert gate.center is not None
         gate.center.copy_(sums[name] / tokens)

@@ -5,15 +5,18 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from lit_sparse.attention import blockwise
 from lit_sparse.attention.backends import unsupported
-from lit_sparse.attention.bridge import IMPLEMENTATION, attention_modules, attention_problem, gated_attention_forward
-from lit_sparse.attention.bridge import set_implementation as set_attention
+from lit_sparse.attention.bridge import (
+    attending,
+    attention_modules,
+    attention_problem,
+    gated_attention_forward,
+)
 from lit_sparse.attention.gates import Gate
 from lit_sparse.attention.interface import Backend, Case, formula_of
-from lit_sparse.attention.masks import EdgeMask, mask_for_transformers
+from lit_sparse.attention.masks import EdgeMask
 from lit_sparse.common.modes import evaluating
 
 _RECORDING = "lit_sparse_open_edges"
@@ -86,12 +89,6 @@ def open_edges(model: nn.Module, input_ids: Int[Tensor, "batch query"], **inputs
         layers.append(layer_open_edges(query, key.to(query.dtype), value, mask, gate, scaling=scaling, softcap=softcap))
         return gated_attention_forward(module, query, key, value, attention_mask, **keys)
 
-    AttentionInterface.register(_RECORDING, attend)
-    AttentionMaskInterface.register(_RECORDING, mask_for_transformers)
-    with evaluating(model):
-        try:
-            set_attention(model, _RECORDING)
-            model(input_ids=input_ids, use_cache=False, **inputs)
-        finally:
-            set_attention(model, IMPLEMENTATION)
+    with evaluating(model), attending(model, _RECORDING, attend):
+        model(input_ids=input_ids, use_cache=False, **inputs)
     return layers

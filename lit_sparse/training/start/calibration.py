@@ -23,12 +23,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 
-from lit_sparse.attention.bridge import IMPLEMENTATION, attention_modules, dense, set_implementation
+from lit_sparse.attention.bridge import attending, attention_modules, dense
 from lit_sparse.attention.dense_attention import dense_attention, measure_centers
 from lit_sparse.attention.edges import edge_counts
-from lit_sparse.attention.masks import allowed_edges, mask_for_transformers
+from lit_sparse.attention.masks import allowed_edges
 from lit_sparse.common.modes import evaluating
 from lit_sparse.objective.losses import IGNORED, token_losses
 from lit_sparse.training.start.sensitivity import LEVELS, LayerSensitivity
@@ -197,13 +196,8 @@ def _measuring(model: nn.Module) -> Iterator[list[LayerSensitivity]]:
         return output, None
 
     name = "lit_sparse_sensitivity"
-    AttentionInterface.register(name, attend)
-    AttentionMaskInterface.register(name, mask_for_transformers)
-    set_implementation(model, name)
-    try:
+    with attending(model, name, attend):
         yield list(layers.values())
-    finally:
-        set_implementation(model, IMPLEMENTATION)
 
 
 def _sensitivity_pass(model: nn.Module, batch: Batch, generator: torch.Generator) -> None:
