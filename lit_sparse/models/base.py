@@ -27,7 +27,7 @@ from lit_sparse.common.files import cache_dir
 
 log = logging.getLogger(__name__)
 
-SPARSE_FILE, BASE_CONFIG_FILE = "sparse.json", "base_config.json"  # of a sparse model folder, see `export`
+SPARSE_FILE, BASE_CONFIG_FILE = "sparse.json", "base_config.json"  # of a sparse model folder, see `sparse_folder`
 VARIANT = "sparse"  # part of its weights' file name: they are nothing that a dense model should be loaded from
 
 _PACKAGE = "package:"
