@@ -36,6 +36,8 @@ class GateConfig:
         threshold: `probability` and `contribution`: the score, not in logs, above which an edge is open.
         sharpness: `probability` and `contribution`: kappa, the slope of the gate's logit in the log score, at the
             start: training may raise it, and the gate's state has what it is.
+        sharpness_end: sharpness rises geometrically from `sharpness` to this over a run: soft gates learn faster, sharp
+            ones are what is evaluated. None keeps it.
         bias: `logit`: added to the attention logit; > 0 so that gates start open.
         learnable: whether cutoffs are trained; fixed cutoffs are still saved and calibrated.
         normalisation: "all" divides by the softmax over all allowed keys (the paper: a head may attend to
@@ -47,6 +49,7 @@ class GateConfig:
     family: str = "probability"
     threshold: float = 1e-3
     sharpness: float = 2.0
+    sharpness_end: float | None = None
     bias: float = 4.0
     learnable: bool = True
     normalisation: Literal["all", "open"] = "all"
@@ -57,10 +60,17 @@ class GateConfig:
             raise ValueError(f"gate threshold is an attention probability in (0, 1), got {self.threshold}")
         if not 0.0 < self.sharpness < math.inf:
             raise ValueError(f"gate sharpness must be positive and finite, got {self.sharpness}")
+        if self.sharpness_end is not None and not 0.0 < self.sharpness_end < math.inf:
+            raise ValueError(f"gate sharpness_end must be positive and finite, got {self.sharpness_end}")
         if not math.isfinite(self.bias):
             raise ValueError(f"gate bias must be finite, got {self.bias}")
         if self.normalisation not in ("all", "open"):
             raise ValueError(f"gate normalisation is 'all' or 'open', got {self.normalisation!r}")
+
+    @property
+    def follows_progress(self) -> bool:
+        """Whether gates change with the run's progress by themselves."""
+        return self.sharpness_end is not None
 
     @classmethod
     def of(cls, value: "GateConfig | Mapping[str, object] | None") -> "GateConfig":
@@ -133,6 +143,12 @@ class Gate(nn.Module):
     def set_sharpness(self, value: float) -> None:
         """Makes the gates sharper or softer, in place; training may do so every step."""
         self.sharpness.fill_(value)
+
+    def advance(self, progress: float) -> None:
+        """Follows a run, of which this share is over."""
+        if self.config.sharpness_end is not None:
+            first = self.config.sharpness
+            self.set_sharpness(first * (self.config.sharpness_end / first) ** progress)
 
     def add_center(self, kv_heads: int, value_dim: int) -> None:
         """A center of zeros, which changes nothing until calibration or a folder sets it."""

@@ -55,9 +55,9 @@ def _measured(run_dir: Path, checkpoint: dict[str, object], module: SparseAttent
             return measured
     return {
         "model": module.base_name,
-        "constraint": module.constraint.name,
-        "constraint_described": module.constraint.described(),
+        "constraint": module.objective.constraint.name,
+        "constraint_described": module.objective.constraint.described(),
         "steps": int(checkpoint["global_step"]),  # type: ignore[call-overload]
-        "tokens": module.tokens_seen,
-        "seconds": module.seconds,
+        "tokens": module.state.tokens,
+        "seconds": module.state.seconds,
     }

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -23,13 +23,10 @@ from lit_sparse.commands.parser import RunParser, short
 from lit_sparse.common.files import check_writable
 from lit_sparse.common.rank import process_rank
 from lit_sparse.models.compared import files_of
-from lit_sparse.training.callbacks import SparsityProgressBar, StopAtStepBoundary, Throughput, checkpoint_callbacks
-from lit_sparse.training.callbacks.sparsity import SparsityByHead
 from lit_sparse.training.checkpoint_io import LAST, AtomicCheckpointIO, recover
 from lit_sparse.training.end.history import LOGS
 from lit_sparse.training.module import SparseAttentionModule
 from lit_sparse.training.precision import suited_precision
-from lit_sparse.training.strategies import sharding_of
 
 ANYWHERE = [
     f"--trainer.{key}" for key in ("accelerator=cpu", "strategy=auto", "devices=1", "num_nodes=1", "precision=null")
@@ -53,7 +50,7 @@ class SaveRunConfig(SaveConfigCallback):
 
 
 class SparseCLI(LightningCLI):
-    """LightningCLI with a run folder, the package's callbacks, and a report at the end of `fit`."""
+    """LightningCLI with a run folder: what else a run has, its module brings along (`training.run_module`)."""
 
     def __init__(self, args: list[str] | None = None, run: bool = True):
         super().__init__(
@@ -152,9 +149,7 @@ class SparseCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand] if self.subcommand else self.config_init
         kwargs.setdefault("default_root_dir", str(self.run_dir))
-        extra: list[Callback] = [SparsityProgressBar()] if config.trainer.enable_progress_bar is not False else []
         if self.subcommand == "fit" and not self.is_dry_run:
-            extra += [Throughput(), *checkpoint_callbacks(self.run_dir), StopAtStepBoundary(self.run_dir)]
             if config.trainer.logger in (None, True):
                 csv = CSVLogger(str(self.run_dir), name=LOGS, flush_logs_every_n_steps=20)
                 board = TensorBoardLogger(str(self.run_dir), name="tensorboard", version=csv.version)
@@ -163,12 +158,9 @@ class SparseCLI(LightningCLI):
             kwargs["logger"] = False
             kwargs["enable_checkpointing"] = False
         extra_config = self._get(self.config_init, "trainer", default={})
-        callbacks = list(extra_config.get("callbacks") or [])
-        if issubclass(type(self.model), SparseAttentionModule) and not self.is_dry_run:
-            extra.append(SparsityByHead())
         plugins = extra_config.get("plugins") or []
         kwargs["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
-        kwargs["callbacks"] = callbacks + extra
+        kwargs["callbacks"] = list(extra_config.get("callbacks") or [])  # the modules bring their own
         # Data modules bring samplers that split over ranks and resume.
         kwargs["use_distributed_sampler"] = False
         try:
@@ -178,30 +170,6 @@ class SparseCLI(LightningCLI):
                 hint = "to train on the CPU add --trainer.accelerator cpu"
                 raise ValueError(f"{str(error).rstrip('!.')}; {hint}") from error
             raise
-
-    # --- after the run -----------------------------------------------------------------------------------------
-
-    def after_fit(self) -> None:
-        """The report of the run; a dense run writes its model folder instead."""
-        from rich.console import Console
-
-        if self.is_dry_run:
-            return
-        if not isinstance(self.model, SparseAttentionModule):
-            if self.trainer.is_global_zero:
-                self.model.finish(self.trainer, self.run_dir)  # type: ignore[operator]
-            return
-        from lit_sparse.report.run.table import summary_table
-        from lit_sparse.training.end.finish import finish_run
-
-        if sharding_of(self.trainer.strategy).shards_weights:
-            self.model.rebuild_whole(self.run_dir / "checkpoints")
-        summary = finish_run(self.trainer, self.model, self.run_dir)
-        if summary is None:
-            return
-        console = Console()
-        console.print(summary_table(summary))
-        console.print(f"report: {self.run_dir / 'report.html'}   model: {self.run_dir / 'model'}", highlight=False)
 
 
 def _fill_tokenizer(config: Any) -> None:

@@ -34,6 +34,7 @@ from lit_sparse.costs import (
 from lit_sparse.models.adapters import add_lora
 from lit_sparse.models.base import load_config
 from lit_sparse.training.module import SparseAttentionModule
+from lit_sparse.training.pair import choose_trained
 
 ARCHITECTURES = "architectures"
 """Folder beside a config, or above it, with the config.json of hub models, by their names."""
@@ -88,7 +89,7 @@ class Estimate:
         model = self._built()
         self.config = model.config
         self.flops: FlopsPerToken = flops_of_model(
-            model, data.sequence_length, teacher=True, checkpointing=module.activation_checkpointing
+            model, data.sequence_length, teacher=True, checkpointing=module.execution.activation_checkpointing
         )
         self.optimizer_bytes = _state_bytes(module)
         self._traced: dict[tuple[Any, Any], Activations] = {}
@@ -110,7 +111,7 @@ class Estimate:
             )
         base = sum(parameter.numel() for parameter in model.parameters())
         sparsify(model, GateConfig.of(module.gate_config), layers=module.is_gated)
-        module._choose_trained(model)
+        choose_trained(model, module.train_weights)
         self.gates = sum(parameter.numel() for gate in gates_of(model) for parameter in gate.parameters())
         self.layers, self.heads = len(gates_of(model)), gates_of(model)[0].num_heads
         if module.lora is not None:
@@ -164,8 +165,8 @@ class Estimate:
             tokens=self.micro_batch,
             precision=self.precision,
             optimizer_bytes=self.optimizer_bytes,
-            teacher=not self.module._is_its_own_teacher,
-            checkpointing=self.module.activation_checkpointing if checkpointing is None else checkpointing,
+            teacher=self.module.lora is None,
+            checkpointing=self.module.execution.activation_checkpointing if checkpointing is None else checkpointing,
         )
 
     def step_seconds(self, tflops: float, utilisation: float) -> float:
@@ -221,8 +222,8 @@ def _what(estimate: Estimate) -> dict[str, str]:
         "gates": f"{estimate.gates:,} ({module.gate_config.family}, normalised over "
         f"{module.gate_config.normalisation} keys)",
         "trained": f"{estimate.size.trained:,} ({'adapters (LoRA)' if module.lora else module.train_weights}, gates)",
-        "constraint": module.constraint.described(),
-        "multiplier": type(module.multiplier).__name__,
+        "constraint": module.objective.constraint.described(),
+        "multiplier": type(module.objective.multiplier).__name__,
         "batch": f"{tokens} a GPU, {estimate.accumulated} accumulated",
     }
     if estimate.source != module.base_name:
@@ -232,7 +233,7 @@ def _what(estimate: Estimate) -> dict[str, str]:
 
 def _memory_rows(estimate: Estimate, partition: Partition, gpus: int) -> dict[str, str]:
     plan, traced = estimate.memory(partition, gpus), estimate.activations(partition)
-    checkpointing = estimate.module.activation_checkpointing
+    checkpointing = estimate.module.execution.activation_checkpointing
     rows = {"strategy": f"{partition.name} on {gpus} GPU{'s' * (gpus > 1)}"}
     rows |= {f"memory: {name}": _gb(size) for name, size in plan.parts.items()}
     rows["memory: in all, each GPU"] = _gb(plan.total)

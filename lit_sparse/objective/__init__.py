@@ -2,6 +2,7 @@
 
 from lit_sparse.objective.constraint import KL, Absolute, Constraint, Paired
 from lit_sparse.objective.edges import EdgeFraction, EdgeObjective, LogEdgeFraction
+from lit_sparse.objective.lagrangian import Lagrangian
 from lit_sparse.objective.losses import IGNORED, TokenLosses, token_losses
 from lit_sparse.objective.multiplier import Fixed, Geco, Multiplier, NuPI
 
@@ -14,6 +15,7 @@ __all__ = [
     "EdgeObjective",
     "Fixed",
     "Geco",
+    "Lagrangian",
     "LogEdgeFraction",
     "Multiplier",
     "NuPI",

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -13,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from lit_sparse.objective import IGNORED
 from lit_sparse.objective.exact_match import exact_match
 from lit_sparse.training.run_module import RunModule
+from lit_sparse.training.state import RunState
 
 
 class DenseModule(RunModule):
@@ -34,7 +34,7 @@ class DenseModule(RunModule):
         min_exact_match: float = 1.0,
         seed: int = 0,
     ):
-        super().__init__(scheduler)
+        super().__init__(RunState("dense", config.get("model_type", "")), scheduler)
         if "model_type" not in config:
             raise ValueError("DenseModule's config needs a model_type, such as llama or gpt2")
         torch.manual_seed(seed)
@@ -64,12 +64,15 @@ class DenseModule(RunModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return self.scheduled(self.make_optimizer(self.model.parameters()))
 
-    def finish(self, trainer: Trainer, run_dir: Path) -> None:
+    def finish(self, run_dir: Path) -> None:
         """Writes the model folder that a sparse run starts from.
 
         Raises:
             ValueError: the model did not learn the task as well as asked.
         """
+        trainer = self.trainer
+        if not trainer.is_global_zero:
+            return
         rate = float(trainer.callback_metrics["val/exact_match"])
         if rate < self.min_exact_match:
             raise ValueError(
@@ -78,7 +81,6 @@ class DenseModule(RunModule):
                 "min_exact_match"
             )
         self.model.save_pretrained(run_dir / "model")
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if hasattr(data, "load_tokenizer"):
-            data.load_tokenizer().save_pretrained(run_dir / "model")
+        if hasattr(self.data, "load_tokenizer"):
+            self.data.load_tokenizer().save_pretrained(run_dir / "model")
         self.print(f"dense model: {rate:.2%} exact after {trainer.global_step} steps, in {run_dir / 'model'}")

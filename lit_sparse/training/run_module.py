@@ -1,40 +1,65 @@
-"""What the modules that train something share: a clock that survives resuming, a schedule, clipping under bfloat16."""
+"""What the modules that train something share: their run, its callbacks, a schedule, clipping under bfloat16."""
 
-import time
+from pathlib import Path
+from typing import Any
 
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
+from lit_sparse.training.callbacks.run import run_callbacks
 from lit_sparse.training.schedule import WarmupDecay
+from lit_sparse.training.state import RunState
 
 
 class RunModule(LightningModule):
-    """A LightningModule that knows how long it has trained over all starts of a run.
+    """A LightningModule with the state of its run.
 
     Args:
+        state: of the run.
         scheduler: stepped once per optimizer step; None keeps the learning rates.
     """
 
-    def __init__(self, scheduler: LRSchedulerCallable | None):
+    def __init__(self, state: RunState, scheduler: LRSchedulerCallable | None):
         super().__init__()
+        self.state = state
         self.make_scheduler = scheduler
-        self._seconds_before = 0.0
-        self._started: float | None = None
 
     @property
-    def seconds(self) -> float:
-        """Wall-clock seconds of training so far, validation included, over all starts of the run."""
-        return self._seconds_before + (0.0 if self._started is None else time.perf_counter() - self._started)
+    def data(self) -> Any:
+        """The data module of this run; None without one."""
+        return getattr(self._trainer, "datamodule", None)
+
+    @property
+    def precision(self) -> str:
+        return "32-true" if self._trainer is None else str(self._trainer.precision)
+
+    @property
+    def progress(self) -> float:
+        """The share of the run's steps that are over."""
+        return self.trainer.global_step / self.trainer.max_steps
+
+    @property
+    def run_dir(self) -> Path:
+        """Where the run is written to: the trainer's `default_root_dir`, and `runs/default` where it has none of its
+        own."""
+        root = Path(self.trainer.default_root_dir)
+        return root / "runs" / "default" if root.resolve() == Path.cwd() else root
+
+    def configure_callbacks(self) -> list[Callback]:
+        return run_callbacks(self.trainer, self.run_dir)
 
     def on_train_start(self) -> None:
-        self._started = time.perf_counter()
+        self.state.start_clock()
 
     def on_train_end(self) -> None:
-        self._seconds_before, self._started = self.seconds, None
+        self.state.stop_clock()
+
+    def finish(self, run_dir: Path) -> None:
+        """Writes what the run is for. Called once, after training, with the model's last weights."""
 
     def scheduled(self, optimizer: Optimizer) -> OptimizerLRScheduler:
         """What `configure_optimizers` returns for this optimizer.

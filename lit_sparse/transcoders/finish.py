@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 
 from lit_sparse.common.files import write_atomically
 from lit_sparse.common.progress import progress_bar
@@ -19,14 +18,14 @@ FOLDER = "transcoder"
 
 
 @torch.no_grad()
-def finish_transcoder(module: Any, trainer: Trainer, run_dir: Path) -> dict[str, Any]:
+def finish_transcoder(module: Any, run_dir: Path) -> dict[str, Any]:
     """Writes `run_dir/transcoder`: the weights for raw activations, summary.json, and examples.json with the strongest
     contexts of each feature, all from the test split; returns the summary. The first rank calls it alone.
 
     Args:
         module: a `TranscoderModule`.
     """
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    trainer, data = module.trainer, module.data
     module.to(trainer.strategy.root_device)  # Lightning moves it to the CPU when training ends
     raw = module.scaling.fold(module.transcoder)
     layers, features = raw.layers, raw.config.features
@@ -49,9 +48,9 @@ def finish_transcoder(module: Any, trainer: Trainer, run_dir: Path) -> dict[str,
         "features": features,
         "cross_layer": raw.config.cross_layer,
         "activation": raw.config.activation,
-        "tokens": module.tokens_seen,
+        "tokens": module.state.tokens,
         "steps": trainer.global_step,
-        "seconds": round(module.seconds, 1),
+        "seconds": round(module.state.seconds, 1),
         "dead_fraction": float(module.dead.float().mean()),
         **metric.compute().summary(),
     }

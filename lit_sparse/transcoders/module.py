@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel
 from lit_sparse.common.errors import NonFiniteLossError
 from lit_sparse.models.compared import load_any
 from lit_sparse.training.run_module import RunModule
+from lit_sparse.training.state import RunState
 from lit_sparse.training.strategies import sharding_of
 from lit_sparse.transcoders.activations import Activations, Batch, MLPs
 from lit_sparse.transcoders.fidelity import cross_entropies
@@ -62,7 +62,7 @@ class TranscoderModule(RunModule):
         trust_remote_code: bool = False,
         seed: int = 0,
     ):
-        super().__init__(scheduler)
+        super().__init__(RunState("transcoder", model), scheduler)
         if dead_after < 1:
             raise ValueError(f"dead_after is a number of tokens, at least 1, got {dead_after}")
         if revival < 0:
@@ -85,11 +85,9 @@ class TranscoderModule(RunModule):
         self.idle: Tensor
         self.register_buffer("idle", torch.zeros(layers, transcoder.features, dtype=torch.long))
         self.evaluation = TranscoderMetric(layers, width)
-        self.tokens_seen = 0
         # In lists, so that they are no submodules and never saved: the frozen model, and the transcoder for raw values.
         self._mlps: list[MLPs] = []
         self._raw: list[Transcoder] = []
-        self._resumed = False
 
     def build_model(self, dtype: torch.dtype) -> PreTrainedModel:
         """The frozen model, in evaluation mode, on any device."""
@@ -103,7 +101,7 @@ class TranscoderModule(RunModule):
         """Of the frozen model, loaded at first use: training from a cache validates with it only."""
         if not self._mlps:
             # bfloat16 where training computes in it anyway; gates keep their float32.
-            lower = self._trainer is not None and str(self.trainer.precision).startswith("bf16")
+            lower = self.precision.startswith("bf16")
             model = self.build_model(torch.bfloat16 if lower else torch.float32).requires_grad_(False)
             self._mlps = [MLPs(model)]
         self._mlps[0].model.to(self.device)  # type: ignore[arg-type]
@@ -127,9 +125,9 @@ class TranscoderModule(RunModule):
         """On a fresh start measures the scales on the first training text."""
         if sharding_of(self.trainer.strategy).shards_weights:
             raise ValueError("transcoders are trained on one device or with DDP: set trainer.strategy to auto or ddp")
-        if self._resumed or self.trainer.ckpt_path is not None:
+        if self.state.resumed or self.trainer.ckpt_path is not None:
             return
-        data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = self.data
         if getattr(data, "model", self.base_name) != self.base_name:
             raise ValueError(f"data.model = {data.model!r} is another model than model.model = {self.base_name!r}")
         batches = [{name: part.to(self.device) for name, part in batch.items()} for batch in data.calibration_batches()]
@@ -160,7 +158,7 @@ class TranscoderModule(RunModule):
                 "train/normalised_error": normalised.detach() / self.transcoder.layers,
                 "train/l0": (acts > 0).sum(-1).float().mean(),
                 "train/dead_fraction": dead.float().mean(),
-                "train/tokens": float(self.tokens_seen),
+                "train/tokens": float(self.state.tokens),
             }
         )
         return loss
@@ -169,7 +167,7 @@ class TranscoderModule(RunModule):
         tokens = active.shape[1] * self.trainer.world_size
         fired = self.trainer.strategy.reduce(active.any(1).float(), reduce_op="sum") > 0
         self.idle = torch.where(fired, 0, self.idle + tokens)
-        self.tokens_seen += tokens
+        self.state.tokens += tokens
 
     # --- validation --------------------------------------------------------------------------------------------
 
@@ -216,32 +214,15 @@ class TranscoderModule(RunModule):
 
     # --- the end -----------------------------------------------------------------------------------------------
 
-    def finish(self, trainer: Trainer, run_dir: Path) -> None:
+    def finish(self, run_dir: Path) -> None:
         """Writes what the run is for, `run_dir/transcoder` (see `transcoders.finish`)."""
-        finish_transcoder(self, trainer, run_dir)
+        if self.trainer.is_global_zero:
+            finish_transcoder(self, run_dir)
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["lit_sparse"] = {
-            "model": self.base_name,
-            "tokens_seen": self.tokens_seen,
-            "seconds": self.seconds,
-        }
+        self.state.write(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        state = checkpoint.get("lit_sparse")
-        if state is None or "multiplier" in state:
-            raise ValueError("this checkpoint was not written by a transcoder's run")
-        if state["model"] != self.base_name:
-            raise ValueError(
-                f"this checkpoint belongs to another model: its transcoder reads {state['model']!r}, the config says "
-                f"{self.base_name!r}"
-            )
-        own = self.state_dict()
-        for name, saved in checkpoint["state_dict"].items():
-            if name not in own or own[name].shape != saved.shape:
-                raise ValueError(f"this checkpoint holds another kind of transcoder: {name} does not fit the config")
-        self.tokens_seen = int(state["tokens_seen"])
-        self._seconds_before = float(state["seconds"])
-        self._resumed = True
+        self.state.read(checkpoint, self.state_dict())

@@ -3,36 +3,68 @@
 from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from lit_sparse.training.checkpoint_io import BEST, LAST
+from lit_sparse.training.checkpoint_io import BEST, LAST, AtomicCheckpointIO
 
 
-def checkpoint_callbacks(run_dir: Path) -> list[ModelCheckpoint]:
-    """`best.ckpt`: weights of the sparsest model that satisfies the constraint on held-out data, and is as exact as the
-    run asks for (`val/score`).
-    `last.ckpt`: everything that resuming needs, after each validation."""
-    folder = run_dir / "checkpoints"
-    best = ModelCheckpoint(
-        dirpath=folder,
-        filename=Path(BEST).stem,
-        monitor="val/score",
-        mode="min",
-        save_weights_only=True,
-        enable_version_counter=False,
-    )
-    last = StepBoundaryCheckpoint(
-        dirpath=folder, filename=Path(LAST).stem, save_on_train_epoch_end=False, enable_version_counter=False
-    )
-    return [best, last]
+class BestCheckpoint(ModelCheckpoint):
+    """`checkpoints/best.ckpt`: weights of the sparsest model that satisfies the constraint on held-out data, and is as
+    exact as the run asks for (`val/score`).
+
+    Args:
+        run_dir: the run's folder.
+    """
+
+    def __init__(self, run_dir: Path):
+        super().__init__(
+            dirpath=run_dir / "checkpoints",
+            filename=Path(BEST).stem,
+            monitor="val/score",
+            mode="min",
+            save_weights_only=True,
+            enable_version_counter=False,
+        )
 
 
 class StepBoundaryCheckpoint(ModelCheckpoint):
-    """Saves at whole optimizer steps: after a validation between two micro-batches of a step it waits for the step's
-    end, because accumulated gradients are not in a checkpoint."""
+    """`checkpoints/last.ckpt`: everything that resuming needs, after each validation.
+
+    Saves at whole optimizer steps: after a validation between two micro-batches of a step it waits for the step's
+    end, because accumulated gradients are not in a checkpoint. All checkpoints of the run are written whole or not at
+    all (`AtomicCheckpointIO`).
+
+    Args:
+        run_dir: the run's folder.
+
+    Raises:
+        ValueError: before training, the folder holds the checkpoints of another run.
+    """
 
     _waiting = False
+
+    def __init__(self, run_dir: Path):
+        super().__init__(
+            dirpath=run_dir / "checkpoints",
+            filename=Path(LAST).stem,
+            save_on_train_epoch_end=False,
+            enable_version_counter=False,
+        )
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        if stage != "fit" or trainer.ckpt_path is not None or not trainer.is_global_zero:
+            return
+        folder = Path(str(self.dirpath))
+        if (folder / LAST).exists():
+            raise ValueError(
+                f"{folder} holds another run's checkpoints. To continue that run, give fit its {LAST} as ckpt_path; "
+                "else choose another default_root_dir, or remove the folder"
+            )
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._waiting = _within_a_step(trainer)

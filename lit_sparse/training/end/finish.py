@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from rich.console import Console
 from transformers import PreTrainedTokenizerBase
 
 from lit_sparse.attention import attention_pattern, desparsify, sparsify
@@ -17,22 +17,26 @@ from lit_sparse.models.tokens import token_text
 from lit_sparse.records.run import AttentionExample, RunRecord, read_history
 from lit_sparse.report.run.page import write_page
 from lit_sparse.report.run.plots import render_plots
+from lit_sparse.report.run.table import summary_table
 from lit_sparse.training.checkpoint_io import BEST
 from lit_sparse.training.end.history import merge_history
 from lit_sparse.training.held_out import Evaluation
-from lit_sparse.training.module import SparseAttentionModule
+from lit_sparse.training.pair_module import PairModule
 
 EXAMPLE = "When Mary and John went to the store, John gave a drink to Mary because she was thirsty."
 
 
-def finish_run(trainer: Trainer, module: SparseAttentionModule, run_dir: Path) -> dict[str, Any] | None:
-    """Writes summary.json, model/, plots/, report.html and the record they can be rebuilt from; returns the summary.
+def finish_run(module: PairModule, run_dir: Path) -> dict[str, Any] | None:
+    """Writes summary.json, model/, plots/, report.html and the record they can be rebuilt from, and prints and
+    returns the summary.
 
     All ranks measure; the first one writes, and the others return None.
     Everything that is written replaces what an earlier end of the same run left.
     """
     started = time.perf_counter()
-    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    trainer, data = module.trainer, module.data
+    if module.sharding.shards_weights:
+        module.rebuild_whole(run_dir / "checkpoints")
     assert module.model is not None
     best = run_dir / "checkpoints" / BEST
     if best.is_file():
@@ -47,7 +51,7 @@ def finish_run(trainer: Trainer, module: SparseAttentionModule, run_dir: Path) -
         if not trainer.is_global_zero:
             return None
         example = attention_example(module, data)
-    summary = summarise(trainer, module, end, chosen_at)
+    summary = summarise(module, end, chosen_at)
 
     export_folder = run_dir / "model"
     tokenizer = data.load_tokenizer() if hasattr(data, "load_tokenizer") else None
@@ -58,11 +62,11 @@ def finish_run(trainer: Trainer, module: SparseAttentionModule, run_dir: Path) -
     digest = export_sparse(module.model, export_folder, measured=summary, tokenizer=tokenizer)
     summary["model_digest"] = digest  # what reports compare circuits, transcoders and graphs with
     history_file = merge_history(run_dir)
-    start = module.start.open_fraction if module.start is not None else end.open_fraction
+    start = end if module.state.start is None else module.state.start
     record = RunRecord(
         summary=summary,
         history=read_history(history_file) if history_file else [],
-        edges_start=start.numpy(),
+        edges_start=start.open_fraction.numpy(),
         edges_end=end.open_fraction.numpy(),
         example=example,
     )
@@ -73,16 +77,19 @@ def finish_run(trainer: Trainer, module: SparseAttentionModule, run_dir: Path) -
     write_page(record, run_dir / "report.html", plots)
     summary["report_seconds"] = round(time.perf_counter() - started, 1)
     write_atomically(run_dir / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    console = Console()
+    console.print(summary_table(summary))
+    console.print(f"report: {run_dir / 'report.html'}   model: {run_dir / 'model'}", highlight=False)
     return summary
 
 
-def summarise(trainer: Trainer, module: SparseAttentionModule, end: Evaluation, chosen_at: int) -> dict[str, Any]:
+def summarise(module: PairModule, end: Evaluation, chosen_at: int) -> dict[str, Any]:
     """The run in numbers: the test split throughout, start and end, in nats per token with deterministic gates.
 
     `satisfied` compares with `tolerance`, which holds for the test split. `tolerance_in_training` is the one that
     lambda followed and the checkpoint was chosen by, on the validation split.
     """
-    start, constraint = module.start, module.constraint
+    start, constraint = module.state.start, module.objective.constraint
     tolerance = constraint.tolerance_for(end.base_ce)
     summary: dict[str, Any] = {
         "model": module.base_name,
@@ -95,7 +102,7 @@ def summarise(trainer: Trainer, module: SparseAttentionModule, end: Evaluation, 
         "kl_start": start.kl if start is not None else None,
         "edges_per_query": end.edges_per_query,
         "edge_fraction": end.edge_fraction,
-        "sequence_length": getattr(trainer.datamodule, "sequence_length", None),  # type: ignore[attr-defined]
+        "sequence_length": getattr(module.data, "sequence_length", None),
         "test_tokens": end.tokens,
         "constraint": constraint.name,
         "constraint_described": constraint.described(),
@@ -103,24 +110,24 @@ def summarise(trainer: Trainer, module: SparseAttentionModule, end: Evaluation, 
         "tolerance": tolerance,
         "tolerance_in_training": constraint.tolerance,
         "satisfied": end.constraint <= tolerance,
-        "steps": trainer.global_step,
+        "steps": module.trainer.global_step,
         "chosen_step": chosen_at,
-        "tokens": module.tokens_seen,
-        "seconds": module.seconds,
+        "tokens": module.state.tokens,
+        "seconds": module.state.seconds,
         "gate": module.gate_config.family,
         "centered": module.gate_config.centered,
-        "lambda": float(module.multiplier.value),
+        "lambda": float(module.objective.multiplier.value),
     }
     if end.exact_match == end.exact_match:  # NaN where sequences were not scored
         summary["exact_match"] = end.exact_match
     return summary
 
 
-def attention_example(module: SparseAttentionModule, data: Any) -> AttentionExample:
+def attention_example(module: PairModule, data: Any) -> AttentionExample:
     """One sentence's attention in the base model and in the sparse one, all layers and heads."""
     tokenizer = _tokenizer(data)
     if tokenizer is not None:
-        positions = getattr(module.teacher.config.get_text_config(), "max_position_embeddings", None)
+        positions = getattr(module.pair.teacher.config.get_text_config(), "max_position_embeddings", None)
         ids = tokenizer(EXAMPLE, return_tensors="pt").input_ids[:, :positions].to(module.device)
         tokens = [token_text(tokenizer, token) for token in ids[0].tolist()]
         title = "One sentence"
@@ -130,7 +137,7 @@ def attention_example(module: SparseAttentionModule, data: Any) -> AttentionExam
         title = "One held-out sequence"
     assert module.model is not None
     after = attention_pattern(module.model, ids)
-    teacher = module.teacher
+    teacher = module.pair.teacher
     sparsify(teacher, module.gate_config)
     before = attention_pattern(teacher, ids)
     desparsify(teacher)

@@ -1,0 +1,22 @@
+"""The end of a run."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class FinishRun(Callback):
+    """After training calls the module's `finish(run_dir)`, which writes what the run is for. Not after an error or a
+    signal.
+
+    Args:
+        run_dir: the run's folder.
+    """
+
+    def __init__(self, run_dir: Path):
+        self.run_dir = run_dir
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: Any = pl_module
+        module.finish(self.run_dir)

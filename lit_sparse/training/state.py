@@ -1,0 +1,85 @@
+"""What a run knows about itself besides its weights, and what a checkpoint keeps of that."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from lit_sparse.training.held_out import Evaluation
+
+KEY = "lit_sparse"
+"""Of a checkpoint."""
+
+
+class RunState:
+    """Tokens, wall-clock time and start of a run, over all its starts.
+
+    Args:
+        kind: of run, such as "sparse": a checkpoint of another kind is refused.
+        model: the name of the model that the run is about.
+    """
+
+    def __init__(self, kind: str, model: str):
+        self.kind, self.model = kind, model
+        self.tokens = 0
+        self.start: Evaluation | None = None
+        self.resumed = False
+        self._seconds_before = 0.0
+        self._started: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Of training so far, validation included."""
+        return self._seconds_before + (0.0 if self._started is None else time.perf_counter() - self._started)
+
+    def start_clock(self) -> None:
+        self._started = time.perf_counter()
+
+    def stop_clock(self) -> None:
+        self._seconds_before, self._started = self.seconds, None
+
+    def write(self, checkpoint: dict[str, Any], **more: Any) -> None:
+        """Puts this, and what else the run wants to find again, into a checkpoint."""
+        checkpoint[KEY] = {
+            "kind": self.kind,
+            "model": self.model,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "start": None if self.start is None else self.start._asdict(),
+            **more,
+        }
+
+    def read(self, checkpoint: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Takes it out of a checkpoint again; returns all that was put in.
+
+        Args:
+            own: the state dict of the module that the checkpoint is for.
+
+        Raises:
+            ValueError: it belongs to another model or to another kind of run.
+        """
+        state = checkpoint.get(KEY)
+        if state is None or state.get("kind") != self.kind:
+            raise ValueError(f"this checkpoint was not written by a run of this kind ({self.kind}) of lit_sparse")
+        if state["model"] != self.model:
+            raise ValueError(
+                f"this checkpoint belongs to another model: it is about {state['model']!r}, the config says "
+                f"{self.model!r}"
+            )
+        if "state_dict" in checkpoint:  # else the strategy has loaded it
+            _check_shapes(checkpoint["state_dict"], own)
+        self.tokens = int(state["tokens"])
+        self.start = None if state["start"] is None else Evaluation(**state["start"])
+        self._seconds_before = float(state["seconds"])
+        self.resumed = True
+        return state
+
+
+def _check_shapes(saved: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    for name in sorted(own.keys() | saved.keys()):
+        shapes = [tuple(state[name].shape) if name in state else "missing" for state in (saved, own)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"this checkpoint belongs to another model: {name} is {shapes[0]} there and {shapes[1]} here"
+            )
