@@ -54,12 +54,14 @@ types: $(VENV)/.installed
 
 # Two steps of every config, on the real model and data, writing nothing into runs/ but the toy's dense model. In place of
 # an hour-long run's adapters, which may not be there, the shipped ones are started from; a GPU's batches are too large.
-SMALL := --data.sequence_length 128 --data.batch_size 2 --data.eval_batch_size 2 --data.sources [python-docs]
+RANK := --model.init_args.lora.r 24 --model.init_args.lora.lora_alpha 24
+SMALL := --data.sequence_length 128 --data.batch_size 2 --data.eval_batch_size 2 --data.sources [python-docs] \
+    --model.init_args.execution.record_steps false
 dry-run: $(VENV)/.installed
 	for config in configs/*.yaml; do \
 	    echo "dry run of $$config"; \
 	    case $$config in \
-	        */smollm2_512.yaml|*/smollm2_ce.yaml) more="--model.init_args.start_from release/smollm2_2048";; \
+	        */smollm2_512.yaml|*/smollm2_ce.yaml) more="--model.init_args.start release/smollm2_2048 $(RANK)";; \
 	        *_gpu.yaml) more="$(SMALL)";; \
 	        *) more=;; \
 	    esac; \

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lit_sparse.attention.bridge import IMPLEMENTATION, attention_modules, claim_saving, gates_of
@@ -88,13 +88,41 @@ def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 def load_adapters(model: PreTrainedModel, folder: Path) -> None:
     """Sets the adapters of a model that has some to those of a folder, still to be trained.
 
+    Adapters of a larger rank than the folder's compute the same at first: the rows that are new stay as they were drawn,
+    and their columns of the second factor are zero.
+
     Raises:
-        ValueError: they are of another shape or on other layers.
+        ValueError: they have a larger rank, another scale, or are on other layers.
     """
     try:
-        _set_weights(model, load_file(folder / _WEIGHTS_FILE))
+        weights = load_file(folder / _WEIGHTS_FILE)
+        (config,) = model.peft_config.values()  # type: ignore[union-attr, operator]
+        old = json.loads((folder / ADAPTERS_FILE).read_text(encoding="utf-8"))
+        if old["lora_alpha"] / old["r"] != config.lora_alpha / config.r:
+            raise ValueError(
+                f"they have lora_alpha {old['lora_alpha']} at r {old['r']}: "
+                f"set lora_alpha to {old['lora_alpha'] / old['r'] * config.r:g}"
+            )
+        _set_weights(model, _widened(weights, _weights_of(model)))
     except (RuntimeError, ValueError, OSError, SafetensorError) as error:
         raise ValueError(f"the adapters in {folder} do not fit the ones to train: {error}") from error
+
+
+def _widened(weights: dict[str, Tensor], drawn: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` in the shapes of adapters of a larger rank, which were drawn just now."""
+    wide = {}
+    for name, weight in weights.items():
+        wide[name] = weight
+        if name not in drawn or drawn[name].shape == weight.shape:
+            continue
+        rank = min(weight.shape)
+        first = "lora_A" in name  # (rank, inputs); the second factor is (outputs, rank)
+        if rank > drawn[name].shape[0 if first else 1]:
+            raise ValueError(f"{name} has rank {rank}, more than is to be trained")
+        full = drawn[name].to(weight.dtype, copy=True) if first else drawn[name].new_zeros(drawn[name].shape)
+        (full[:rank] if first else full[:, :rank]).copy_(weight)
+        wide[name] = full
+    return wide
 
 
 def _weights_of(model: nn.Module, state: Mapping[str, Any] | None = None) -> dict[str, Any]:

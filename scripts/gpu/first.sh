@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
-# The first call: are the kernels right and how fast are they, what does a training step cost?
+# The first call: are the kernels right and how fast are they, what does a training step cost? If the first part of the
+# load came along, it is kept for train.sh, and the text that this machine has is gathered beside the kernels.
 #     TOTAL=275 SIZE= bash scripts/gpu/first.sh        SIZE=--tiny tries it on a CPU
+#     KERNELS=110 STEPS=60 RECORDED=30 OLMO=45         seconds of its parts; 0 leaves one out
+#     COMPILED=                                        where the next call finds the same machine: nothing compiled comes back
 set -u
 TOTAL=${TOTAL:-275}
 SIZE=${SIZE:-}
@@ -21,17 +24,29 @@ CUDA_VISIBLE_DEVICES='' timeout "$TOTAL" "$PYTHON" scripts/gpu/step.py estimate 
     >"$RESULTS/estimate.log" 2>&1 &
 ESTIMATE=$!
 
-part 90 "$PYTHON" scripts/gpu/kernels.py --out "$RESULTS" --seconds 70 ${SIZE:+--quick} 2>&1 | tee "$RESULTS/kernels.log"
-keep first
-part 90 "$PYTHON" scripts/gpu/step.py smollm2 --out "$RESULTS" --seconds 60 $SIZE 2>&1 | tee "$RESULTS/smollm2.log"
-keep first
-part 60 "$PYTHON" scripts/gpu/step.py recorded --out "$RESULTS" --seconds 30 $SIZE 2>&1 | tee "$RESULTS/recorded.log"
-keep first
-part 45 "$PYTHON" scripts/gpu/step.py olmo --out "$RESULTS" $SIZE 2>&1 | tee "$RESULTS/olmo.log"
-keep first
-tar -C "$CARRIED" -c --exclude='*.ttir' --exclude='*.ttgir' --exclude='*.llir' --exclude='*.ptx' compiled |
-    xz -T0 -1 >"$OUT/compiled.tar.xz"
+if [ -f .gpu/part1/load ]; then
+    cp .gpu/part1/load "$CARRIED/load.1"
+    timeout "$TOTAL" "$PYTHON" scripts/gpu/installed_text.py "$CARRIED/texts" $SIZE >"$RESULTS/text.log" 2>&1 &
+fi
+
+# measure NAME SECONDS GRACE COMMAND...: a part with its output in a file too; no new case begins after its seconds.
+measure() {
+    local name=$1 seconds=$2 grace=$3
+    shift 3
+    [ "$seconds" -gt 0 ] || return
+    part "$((seconds + grace))" "$PYTHON" "$@" --out "$RESULTS" --seconds "$seconds" 2>&1 | tee "$RESULTS/$name.log"
+    keep first
+}
+measure kernels "${KERNELS:-110}" 20 scripts/gpu/kernels.py ${SIZE:+--quick}
+measure smollm2 "${STEPS:-60}" 30 scripts/gpu/step.py smollm2 $SIZE
+measure recorded "${RECORDED:-30}" 30 scripts/gpu/step.py recorded $SIZE
+measure olmo "${OLMO:-45}" 0 scripts/gpu/step.py olmo $SIZE
+if [ -n "${COMPILED-1}" ]; then
+    tar -C "$CARRIED" -c --exclude='*.ttir' --exclude='*.ttgir' --exclude='*.llir' --exclude='*.ptx' compiled |
+        xz -T0 -1 >"$OUT/compiled.tar.xz"
+fi
 kill "$ESTIMATE" 2>/dev/null
+[ -f "$RESULTS/text.log" ] && tail -2 "$RESULTS/text.log" && ls -l "$CARRIED" "$CARRIED/texts"
 wait "$ESTIMATE" 2>/dev/null
 keep first
 

@@ -142,8 +142,8 @@ def real_cases(scratch: Path) -> dict[str, list[Case]]:
     # What must be known comes first; a compiled case may take a minute to compile.
     return {
         "smollm2": [
-            Case("32x512", folder, 32, 512),
             Case("16x2048-compiled", folder, 16, 2048, compiled=True),
+            Case("32x512", folder, 32, 512),
             Case("32x512-compiled", folder, 32, 512, compiled=True),
             Case("16x2048", folder, 16, 2048),
             Case("64x512-compiled", folder, 64, 512, compiled=True),

@@ -49,8 +49,8 @@ def test_a_case_that_fails_is_recorded_and_the_next_goes_on(monkeypatch, tmp_pat
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(kernel_cases, "compare", broken)
-    kernel_cases.run_group("bf16-64-logit", "cpu", True, tmp_path, float("inf"))
-    rows = json.loads((tmp_path / "bf16-64-logit.json").read_text())
+    kernel_cases.run_group("bf16-64-logit-sampled-all", "cpu", True, tmp_path, float("inf"))
+    rows = json.loads((tmp_path / "bf16-64-logit-sampled-all.json").read_text())
     assert len(rows) == 2 and not any(row["passed"] for row in rows) and "no such kernel" in rows[1]["error"]
 
 
@@ -58,5 +58,5 @@ def test_no_case_is_begun_after_the_time(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     import kernel_cases
 
-    kernel_cases.run_group("bf16-64-logit", "cpu", True, tmp_path, 0.0)
-    assert all(row["left_out"] for row in json.loads((tmp_path / "bf16-64-logit.json").read_text()))
+    kernel_cases.run_group("bf16-64-logit-sampled-all", "cpu", True, tmp_path, 0.0)
+    assert all(row["left_out"] for row in json.loads((tmp_path / "bf16-64-logit-sampled-all.json").read_text()))

@@ -447,15 +447,32 @@ def test_training_goes_on_from_adapters(llama_folder, ids, tmp_path):
     assert float(gates_of(later)[1].sharpness) == 2.0  # where this run's own schedule starts
 
 
+def test_training_goes_on_with_adapters_of_a_larger_rank(llama_folder, ids, tmp_path):
+    name = str(llama_folder)
+    export_adapters(with_adapters(llama_folder), tmp_path / "first", measured=MEASURED | {"model": name})
+    wider = add_lora(sparsify(load_model(name), {"threshold": 0.5}), LoraConfig(r=5, lora_alpha=80))
+    continue_from(tmp_path / "first", wider, name)
+    torch.testing.assert_close(
+        logits(wider.eval(), ids), logits(load_sparse(tmp_path / "first"), ids), rtol=1e-4, atol=1e-4
+    )
+    wider(ids).logits.square().sum().backward()
+    learns = {key: p.grad for key, p in wider.named_parameters() if "lora_B" in key}
+    assert all(grad[:, 2:].abs().max() > 0 for grad in learns.values())  # what was added can learn
+    of_another_scale = add_lora(sparsify(load_model(name), {"threshold": 0.5}), LoraConfig(r=4, lora_alpha=4))
+    with pytest.raises(ValueError, match="set lora_alpha to 64"):
+        continue_from(tmp_path / "first", of_another_scale, name)
+
+
 def test_adapters_that_training_cannot_go_on_from(llama_folder, tmp_path):
     name = str(llama_folder)
 
-    def build(gate=None, rank=2):
-        return add_lora(sparsify(load_model(name), gate or {"threshold": 0.1}), LoraConfig(r=rank))
+    def build(gate=None, rank=2, alpha=32):
+        lora = LoraConfig(r=rank, lora_alpha=alpha)
+        return add_lora(sparsify(load_model(name), gate or {"threshold": 0.1}), lora)
 
     export_adapters(build(), tmp_path / "first", measured=MEASURED | {"model": name})
     for model, base, message in (
-        (build(rank=4), name, "do not fit the ones to train"),
+        (build(rank=1, alpha=16), name, "rank 2, more than is to be trained"),
         (build({"family": "logit"}), name, "family 'probability', the config says 'logit'"),
         (build(), "somebody/else", "belong to"),
         (sparsify(load_model(name), {"threshold": 0.1}), name, "set lora"),
