@@ -39,26 +39,27 @@ TEST_SEQUENCES = 32
 THRESHOLD_EDGES = (0.2, 0.1, 0.05)
 
 _ARGS = "--model.init_args."
-_NO_CALIBRATION = f"{_ARGS}calibration=null"
+_OBJECTIVE = f"{_ARGS}objective."
+_NO_CALIBRATION = f"{_ARGS}start=null"
 _FULL = [f"{_ARGS}lora=null", f"{_ARGS}gate.centered=false"]
 METHODS: dict[str, list[str]] = {
     "ours": [],
     "paper": [  # arXiv 2512.05865 as written: a fixed positive bias, CE <= base + 0.05, all weights
         *_FULL,
         _NO_CALIBRATION,
-        f"{_ARGS}sharpness_end=null",
+        f"{_ARGS}gate.sharpness_end=null",
         f"{_ARGS}gate={{family: logit, bias: 4.0, learnable: false}}",
-        f"{_ARGS}constraint={{class_path: lit_sparse.objective.Absolute, init_args: {{epsilon: 0.05}}}}",
-        f"{_ARGS}multiplier={{class_path: lit_sparse.objective.Geco, init_args: {{initial: 1.0, rate: 0.05}}}}",
-        f"{_ARGS}edges={{class_path: lit_sparse.objective.EdgeFraction, init_args: {{weight: 1.0}}}}",
+        f"{_OBJECTIVE}constraint={{class_path: lit_sparse.objective.Absolute, init_args: {{epsilon: 0.05}}}}",
+        f"{_OBJECTIVE}multiplier={{class_path: lit_sparse.objective.Geco, init_args: {{initial: 1.0, rate: 0.05}}}}",
+        f"{_OBJECTIVE}edges={{class_path: lit_sparse.objective.EdgeFraction, init_args: {{weight: 1.0}}}}",
         f"{_ARGS}optimizer.init_args.lr=1.0e-4",
     ],
     "dense": [  # the control: what training on the text does by itself
         _NO_CALIBRATION,
         f"{_ARGS}gate.centered=false",
-        f"{_ARGS}sharpness_end=null",
+        f"{_ARGS}gate.sharpness_end=null",
         "--model=dense_control.DenseControl",
-        f"{_ARGS}multiplier={{class_path: lit_sparse.objective.Fixed, init_args: {{initial: 1000.0}}}}",
+        f"{_OBJECTIVE}multiplier={{class_path: lit_sparse.objective.Fixed, init_args: {{initial: 1000.0}}}}",
     ],
     "not centered": [f"{_ARGS}gate.centered=false"],
     "probability gate": [f"{_ARGS}gate.family=probability"],

@@ -26,6 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lit_sparse.commands.info import Estimate
 from lit_sparse.costs import STRATEGIES
 from lit_sparse.models.adapters import LoraConfig
+from lit_sparse.training.execution import Execution
 from lit_sparse.training.module import SparseAttentionModule
 
 REPOSITORY = Path(__file__).parent.parent
@@ -97,7 +98,9 @@ def make_model(folder: Path, width: int, layers: int) -> Path:
 
 def _module(case: Case, model: Path) -> SparseAttentionModule:
     lora = LoraConfig() if case.lora else None
-    return SparseAttentionModule(str(model), activation_checkpointing=case.checkpointing, lora=lora)
+    return SparseAttentionModule(
+        str(model), execution=Execution(activation_checkpointing=case.checkpointing), lora=lora
+    )
 
 
 def _measure(case: Case, model: Path, tiny: Path) -> float:

@@ -46,7 +46,7 @@ def main() -> None:
 
     runs = {}
     for name, path in CONTROLLERS.items():
-        rows = train_toy([f"--model.init_args.multiplier={path}"], seed=0, steps=options.steps, every=20)
+        rows = train_toy([f"--model.init_args.objective.multiplier={path}"], seed=0, steps=options.steps, every=20)
         runs[name] = [row for row in rows if "train/lambda" in row]
         settled = [math.log10(row["train/lambda"]) for row in runs[name] if row["step"] > options.steps / 2]
         print(f"{name}: lambda spans {max(settled) - min(settled):.2f} decades in the second half")

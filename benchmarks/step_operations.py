@@ -27,6 +27,8 @@ from lit_sparse import GateConfig, SparseAttentionModule
 from lit_sparse.attention import Backend, EdgeCounts, fused_dense
 from lit_sparse.models.adapters import LoraConfig
 from lit_sparse.models.base import load_config
+from lit_sparse.objective import Lagrangian
+from lit_sparse.training.execution import Execution
 
 _aten = torch.ops.aten
 _WAITS = {
@@ -127,11 +129,9 @@ def count(config: PreTrainedConfig, batch: int, length: int, lora: LoraConfig | 
         config,
         part,
         gate=GateConfig(family="contribution"),
+        objective=Lagrangian(distillation=0.1, margin=0.1, relaxation=2.0),
         lora=lora,
-        backend=Backend.BLOCKWISE,  # one operator, as Triton is
-        distillation=0.1,
-        margin=0.1,
-        relaxation=2.0,
+        execution=Execution(backend=Backend.BLOCKWISE),  # one operator, as Triton is
     )
     module._trainer = SimpleNamespace(  # type: ignore[assignment]
         world_size=1, global_step=0, max_steps=100, log_every_n_steps=50, distributed_sampler_kwargs=None,
@@ -142,7 +142,7 @@ def count(config: PreTrainedConfig, batch: int, length: int, lora: LoraConfig | 
         module.configure_model()
     on_gpu = mock.patch.object(fused_dense, "serves", lambda layers, device: True)
     with FakeTensorMode(allow_non_fake_inputs=True), on_gpu:
-        for model in [module, *module._teacher]:
+        for model in [module, *([] if lora is not None else [module.pair.teacher])]:
             model.to_empty(device="cpu")
         module.train()
         ids = torch.zeros(batch, length, dtype=torch.long)

@@ -24,7 +24,7 @@ from machine import RESULTS, machine
 from torch.utils.data import DataLoader
 
 from lit_sparse import GateConfig, SparseAttentionModule
-from lit_sparse.objective import KL
+from lit_sparse.objective import KL, Lagrangian
 from lit_sparse.training.strategies import SparseDeepSpeedStrategy, SparseFSDPStrategy
 
 RANKS, WARM_UP, TARGET = 2, 2, 1.3
@@ -93,7 +93,7 @@ def work(options: argparse.Namespace) -> None:
     module = SparseAttentionModule(
         options.model,
         gate=GateConfig(threshold=0.001),
-        constraint=KL(0.1),
+        objective=Lagrangian(KL(0.1)),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5, fused=options.fused or None),
     )
     tokens = torch.randint(0, 32, (options.steps, options.length))  # any tokens: every model has these

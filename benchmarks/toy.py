@@ -13,10 +13,10 @@ from lit_sparse.commands.main import main
 CONFIG = "configs/addition.yaml"
 # The recorded comparisons are from before the config had what these options take back.
 RECORDED = [
-    "--model.init_args.min_exact_match=0.0",
-    "--model.init_args.select_from=0.0",
-    "--model.init_args.relaxation=1.0",
-    "--model.init_args.constraint.init_args.tolerance=0.02",
+    "--model.init_args.selection.exact_match=0.0",
+    "--model.init_args.selection.after=0.0",
+    "--model.init_args.objective.relaxation=1.0",
+    "--model.init_args.objective.constraint.init_args.tolerance=0.02",
     "--model.init_args.scheduler=torch.optim.lr_scheduler.LinearLR",
     "--model.init_args.scheduler.init_args.start_factor=1.0",
     "--model.init_args.scheduler.init_args.end_factor=0.05",

@@ -96,7 +96,9 @@ def write_config(llama_folder) -> Callable[..., Path]:
                 "class_path": "lit_sparse.SparseAttentionModule",
                 "init_args": {
                     "model": str(llama_folder),
-                    "constraint": {"class_path": "lit_sparse.objective.KL", "init_args": {"tolerance": 0.05}},
+                    "objective": {
+                        "constraint": {"class_path": "lit_sparse.objective.KL", "init_args": {"tolerance": 0.05}}
+                    },
                     "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
                     "gate_lr": 0.1,
                 },

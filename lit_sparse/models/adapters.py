@@ -88,8 +88,8 @@ def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
 def load_adapters(model: PreTrainedModel, folder: Path) -> None:
     """Sets the adapters of a model that has some to those of a folder, still to be trained.
 
-    Adapters of a larger rank than the folder's compute the same at first: the rows that are new stay as they were drawn,
-    and their columns of the second factor are zero.
+    Adapters of a larger rank than the folder's compute the same at first: the rows that are new stay as they were
+    drawn, and their columns of the second factor are zero.
 
     Raises:
         ValueError: they have a larger rank, another scale, or are on other layers.

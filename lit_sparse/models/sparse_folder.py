@@ -207,8 +207,8 @@ def continue_from(folder: str | Path, model: Any, base: str) -> None:
     sharpness stays that of the model's own configuration.
 
     Args:
-        model: of the same base, sparsified with the same family of gates, with adapters on the same layers, of the same rank or
-            a larger one, and of the same scale (lora_alpha / r).
+        model: of the same base, sparsified with the same family of gates, with adapters on the same layers, of the same
+            rank or a larger one, and of the same scale (lora_alpha / r).
         base: the base model's name, which the folder must name too.
 
     Raises:

@@ -55,9 +55,7 @@ class StepRunner:
             CompiledLayers(model) if (on_gpu and not shards_weights if wanted is None else wanted) else None
         )
         if execution.record_steps:
-            single = trainer.world_size == 1 and isinstance(trainer.strategy, SingleDeviceStrategy)
-            if not (single and on_gpu and trainer.accumulate_grad_batches == 1):
-                raise ValueError("record_steps needs one CUDA GPU and accumulate_grad_batches 1: set it to false")
+            _check_recordable(trainer)
         self._records = execution.record_steps
         self._graph: StepGraph | None = None
         self._replayed = False  # whether gradients are the graph's
@@ -94,6 +92,13 @@ class StepRunner:
             self._graph.give_gradients()
         else:
             run()
+
+
+def _check_recordable(trainer: Trainer) -> None:
+    single = trainer.world_size == 1 and isinstance(trainer.strategy, SingleDeviceStrategy)
+    on_gpu = trainer.strategy.root_device.type == "cuda"
+    if not (single and on_gpu and trainer.accumulate_grad_batches == 1):
+        raise ValueError("record_steps needs one CUDA GPU and accumulate_grad_batches 1: set it to false")
 
 
 def _with_backward(step: Step, inputs: Inputs) -> tuple[Tensor, ...]:

@@ -14,7 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from lit_sparse import SparseAttentionModule
 from lit_sparse.attention import GateConfig
 from lit_sparse.models.adapters import LoraConfig
-from lit_sparse.objective import KL, LogEdgeFraction, NuPI
+from lit_sparse.objective import KL, Lagrangian, LogEdgeFraction, NuPI
+from lit_sparse.training.execution import Execution
 from lit_sparse.training.schedule import WarmupDecay
 from lit_sparse.training.start.calibration import Calibration
 
@@ -72,19 +73,18 @@ def module_of(
         str(folder),
         dtype,
         device,
-        gate=GateConfig(family="contribution", threshold=0.03, sharpness=6.0, centered=True),
-        calibration=Calibration(kl=0.1),  # not reached: without a data module a run starts from the gates as they are
-        sharpness_end=12.0,
-        constraint=KL(tolerance=0.1),
-        multiplier=NuPI(initial=1.0, integral=0.04, proportional=2.0, smoothing=0.7),
-        edges=LogEdgeFraction(weight=0.1),
+        gate=GateConfig(family="contribution", threshold=0.03, sharpness=6.0, sharpness_end=12.0, centered=True),
+        objective=Lagrangian(
+            KL(tolerance=0.1),
+            LogEdgeFraction(weight=0.1),
+            NuPI(initial=1.0, integral=0.04, proportional=2.0, smoothing=0.7),
+        ),
+        start=Calibration(kl=0.1),  # not reached: without a data module a run starts from the gates as they are
         lora=LoraConfig(r=16, lora_alpha=16),
         optimizer=partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
         scheduler=partial(WarmupDecay, total_steps=1000, warmup_steps=20),
         gate_lr=0.04,
-        activation_checkpointing=checkpointing,
-        compile_layers=compiled,
-        record_steps=recorded,
+        execution=Execution(activation_checkpointing=checkpointing, compile_layers=compiled, record_steps=recorded),
     )
 
 

@@ -127,19 +127,21 @@ def test_a_sequence_longer_than_the_models_positions(make_config, refused, text_
 
 def test_tau_below_the_base_loss(make_config, refused):
     constraint = {"class_path": "lit_sparse.objective.Absolute", "init_args": {"tau": 0.01}}
-    message = refused("fit", "--config", make_config("run", {"model.init_args.constraint": constraint}))
+    message = refused("fit", "--config", make_config("run", {"model.init_args.objective.constraint": constraint}))
     says(message, "tau = 0.0100", "base model", "epsilon")
 
 
 @pytest.mark.parametrize("tolerance", ["-0.1", "0.0", ".nan"])
 def test_a_tolerance_that_is_not_positive(make_config, refused, tolerance, tmp_path):
     config = make_config("run")
-    message = refused("fit", "--config", config, "--model.init_args.constraint.init_args.tolerance", tolerance)
+    message = refused(
+        "fit", "--config", config, "--model.init_args.objective.constraint.init_args.tolerance", tolerance
+    )
     says(message, "tolerance", "positive")
     assert not (tmp_path / "run").exists()
 
 
-CONSTRAINT = "model.init_args.constraint"
+CONSTRAINT = "model.init_args.objective.constraint"
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ CONSTRAINT = "model.init_args.constraint"
         ({"model.init_arg": {}}, "class_path and init_args; got"),
         ({"trainer.max_steps": "many"}, "trainer.max_steps: got many, expected int"),
         ({"model.init_args.gate_lr": "fast"}, "model.init_args.gate_lr: got fast, expected float"),
-        ({"model.init_args.calibration": {"kl": "x"}}, "model.init_args.calibration.kl: got x, expected float or null"),
+        ({"model.init_args.start": {"kl": "x"}}, "model.init_args.start.kl: got x, expected float or null"),
         ({"on_existing": "keep"}, "on_existing: got keep, expected one of 'error', 'resume', 'overwrite'"),
         ({"model.init_args.gate": {"family": "sigmoid"}}, "sigmoid"),
         ({"model.init_args.train": "heads"}, "error: train is 'all', 'attention' or 'none', got 'heads'"),

@@ -47,9 +47,9 @@ def text_data(text_files, **settings):
 def finished(request, tmp_path_factory, write_config, text_files):
     """A finished run of each kind of data, which the tests only read."""
     folder = tmp_path_factory.mktemp("finished")
-    changes = {"model.init_args.score_sequences": True}
+    changes = {"model.init_args.selection": {"exact_match": 0.0}}
     if request.param == "text":
-        changes = {"data": text_data(text_files), "model.init_args.calibration": {"kl": 0.02}}
+        changes = {"data": text_data(text_files), "model.init_args.start": {"kl": 0.02}}
     main(["fit", "--config", str(write_config(folder, "run", changes))])
     return folder / "run"
 
@@ -110,7 +110,7 @@ def test_fit_leaves_a_complete_run_folder(finished):
 def test_a_summary_is_of_the_test_split_alone(make_config, tmp_path, capsys):
     """Start, end, and a tolerance of the base's cross-entropy plus something; the curves are the validation split's."""
     constraint = {"class_path": "lit_sparse.objective.Absolute", "init_args": {"epsilon": 0.05}}
-    config = make_config("run", {"model.init_args.constraint": constraint})
+    config = make_config("run", {"model.init_args.objective.constraint": constraint})
     main(["fit", "--config", str(config), "--model.init_args.gate_lr=0", "--model.init_args.train=none"])
     printed = capsys.readouterr().out
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -41,7 +41,9 @@ def test_every_part_is_there_and_adds_up(info):
     assert number(rows["of activations, gated attention"]) < number(rows["memory: activations"])
     assert number(rows["activations with checkpointing"]) < number(rows["memory: activations"])
     assert STRATEGIES.keys() <= rows.keys()
-    checkpointed = info({"data.init_args.batch_size": 4096, "model.init_args.activation_checkpointing": True})
+    checkpointed = info(
+        {"data.init_args.batch_size": 4096, "model.init_args.execution": {"activation_checkpointing": True}}
+    )
     assert checkpointed["activations without checkpointing"] == rows["memory: activations"]
 
 
@@ -68,7 +70,7 @@ def test_time_and_tokens_of_a_step(info):
 
 def test_the_constraint_is_said_in_full(info):
     constraint = {"class_path": "lit_sparse.objective.Absolute", "init_args": {"epsilon": 0.05}}
-    rows = info({"model.init_args.constraint": constraint})
+    rows = info({"model.init_args.objective.constraint": constraint})
     assert rows["constraint"] == "cross-entropy <= the base model's + 0.05 nats per token"
 
 

@@ -17,8 +17,6 @@ from lit_sparse.models.adapters import LoraConfig, add_lora
 from lit_sparse.models.base import load_model
 from lit_sparse.models.compared import find_candidates
 from lit_sparse.models.sparse_folder import continue_from, export_adapters, export_sparse, load_sparse
-from lit_sparse.training.module import SparseAttentionModule
-from lit_sparse.training.start.calibration import Calibration
 
 MEASURED = {
     "model": "somebody/base", "edge_fraction": 0.0371, "edge_fraction_start": 0.341, "edges_per_query": 4.77,
@@ -486,5 +484,3 @@ def test_adapters_that_training_cannot_go_on_from(llama_folder, tmp_path):
     export_sparse(build(), tmp_path / "whole", measured=MEASURED | {"model": name})
     with pytest.raises(ValueError, match="has no adapters"):
         continue_from(tmp_path / "whole", build(), name)
-    with pytest.raises(ValueError, match="set calibration to null"):
-        SparseAttentionModule(name, calibration=Calibration(kl=0.1), start_from=str(tmp_path / "first"))

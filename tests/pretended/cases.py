@@ -20,10 +20,12 @@ from lit_sparse.circuits.pruning import prune
 from lit_sparse.data import AdditionData
 from lit_sparse.models.adapters import LoraConfig, add_lora
 from lit_sparse.models.base import load_model
+from lit_sparse.objective import Lagrangian
 from lit_sparse.tracing import trace
 from lit_sparse.training.callbacks.sparsity import SparsityByHead
 from lit_sparse.training.callbacks.throughput import Throughput
 from lit_sparse.training.end.finish import attention_example
+from lit_sparse.training.selection import Selection
 from lit_sparse.training.start.calibration import Calibration, calibrate
 from lit_sparse.transcoders import Transcoder, TranscoderConfig
 from tests.pretended.device import DEVICE, PretendDevice, values
@@ -194,12 +196,11 @@ def test_a_run(lora, llama_folder, tmp_path, device):
         torch.manual_seed(0)
         module = SparseAttentionModule(
             str(llama_folder),
-            gate=GateConfig(centered=True),
-            calibration=Calibration(edge_fraction=0.5, train_from_kl=0.2),
+            gate=GateConfig(centered=True, sharpness_end=4.0),
+            objective=Lagrangian(distillation=0.1),
+            start=Calibration(edge_fraction=0.5, train_from_kl=0.2),
             lora=lora,
-            distillation=0.1,
-            score_sequences=True,
-            sharpness_end=4.0,
+            selection=Selection(exact_match=0.0),
         )
         trainer = Trainer(
             accelerator="auto" if where == "pretend" else "cpu",
@@ -220,7 +221,13 @@ def test_a_run(lora, llama_folder, tmp_path, device):
         trainer.fit(module, datamodule=data)
         module.to(DEVICE if where == "pretend" else "cpu")
         end, example = module.evaluate(data.test_dataloader()), attention_example(module, data)
-        found.append({"start": module.start.kl, "lambda": float(module.multiplier.value), "after": example.after.sum()})
+        found.append(
+            {
+                "start": module.state.start.kl,
+                "lambda": float(module.objective.multiplier.value),
+                "after": example.after.sum(),
+            }
+        )
         found[-1] |= end.metrics()
     assert found[1] == pytest.approx(found[0], rel=1e-2)
 

@@ -5,9 +5,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lit_sparse import SparseAttentionModule
+from lit_sparse.attention import GateConfig
 from lit_sparse.data import AdditionData
 from lit_sparse.models.adapters import LoraConfig
-from lit_sparse.objective import NuPI, Paired
+from lit_sparse.objective import Lagrangian, NuPI, Paired
 from lit_sparse.training.callbacks import Throughput
 from tests.pretended.cases import PretendAccelerator
 from tests.pretended.device import DEVICE, PretendDevice
@@ -35,13 +36,9 @@ def test_a_step_waits_for_nothing(lora, llama_folder):
     with PretendDevice() as device:
         module = SparseAttentionModule(
             str(llama_folder),
-            constraint=Paired(0.1),
-            multiplier=NuPI(),
-            margin=0.1,
-            relaxation=2.0,
+            gate=GateConfig(sharpness_end=4.0),
+            objective=Lagrangian(Paired(0.1), multiplier=NuPI(), margin=0.1, relaxation=2.0, distillation=0.1),
             lora=lora,
-            distillation=0.1,
-            sharpness_end=4.0,
         )
         waits = Waits(device)
         trainer = Trainer(

@@ -20,7 +20,7 @@ class Notes(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         total = sum(batch["input_ids"].flatten().tolist())
-        self.notes.append([trainer.global_step, float(pl_module.multiplier.value), total])
+        self.notes.append([trainer.global_step, float(pl_module.objective.multiplier.value), total])
 
     def on_train_end(self, trainer, pl_module):
         weights = sum(float(value.double().sum()) for value in pl_module.state_dict().values())

@@ -1,5 +1,6 @@
 """One optimizer step of the LightningModule, by hand: multiplier, optimizer groups, hooks, trajectories."""
 
+import inspect
 import math
 
 import pytest
@@ -11,10 +12,11 @@ from lit_sparse import GateConfig, SparseAttentionModule
 from lit_sparse.attention import gates_of
 from lit_sparse.data import AdditionData
 from lit_sparse.models.adapters import LoraConfig
-from lit_sparse.objective import KL, Absolute, EdgeFraction, Fixed, Geco, token_losses
+from lit_sparse.objective import KL, Absolute, EdgeFraction, Fixed, Geco, Lagrangian, token_losses
 from lit_sparse.training.callbacks.sparsity import SparsityByHead
 from lit_sparse.training.gate_noise import draw_step_seeds, seed_of
 from lit_sparse.training.held_out import Evaluation
+from lit_sparse.training.selection import Selection
 from lit_sparse.training.start.calibration import Calibration
 
 DATA = {"digits": 1, "batch_size": 8, "eval_batch_size": 16, "held_out": 0.2}
@@ -27,7 +29,7 @@ class Watch(Callback):
         self.losses, self.lambdas, self.steps, self.metrics = [], [], [], []
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.lambdas.append(float(pl_module.multiplier.value))
+        self.lambdas.append(float(pl_module.objective.multiplier.value))
         self.steps.append(trainer.global_step)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -38,8 +40,11 @@ class Watch(Callback):
 
 
 def make(llama_folder, kind=SparseAttentionModule, **settings):
+    """A module; settings of the objective may be given beside its own."""
+    objective = {name: settings.pop(name) for name in inspect.signature(Lagrangian).parameters if name in settings}
     settings.setdefault("optimizer", lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))
-    return kind(str(llama_folder), **{"gate_lr": 0.1, "constraint": KL(0.05), **settings})
+    settings["objective"] = Lagrangian(**{"constraint": KL(0.05), **objective})
+    return kind(str(llama_folder), **{"gate_lr": 0.1, **settings})
 
 
 def fit(module, data=None, steps=4, **settings):
@@ -102,7 +107,7 @@ def test_the_multiplier_follows_the_token_weighted_mean_of_the_whole_step(llama_
     within = [value for value in expected[:3] for _ in range(accumulate)]
     # the module sums float32 values of a micro-batch, the oracle all at once
     assert watch.lambdas == pytest.approx(within, rel=1e-6)
-    assert float(module.multiplier.value) == pytest.approx(expected[3], rel=1e-6)
+    assert float(module.objective.multiplier.value) == pytest.approx(expected[3], rel=1e-6)
 
 
 def test_the_multiplier_is_neither_parameter_nor_buffer(llama_folder):
@@ -111,7 +116,7 @@ def test_the_multiplier_is_neither_parameter_nor_buffer(llama_folder):
     module.bfloat16()
     names = [*module.state_dict(), *dict(module.named_parameters()), *dict(module.named_buffers())]
     assert not [name for name in names if "multiplier" in name or "lambda" in name]
-    assert module.multiplier.value.dtype == torch.float64
+    assert module.objective.multiplier.value.dtype == torch.float64
 
 
 def test_the_teacher_is_neither_saved_nor_trained(llama_folder):
@@ -121,7 +126,7 @@ def test_the_teacher_is_neither_saved_nor_trained(llama_folder):
     class Keep(Callback):
         def on_train_start(self, trainer, pl_module):
             nonlocal before
-            before = {name: value.clone() for name, value in pl_module.teacher.state_dict().items()}
+            before = {name: value.clone() for name, value in pl_module.pair.teacher.state_dict().items()}
 
     watch = Keep()
     trainer = Trainer(
@@ -129,10 +134,10 @@ def test_the_teacher_is_neither_saved_nor_trained(llama_folder):
         enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0, callbacks=[watch],
     )  # fmt: skip
     trainer.fit(module, datamodule=AdditionData(**DATA))
-    assert all(torch.equal(before[name], value) for name, value in module.teacher.state_dict().items())
-    assert not any(parameter.requires_grad for parameter in module.teacher.parameters())
+    assert all(torch.equal(before[name], value) for name, value in module.pair.teacher.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in module.pair.teacher.parameters())
     gates = {name for name in module.state_dict() if "edge_gate" in name}
-    assert len(module.state_dict()) == len(module.teacher.state_dict()) + len(gates)
+    assert len(module.state_dict()) == len(module.pair.teacher.state_dict()) + len(gates)
     assert len(gates) == 2 * len(gates_of(module.model))  # cutoffs and sharpness
 
 
@@ -244,12 +249,12 @@ def test_hooks_can_be_overridden(llama_folder):
     assert watch.losses[0] == pytest.approx((5.0 + 3.0 * 7.0) / 4.0, rel=1e-6)  # float32
     assert [gate.closable for gate in gates_of(module.model)] == [False, True]
     assert float(module.trainer.callback_metrics["train/constraint"]) == 7.0
-    assert (module.teacher.lm_head.weight == 0).all()
+    assert (module.pair.teacher.lm_head.weight == 0).all()
     # uniform predictions: build_base was used for the teacher as for the model
     assert float(module.trainer.callback_metrics["train/ce"]) == pytest.approx(
         math.log(module.model.config.vocab_size), rel=1e-5
     )
-    dense, gated = module.start.open_fraction if module.start else (None, None)
+    dense, gated = module.state.start.open_fraction if module.state.start else (None, None)
     assert (dense == 1).all() and (gated < 1).any()
 
 
@@ -262,8 +267,8 @@ def test_another_teacher(llama_folder):
 
     module = make(llama_folder, Uniform)
     fit(module, steps=1)
-    assert module.start.base_ce == pytest.approx(math.log(module.model.config.vocab_size), rel=1e-5)  # float32
-    assert module.start.ce != pytest.approx(module.start.base_ce, rel=1e-3)
+    assert module.state.start.base_ce == pytest.approx(math.log(module.model.config.vocab_size), rel=1e-5)  # float32
+    assert module.state.start.ce != pytest.approx(module.state.start.base_ce, rel=1e-3)
 
 
 def test_seeds_are_the_same_in_every_version_of_python():
@@ -282,16 +287,16 @@ def test_the_start_is_measured_on_the_test_split(llama_folder, calibration):
         def val_dataloader(self):
             raise AssertionError("a constraint that needs nothing measured reads no validation text")
 
-    module, data = make(llama_folder, train="none", gate_lr=0.0, calibration=calibration), WithoutValidation(**DATA)
+    module, data = make(llama_folder, train="none", gate_lr=0.0, start=calibration), WithoutValidation(**DATA)
     fit(module, data, steps=1)
-    assert module.start.metrics() == module.evaluate(data.test_dataloader()).metrics()
+    assert module.state.start.metrics() == module.evaluate(data.test_dataloader()).metrics()
 
 
 def test_a_constraint_is_prepared_on_the_validation_split(llama_folder):
     module, data = make(llama_folder, constraint=Absolute(epsilon=0.25)), AdditionData(**DATA)
     fit(module, data, steps=1)
     validation, test = (module.evaluate(batches).base_ce for batches in (data.val_dataloader(), data.test_dataloader()))
-    assert (module.constraint.tolerance, module.start.base_ce) == (validation + 0.25, test)
+    assert (module.objective.constraint.tolerance, module.state.start.base_ce) == (validation + 0.25, test)
     assert abs(validation - test) > 0.01
 
 
@@ -304,7 +309,7 @@ def test_the_picture_of_heads_is_of_the_validation_split_alone(llama_folder, tmp
     fit(module, steps=1)
     module.trainer.loggers = [logger]
     assert module.last_evaluation is None
-    module.last_evaluation = module.start
+    module.last_evaluation = module.state.start
     SparsityByHead().on_validation_end(module.trainer, module)
     titles = [axes.get_title(loc="left") for axes in drawn[0].axes]
     assert [title.split(":")[0] for title in titles if title] == ["Validation split"]
@@ -341,25 +346,24 @@ def test_the_score_prefers_the_sparsest_that_satisfies_the_constraint(llama_fold
 
 
 def test_the_score_prefers_models_that_are_exact_enough(llama_folder, monkeypatch):
-    module = make(llama_folder, constraint=KL(0.1), score_sequences=True, min_exact_match=0.99)
+    module = make(llama_folder, constraint=KL(0.1), selection=Selection(exact_match=0.99))
     results = [(0.2, 0.05, 0.99), (0.9, 0.05, 1.0), (0.1, 0.05, 0.988), (0.1, 0.101, 0.988), (0.05, 0.05, 0.9)]
     order = scores(module, monkeypatch, *results)
     assert order == sorted(order) and len(set(order)) == len(order)
-    assert scores(make(llama_folder, score_sequences=True), monkeypatch, (0.1, 0.05, 0.3)) == [0.1]
-    for settings in ({"min_exact_match": 1.0}, {"min_exact_match": 1.1, "score_sequences": True}):
-        with pytest.raises(ValueError, match="min_exact_match is a share"):
-            make(llama_folder, **settings)
+    assert scores(make(llama_folder, selection=Selection(exact_match=0.0)), monkeypatch, (0.1, 0.05, 0.3)) == [0.1]
+    with pytest.raises(ValueError, match="exact_match is a share"):
+        Selection(exact_match=1.1)
 
 
 def test_the_score_prefers_models_of_the_end(llama_folder, monkeypatch):
-    module = make(llama_folder, constraint=KL(0.1), select_from=0.5)
-    monkeypatch.setattr(module, "_done", lambda: 0.5)
+    module = make(llama_folder, constraint=KL(0.1), selection=Selection(after=0.5))
+    monkeypatch.setattr(type(module), "progress", 0.5)
     late, missed = scores(module, monkeypatch, (0.9, 0.05, math.nan), (0.1, 0.101, math.nan))
-    monkeypatch.setattr(module, "_done", lambda: 0.4)
+    monkeypatch.setattr(type(module), "progress", 0.4)
     sparse, dense = scores(module, monkeypatch, (0.1, 0.05, math.nan), (1.0, 0.05, math.nan))
     assert late == 0.9 < sparse < dense < missed
-    with pytest.raises(ValueError, match="select_from is a share"):
-        make(llama_folder, select_from=1.0)
+    with pytest.raises(ValueError, match="after is a share"):
+        Selection(after=1.0)
 
 
 def test_validation_is_deterministic_and_leaves_no_trace(llama_folder):
@@ -378,7 +382,7 @@ def test_gates_sharpen_geometrically_over_the_run(llama_folder):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             seen.append([float(gate.form().sharpness) for gate in gates_of(pl_module.model)])
 
-    module = make(llama_folder, gate=GateConfig(sharpness=2.0), sharpness_end=32.0)
+    module = make(llama_folder, gate=GateConfig(sharpness=2.0, sharpness_end=32.0))
     fit(module, callbacks=[Look()])
     assert seen == [pytest.approx([value] * 2) for value in (2.0, 4.0, 8.0, 16.0)]
 
@@ -413,8 +417,8 @@ def test_what_sharpens_or_tightens_needs_an_end(llama_folder):
     with pytest.raises(ValueError, match="relaxation multiplies the tolerance"):
         make(llama_folder, relaxation=0.5)
     with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
-        fit(make(llama_folder, sharpness_end=8.0), steps=-1, max_epochs=1)
+        fit(make(llama_folder, gate=GateConfig(sharpness_end=8.0)), steps=-1, max_epochs=1)
     with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
-        fit(make(llama_folder, select_from=0.5), steps=-1, max_epochs=1)
+        fit(make(llama_folder, selection=Selection(after=0.5)), steps=-1, max_epochs=1)
     with pytest.raises(ValueError, match="sharpness_end must be positive"):
-        make(llama_folder, sharpness_end=0.0)
+        GateConfig(sharpness_end=0.0)

@@ -53,17 +53,19 @@ def recorded(monkeypatch):
                 self.trainer.global_step,
                 data,
                 noise,
-                float(self.multiplier.value),
+                float(self.objective.multiplier.value),
                 float(loss.detach()),
             ]
-            notes[number] = [*note, float(self.trainer.callback_metrics["train/edge_fraction"]), self.tokens_seen]
+            notes[number] = [*note, float(self.trainer.callback_metrics["train/edge_fraction"]), self.state.tokens]
             return loss
 
         def finish(trainer, module, run_dir):
             merge_history(run_dir)
             optimizer = trainer.optimizers[0].state_dict()
-            start = module.start._asdict()  # measured once, before the first step
-            ends.append([module.state_dict(), optimizer, module.multiplier.state_dict(), trainer.global_step, start])
+            start = module.state.start._asdict()  # measured once, before the first step
+            ends.append(
+                [module.state_dict(), optimizer, module.objective.multiplier.state_dict(), trainer.global_step, start]
+            )
             return {}
 
         monkeypatch.setattr(SparseAttentionModule, "training_step", step)
@@ -111,7 +113,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(make_config, recorded, tmp_path,
         "trainer.max_steps": STEPS,
         "trainer.accumulate_grad_batches": accumulation,
         "trainer.val_check_interval": interval,
-        "model.init_args.multiplier": {"class_path": "lit_sparse.objective.NuPI"},
+        "model.init_args.objective.multiplier": {"class_path": "lit_sparse.objective.NuPI"},
         "model.init_args.scheduler": {
             "class_path": "torch.optim.lr_scheduler.StepLR",
             "init_args": {"step_size": 2, "gamma": 0.9},

@@ -13,8 +13,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from lit_sparse import SparseAttentionModule
 from lit_sparse.attention import GateConfig
 from lit_sparse.models.adapters import LoraConfig
-from lit_sparse.objective import KL, LogEdgeFraction, NuPI
-from lit_sparse.training import step_graph
+from lit_sparse.objective import KL, Lagrangian, LogEdgeFraction, NuPI
+from lit_sparse.training import execution, step_graph
+from lit_sparse.training.execution import Execution, StepRunner
 from lit_sparse.training.start.calibration import Calibration
 
 LENGTH = 16
@@ -32,9 +33,6 @@ class TinyModule(SparseAttentionModule):
             num_key_value_heads=2,
         )
         return LlamaForCausalLM(config).eval()
-
-    def _check_recordable(self) -> None:
-        """A CPU records here by running again."""
 
 
 class Replayed:
@@ -58,14 +56,11 @@ class Replayed:
 def trained(record_steps: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
     module = TinyModule(
         "tiny",
-        gate=GateConfig(family="contribution", threshold=0.02, centered=True),
-        calibration=Calibration(kl=0.1),
-        constraint=KL(tolerance=0.05),
-        multiplier=NuPI(),
-        edges=LogEdgeFraction(),
+        gate=GateConfig(family="contribution", threshold=0.02, centered=True, sharpness_end=6.0),
+        objective=Lagrangian(KL(tolerance=0.05), LogEdgeFraction(), NuPI()),
+        start=Calibration(kl=0.1),
         lora=LoraConfig(r=2),
-        sharpness_end=6.0,
-        record_steps=record_steps,
+        execution=Execution(record_steps=record_steps),
         optimizer=lambda groups: torch.optim.AdamW(groups, lr=1e-2),
     )
     generator = torch.Generator().manual_seed(0)
@@ -98,6 +93,7 @@ def test_a_recorded_step_trains_as_a_step_that_runs(monkeypatch: pytest.MonkeyPa
 
     expected, expected_metrics = trained(record_steps=False)
     monkeypatch.setattr(step_graph, "record", record)
+    monkeypatch.setattr(execution, "_check_recordable", lambda trainer: None)  # a CPU records by running again
     replayed, metrics = trained(record_steps=True)
     assert len(recordings) == 1
     assert metrics == expected_metrics
@@ -105,7 +101,6 @@ def test_a_recorded_step_trains_as_a_step_that_runs(monkeypatch: pytest.MonkeyPa
 
 
 def test_record_steps_is_refused_where_nothing_can_be_recorded() -> None:
-    module = SparseAttentionModule("tiny", record_steps=True)
-    module.trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_checkpointing=False)
     with pytest.raises(ValueError, match="record_steps needs one CUDA GPU"):
-        module._check_recordable()
+        StepRunner(Execution(record_steps=True), torch.nn.Linear(1, 1), trainer, shards_weights=False)

@@ -93,7 +93,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(transcoder_config, t
     expected, found = (checkpoint_of(tmp_path / name) for name in ("whole", "parts"))
     for name, value in expected["state_dict"].items():
         assert torch.equal(found["state_dict"][name], value), name
-    assert found["lit_sparse"]["tokens_seen"] == expected["lit_sparse"]["tokens_seen"] == 6 * 48
+    assert found["lit_sparse"]["tokens"] == expected["lit_sparse"]["tokens"] == 6 * 48
     assert not any(name.startswith(("_mlps", "_raw", "model.")) for name in found["state_dict"])
 
 
@@ -108,7 +108,7 @@ def test_dead_features_are_counted_and_revived(llama_folder):
     assert model.dead.sum() == 31 and not model.dead[0, 3]
     active[1, 0, 7] = True
     model._count(active)
-    assert model.dead.sum() == 30 and model.tokens_seen == 180
+    assert model.dead.sum() == 30 and model.state.tokens == 180
 
 
 def test_a_sparse_model_is_read_with_its_gates(transcoder_config, tmp_path, llama_folder, character_tokenizer):

@@ -27,8 +27,9 @@ from lit_sparse.commands.main import main
 from lit_sparse.common.errors import NonFiniteLossError
 from lit_sparse.data import AdditionData
 from lit_sparse.models.adapters import LoraConfig
-from lit_sparse.objective import KL, EdgeFraction, LogEdgeFraction
+from lit_sparse.objective import KL, EdgeFraction, Lagrangian, LogEdgeFraction
 from lit_sparse.training.checkpoint_io import AtomicCheckpointIO
+from lit_sparse.training.execution import Execution
 from lit_sparse.training.start.calibration import Calibration
 from lit_sparse.training.strategies import SparseDeepSpeedStrategy, SparseFSDPStrategy, sharding_of
 
@@ -93,7 +94,7 @@ class Notes(Callback):
         self.save_to, self.rows, self.saved = save_to, [], False
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.rows.append({"step": trainer.global_step, "lambda": float(pl_module.multiplier.value)})
+        self.rows.append({"step": trainer.global_step, "lambda": float(pl_module.objective.multiplier.value)})
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         edges = float(trainer.callback_metrics["train/edge_fraction"])
@@ -127,7 +128,7 @@ class Built(SparseAttentionModule):
         watcher = threading.Thread(target=watch)
         watcher.start()
         super().configure_model()
-        self._place_teacher()
+        self.pair.place()
         done.set()
         watcher.join()
         self.growth = max(largest, _anonymous_memory()) - before
@@ -156,14 +157,13 @@ def make_module(case):
     return (Built if case.get("evaluate") else Spoiled if case.get("spoiled") else SparseAttentionModule)(
         case["model"],
         gate=GateConfig(threshold=0.1, centered=case.get("calibrate", False)),
-        constraint=KL(0.5),
         # A logarithm is not the mean of the halves' logarithms; but rounding to bfloat16 shows more in it.
-        edges=(EdgeFraction if case.get("precision") else LogEdgeFraction)(1.0),
+        objective=Lagrangian(KL(0.5), (EdgeFraction if case.get("precision") else LogEdgeFraction)(1.0)),
         optimizer=optimizers[case.get("optimizer", "sgd")],
         gate_lr=case.get("gate_lr", 0.5),
-        calibration=Calibration(edge_fraction=0.5) if case.get("calibrate") else None,
+        start=Calibration(edge_fraction=0.5) if case.get("calibrate") else None,
         lora=LoraConfig(r=2, target_modules=["q_proj", "v_proj"]) if case.get("lora") else None,
-        activation_checkpointing=case.get("activation_checkpointing", False),
+        execution=Execution(activation_checkpointing=case.get("activation_checkpointing", False)),
     )
 
 
@@ -204,8 +204,8 @@ def run_case(case, world_size):
     )
     data = make_data(world_size)
     trainer.fit(module, datamodule=data, ckpt_path=f"{case['folder']}/full.ckpt" if case.get("resume") else None)
-    start = None if module.start is None else module.start.metrics()
-    return {"rows": notes.rows, "lambda": float(module.multiplier.value), "start": start}
+    start = None if module.state.start is None else module.state.start.metrics()
+    return {"rows": notes.rows, "lambda": float(module.objective.multiplier.value), "start": start}
 
 
 def spoil_case(case, world_size):
