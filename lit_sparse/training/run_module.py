@@ -39,7 +39,9 @@ class RunModule(LightningModule):
 
     @property
     def progress(self) -> float:
-        """The share of the run's steps that are over."""
+        """The share of the run's steps that are over; 0 where it has no last step."""
+        if self._trainer is None or self.trainer.max_steps < 1:
+            return 0.0
         return self.trainer.global_step / self.trainer.max_steps
 
     @property

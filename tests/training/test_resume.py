@@ -59,7 +59,8 @@ def recorded(monkeypatch):
             notes[number] = [*note, float(self.trainer.callback_metrics["train/edge_fraction"]), self.state.tokens]
             return loss
 
-        def finish(trainer, module, run_dir):
+        def finish(module, run_dir):
+            trainer = module.trainer
             merge_history(run_dir)
             optimizer = trainer.optimizers[0].state_dict()
             start = module.state.start._asdict()  # measured once, before the first step
@@ -69,7 +70,7 @@ def recorded(monkeypatch):
             return {}
 
         monkeypatch.setattr(SparseAttentionModule, "training_step", step)
-        monkeypatch.setattr("lit_sparse.training.end.finish.finish_run", finish)
+        monkeypatch.setattr(SparseAttentionModule, "finish", finish)
         status = 0
         try:
             main(arguments)
