@@ -16,7 +16,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lit_sparse.attention import GateConfig, gates_of, sparsify
+from lit_sparse.attention import gates_of, sparsify
 from lit_sparse.commands.fit import ANYWHERE, SparseCLI
 from lit_sparse.costs import (
     STRATEGIES,
@@ -110,7 +110,7 @@ class Estimate:
                 config, dtype=torch.bfloat16, trust_remote_code=module.trust_remote_code
             )
         base = sum(parameter.numel() for parameter in model.parameters())
-        sparsify(model, GateConfig.of(module.gate_config), layers=module.is_gated)
+        sparsify(model, module.gate_config, layers=module.is_gated)
         choose_trained(model, module.train_weights)
         self.gates = sum(parameter.numel() for gate in gates_of(model) for parameter in gate.parameters())
         self.layers, self.heads = len(gates_of(model)), gates_of(model)[0].num_heads

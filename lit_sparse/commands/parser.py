@@ -148,8 +148,9 @@ def _dotted(path: Sequence[_Part]) -> str:
 
 
 def _is_plain(of_class: str | None) -> bool:
-    """A dataclass is written without class_path and init_args."""
-    return of_class is None or is_dataclass(_class(of_class))
+    """What has no bases but dataclasses is written without class_path and init_args."""
+    bases = getattr(_class(of_class), "__mro__", (None, object))[:-1] if of_class else ()
+    return all(is_dataclass(base) for base in bases)
 
 
 def _class(name: str) -> Any:
