@@ -41,6 +41,12 @@ class CommandParser(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
+        """To the parser of a class inside a class jsonargparse hands a null on as the text None."""
+        if not self.exit_on_error and args is not None:
+            args = [f"{one.removesuffix('None')}null" if one.endswith("=None") else one for one in args]
+        return super().parse_args(args, *rest, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exits with status 2; the parsers that jsonargparse makes for nested classes raise instead."""
         if not self.exit_on_error or os.environ.get("LIT_SPARSE_TRACEBACK"):

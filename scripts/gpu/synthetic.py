@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lit_sparse import SparseAttentionModule
-from lit_sparse.attention import GateConfig
+from lit_sparse.attention import Contribution
 from lit_sparse.models.adapters import LoraConfig
 from lit_sparse.objective import KL, Lagrangian, LogEdgeFraction, NuPI
 from lit_sparse.training.execution import Execution
@@ -73,7 +73,7 @@ def module_of(
         str(folder),
         dtype,
         device,
-        gate=GateConfig(family="contribution", threshold=0.03, sharpness=6.0, sharpness_end=12.0, centered=True),
+        gate=Contribution(threshold=0.03, sharpness=6.0, sharpness_end=12.0, centered=True),
         objective=Lagrangian(
             KL(tolerance=0.1),
             LogEdgeFraction(weight=0.1),
