@@ -21,6 +21,7 @@ _KEY = re.compile(r'Parser key "(.+?)":\s*')
 _CLASS = re.compile(r"Problem with given class_path '(.+?)':")
 _UNKNOWN = re.compile(r"(?:(Subcommand|Group) '(.+?)' does not accept option|Option) '(.+?)'")
 _EXPECTED = re.compile(r"Expected an? (<class .+?|typing.+?)(?:\. Got value: .*)?$")
+_ABSTRACT = re.compile(r"Expected an instantiatable class, but (.+) is abstract")
 _FRAME = (
     "Does not validate against",
     "Subtypes:",
@@ -109,6 +110,8 @@ def short(message: str, known: Sequence[str]) -> str:
         types = [_readable(match[1]) for text in texts if (match := _EXPECTED.match(text))]
         given = value or first.partition("Got value: ")[2]
         problem = f"got {_cut(given)}, expected {' or '.join(dict.fromkeys(types))}"
+    elif match := _ABSTRACT.match(first):
+        problem = f"class_path is missing: one of {', '.join(_kinds(_class(match[1])))}"
     elif first.startswith("Not a valid subclass"):
         problem = f"{first}, which is written as class_path and init_args; got {_cut(value or '')}"
     else:
@@ -177,6 +180,12 @@ def _arguments(of_class: str | None) -> set[str]:
     """A class's own arguments and those that it hands on to its parents."""
     classes = getattr(_class(of_class or ""), "__mro__", ())
     return {name for one in classes for name in inspect.signature(one.__init__).parameters} - {"self", "args", "kwargs"}
+
+
+def _kinds(abstract: type) -> list[str]:
+    """The names of the classes that can be made of an abstract one; jsonargparse takes names without modules too."""
+    below = [kind for one in abstract.__subclasses__() for kind in (one.__name__, *_kinds(one))]
+    return sorted({*below})
 
 
 def _members(module: str) -> list[str]:

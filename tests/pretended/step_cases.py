@@ -5,7 +5,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lit_sparse import SparseAttentionModule
-from lit_sparse.attention import GateConfig
+from lit_sparse.attention import Probability
 from lit_sparse.data import AdditionData
 from lit_sparse.models.adapters import LoraConfig
 from lit_sparse.objective import Lagrangian, NuPI, Paired
@@ -36,7 +36,7 @@ def test_a_step_waits_for_nothing(lora, llama_folder):
     with PretendDevice() as device:
         module = SparseAttentionModule(
             str(llama_folder),
-            gate=GateConfig(sharpness_end=4.0),
+            gate=Probability(sharpness_end=4.0),
             objective=Lagrangian(Paired(0.1), multiplier=NuPI(), margin=0.1, relaxation=2.0, distillation=0.1),
             lora=lora,
         )

