@@ -25,6 +25,7 @@ from lit_sparse.models.adapters import LoraConfig
 from lit_sparse.models.base import load_model
 from lit_sparse.objective import Lagrangian, TokenLosses, token_losses
 from lit_sparse.objective.ranks import over_ranks
+from lit_sparse.training.callbacks.run import run_callbacks
 from lit_sparse.training.callbacks.sparsity import SparsityByHead
 from lit_sparse.training.end.finish import finish_run
 from lit_sparse.training.execution import Execution
@@ -193,7 +194,7 @@ class SparseAttentionModule(PairModule):
     # --- around a run ------------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[Callback]:
-        return [*super().configure_callbacks(), SparsityByHead()]
+        return run_callbacks(self.trainer, self.run_dir, SparsityByHead())
 
     def finish(self, run_dir: Path) -> None:
         finish_run(self, run_dir)
