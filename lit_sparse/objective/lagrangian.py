@@ -7,7 +7,7 @@ After every optimizer step lambda follows the constraint's mean over the whole s
 """
 
 import math
-from typing import Any, final
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,6 @@ from lit_sparse.objective.ranks import Reduce
 Scalar = Float[Tensor, ""]
 
 
-@final
 class Lagrangian:
     """Fewest edges under a constraint.
 
