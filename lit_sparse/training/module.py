@@ -91,8 +91,9 @@ class SparseAttentionModule(PairModule):
         seed: int = 0,
     ):
         super().__init__(
-            model, gate, objective, start, train, lora, optimizer, scheduler, gate_lr, selection, execution,
-            trust_remote_code, seed,
+            model=model, gate=gate, objective=objective, start=start, train=train, lora=lora, optimizer=optimizer,
+            scheduler=scheduler, gate_lr=gate_lr, selection=selection, execution=execution,
+            trust_remote_code=trust_remote_code, seed=seed,
         )  # fmt: skip
 
     # --- hooks to override -------------------------------------------------------------------------------------
