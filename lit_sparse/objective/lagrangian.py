@@ -7,7 +7,7 @@ After every optimizer step lambda follows the constraint's mean over the whole s
 """
 
 import math
-from typing import Any
+from typing import Any, final
 
 import torch
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from lit_sparse.objective.ranks import Reduce
 Scalar = Float[Tensor, ""]
 
 
+@final
 class Lagrangian:
     """Fewest edges under a constraint.
 

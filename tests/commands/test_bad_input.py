@@ -157,7 +157,7 @@ CONSTRAINT = "model.init_args.objective.constraint"
         ),
         (
             {f"{CONSTRAINT}.init_args.tol": 1},
-            "init_args.constraint.init_args.tol; there are tolerance",
+            f"unknown key {CONSTRAINT}.init_args.tol; there are tolerance",
         ),
         (
             {"model.init_args.optimizer.init_args.lrr": 1},
@@ -175,7 +175,7 @@ CONSTRAINT = "model.init_args.objective.constraint"
         ({"model.class_path": "lit_sparse.SparsAttentionModule"}, "did you mean lit_sparse.SparseAttentionModule?"),
         (
             {f"{CONSTRAINT}.class_path": "lit_sparse.objective.KLL"},
-            "constraint: no class lit_sparse.objective.KLL: did you mean lit_sparse.objective.KL?",
+            f"{CONSTRAINT}: no class lit_sparse.objective.KLL: did you mean lit_sparse.objective.KL?",
         ),
         ({"model.init_args.optimizer.class_path": "torch.optim.AdamV"}, "no class torch.optim.AdamV: did you mean"),
         ({"model.class_path": "nowhere.Module"}, "cannot import nowhere.Module: No module named 'nowhere'"),
