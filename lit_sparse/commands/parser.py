@@ -182,7 +182,7 @@ def _arguments(of_class: str | None) -> set[str]:
     return {name for one in classes for name in inspect.signature(one.__init__).parameters} - {"self", "args", "kwargs"}
 
 
-def _kinds(abstract: type) -> list[str]:
+def _kinds(abstract: Any) -> list[str]:
     """The names of the classes that can be made of an abstract one; jsonargparse takes names without modules too."""
     below = [kind for one in abstract.__subclasses__() for kind in (one.__name__, *_kinds(one))]
     return sorted({*below})
