@@ -111,6 +111,11 @@ class Trace:
     seconds: float
 
     @property
+    def kind(self) -> str:
+        """What the model is called beside another one."""
+        return "sparse" if self.sparse else "dense"
+
+    @property
     def total(self) -> float:
         """Sum of all |contribution|."""
         return float(np.abs(self.edges.contribution).sum())
