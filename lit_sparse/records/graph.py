@@ -24,7 +24,8 @@ from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from lit_sparse.common.files import write_atomically
-from lit_sparse.records.graph_summary import Finite, GraphSummary, Text
+from lit_sparse.records.graph_summary import GraphSummary
+from lit_sparse.records.reading import Finite, Text
 
 SCHEMA_VERSION = 1
 FEATURE, ERROR, TOKEN, LOGIT, HEAD = (

@@ -9,13 +9,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel
 
-# Half a surrogate pair, as broken bytes may come out of a tokenizer, can be written to no file.
-Text = Annotated[str, BeforeValidator(lambda text: text.encode(errors="replace").decode())]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+from lit_sparse.records.reading import Finite, Text, checked
+
 MEASURED = (
     "nodes", "links", "heads_for_80", "heads_for_80_by_influence", "heads_for_80_by_connection", "replacement_error",
     "explained_variance", "attention_edges", "seconds",
@@ -118,10 +117,11 @@ def read_summary(path: str | os.PathLike[str]) -> PromptsSummary:
     Raises:
         ValueError: the file is not a summary of graphs.
     """
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
+    path = Path(path)
+    content = json.loads(path.read_text(encoding="utf-8"))
     if isinstance(content, dict) and "prompts" in content:
-        return PromptsSummary.model_validate(content)
-    return summarise([GraphSummary.model_validate(content)])
+        return checked(content, PromptsSummary, path)
+    return summarise([checked(content, GraphSummary, path)])
 
 
 def _times(sides: Sequence[Sequence[GraphSummary]], name: str) -> Spread | None:

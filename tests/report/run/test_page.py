@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from lit_sparse.records.run import RunRecord
+from lit_sparse.records.run_summary import RunSummary
 from lit_sparse.report.run.explorer import encode_attention
 from lit_sparse.report.run.page import page_html, write_page
 from lit_sparse.report.shared.page_data import json_for_html
@@ -58,7 +59,8 @@ def shown(weight: float) -> str:
 @pytest.fixture
 def hostile_record(make_record, hostile) -> RunRecord:
     record = make_record(hostile, model=hostile[1])
-    record.summary["note</script>" + hostile[0]] = hostile[2]
+    foreign = {"note</script>" + hostile[0]: hostile[2]}
+    record.summary = RunSummary.model_validate(record.summary.as_json() | foreign)
     record.example.title = hostile[1] + hostile[2]
     return record
 
@@ -84,28 +86,28 @@ def test_page_is_one_file_that_loads_nothing(tmp_path, make_record):
 )
 def test_verdict(satisfied, words, make_record):
     record = make_record()
-    record.summary["satisfied"] = satisfied
+    record.summary.satisfied = satisfied
     assert words in page_html(record, {})
 
 
 @pytest.mark.parametrize(
     ("centered", "words"),
     [
-        (True, "that token; where it is closed, the head&#x27;s mean value takes that token&#x27;s place."),
-        (False, "that token; where it is closed, that token adds nothing to the head&#x27;s output."),
+        (True, "that token; where it is closed, the head's mean value takes that token's place."),
+        (False, "that token; where it is closed, that token adds nothing to the head's output."),
         (None, "that token."),
     ],
 )
 def test_what_a_closed_edge_gives_is_said_as_far_as_it_is_known(centered, words, make_record):
     record = make_record()
-    record.summary["centered"] = centered
+    record.summary.centered = centered
     assert f"the head reads {words}</dd>" in page_html(record, {})
 
 
 def test_the_split_of_the_figures_is_named(make_record):
     record = make_record()
     assert page_html(record, {}).count("on the test split") == 1
-    del record.summary["test_tokens"]  # an older record, whose start was measured on the validation split
+    record.summary.test_tokens = None  # an older record, whose start was measured on the validation split
     assert "on the test split" not in page_html(record, {})
 
 
@@ -202,7 +204,7 @@ def test_hostile_page_in_chromium(tmp_path, open_page, hostile_record):
 
 def test_page_of_an_empty_record_in_chromium(tmp_path, open_page):
     nan = np.full((1, 1), np.nan)
-    page = open_page(write_page(RunRecord({}, [], nan, nan), tmp_path / "report.html"))
+    page = open_page(write_page(RunRecord(RunSummary(), [], nan, nan), tmp_path / "report.html"))
     assert page.console == []
     assert "<h1>Sparse attention</h1>" in page.dom
     assert page.dom.count("<figure>") == 2

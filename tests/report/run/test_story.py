@@ -35,9 +35,7 @@ def make_run(folder: Path, record, hostile: str = "") -> Path:
     run = folder / "my run"
     write(run / "config.yaml", "run_dir: x\n")
     record.save(run / "record")
-    details, comparison = make_circuits()
-    write(run / "circuits" / "circuits.json", details)
-    write(run / "circuits" / "comparison.json", comparison)
+    make_circuits().write(run / "circuits")
     write(run / "circuits" / "circuits.html", "<!doctype html>")
     task = {
         "task": "blimp" + hostile, "metric": "acc", "questions": 100, "chance": 0.5, "higher_is_better": True,
@@ -99,9 +97,10 @@ def test_whole_story(tmp_path, open_page, make_record):
 
 def test_a_sparse_model_that_needs_more_is_not_praised(tmp_path, make_record):
     run = make_run(tmp_path, make_record())
-    _, comparison = make_circuits()
-    rows = [row | {"ratio": 0.231, "ratio_low": 0.2, "ratio_high": 0.25} for row in comparison]
-    write(run / "circuits" / "comparison.json", rows)
+    found = make_circuits()
+    worse = {"ratio": 0.231, "ratio_low": 0.2, "ratio_high": 0.25}
+    found.rows[:] = [row.model_copy(update=worse) for row in found.rows]
+    found.write(run / "circuits")
     html = write_run_report(run).read_text()
     assert html.count('<dd class="no">4.33x more<small>than the base, by task') == 2
     assert '<b class="no">4.33x more</b> <small>4.0-5.0</small>' in html
@@ -162,7 +161,7 @@ def test_parts_of_another_model_are_refused(tmp_path, make_record, part, file, p
 
 def test_a_run_must_say_which_model_it_made(tmp_path, make_record):
     record = make_record()
-    del record.summary["model_digest"]
+    record.summary.model_digest = None
     run = make_run(tmp_path, record)
     with pytest.raises(ValueError, match=r"does not record which model it made.*: main.py fit .* --on_existing resume"):
         write_run_report(run)
