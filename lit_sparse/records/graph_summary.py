@@ -4,16 +4,15 @@ One prompt: a `GraphSummary`; with a second model beside it, that model's under 
 Many: a `PromptsSummary`.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Self
+from typing import Any, Self
 
 from pydantic import BaseModel
 
-from lit_sparse.records.reading import Finite, Text, checked
+from lit_sparse.records.reading import Finite, Text, checked, read_json
 
 MEASURED = (
     "nodes", "links", "heads_for_80", "heads_for_80_by_influence", "heads_for_80_by_connection", "replacement_error",
@@ -115,11 +114,11 @@ def read_summary(path: str | os.PathLike[str]) -> PromptsSummary:
     """A summary.json of one prompt or of many, as of many.
 
     Raises:
-        ValueError: the file is not a summary of graphs.
+        ValueError: there is no such file, or it is not a summary of graphs.
     """
     path = Path(path)
-    content = json.loads(path.read_text(encoding="utf-8"))
-    if isinstance(content, dict) and "prompts" in content:
+    content = read_json(path, dict[str, Any])
+    if "prompts" in content:
         return checked(content, PromptsSummary, path)
     return summarise([checked(content, GraphSummary, path)])
 

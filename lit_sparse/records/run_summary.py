@@ -52,7 +52,7 @@ class RunSummary(BaseModel):
     seconds: Number = None
     gate: str | None = None
     centered: bool | None = None
-    multiplier: Number = Field(None, validation_alias="lambda", serialization_alias="lambda")
+    multiplier: Number = Field(default=None, validation_alias="lambda", serialization_alias="lambda")
     exact_match: Number = None
     model_digest: str | None = None
     report_seconds: Number = None
