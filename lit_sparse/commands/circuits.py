@@ -165,8 +165,7 @@ def _fingerprint(candidate: Candidate, settings: Settings) -> str:
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="main.py circuits", description=__doc__)
-    parser.add_argument("--model", type=str, required=True, help="a sparse model folder")
-    parser.add_argument("--against", type=str | None, default=None, help="default: the base that the export records")
+    parser.add_models("a sparse model folder", "default: the base that the export records")
     parser.add_argument("--task", type=str, default="ioi", help=f"separated by commas, or all: {', '.join(TASKS)}")
     parser.add_argument(
         "--method", type=Literal["eap", "eap-ig", "exact"], default="eap-ig", help="exact: only for small models"

@@ -84,8 +84,7 @@ def evaluate_command(args: Sequence[str]) -> None:
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="main.py evaluate", description=__doc__)
-    parser.add_argument("--model", type=str, required=True, help="a sparse model folder, or any model without gates")
-    parser.add_argument("--against", type=str | None, default=None, help="default: the base that the export records")
+    parser.add_models("a sparse model folder, or any model without gates", "default: the base that the export records")
     parser.add_argument(
         "--tasks",
         type=str | None,

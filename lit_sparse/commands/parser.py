@@ -41,6 +41,11 @@ class CommandParser(ArgumentParser):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
+    def add_models(self, model: str, against: str) -> None:
+        """--model, and --against, what it is compared with; the arguments are their help."""
+        self.add_argument("--model", type=str, required=True, help=model)
+        self.add_argument("--against", type=str | None, default=None, help=against)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exits with status 2; the parsers that jsonargparse makes for nested classes raise instead."""
         if not self.exit_on_error or os.environ.get("LIT_SPARSE_TRACEBACK"):

@@ -5,7 +5,7 @@
 
 import json
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Generic, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel
 
@@ -14,10 +14,21 @@ from lit_sparse.records.reading import Text, read_json
 
 Side = Literal["base", "sparse"]
 Level = Literal["head", "edge"]
+T = TypeVar("T")
 
 SIDES: tuple[Side, Side] = ("base", "sparse")
 LEVELS: tuple[Level, Level] = ("head", "edge")
 DETAILS, COMPARISON = "circuits.json", "comparison.json"
+
+
+class BySide(BaseModel, Generic[T]):
+    """Something of both models, as far as it is known."""
+
+    base: T | None = None
+    sparse: T | None = None
+
+    def of(self, side: Side) -> T | None:
+        return self.base if side == "base" else self.sparse
 
 
 class Shape(BaseModel):
@@ -44,11 +55,11 @@ class SizeCurve(BaseModel):
     """
 
     total: int
+    cpr: float | None = None
+    cmd: float | None = None
     sizes: list[int]
     values: list[float]
     smallest: dict[float, int | None]
-    cpr: float | None = None
-    cmd: float | None = None
 
 
 class SeedCurves(BaseModel):
@@ -115,17 +126,12 @@ class ModelOnTask(Measured):
     runs: list[SeedCurves]
 
 
-class TaskResult(BaseModel):
+class TaskResult(BySide[ModelOnTask]):
     """A task in both models, or why it was skipped."""
 
     task: str
     description: str
     skipped: str | None = None
-    base: ModelOnTask | None = None
-    sparse: ModelOnTask | None = None
-
-    def of(self, side: Side) -> ModelOnTask | None:
-        return self.base if side == "base" else self.sparse
 
 
 class ComparedModel(BaseModel):
@@ -170,7 +176,7 @@ class CircuitsResult(BaseModel):
         return 0.9 if 0.9 in self.shares else max(self.shares)
 
 
-class ComparisonRow(BaseModel):
+class ComparisonRow(BySide[float]):
     """A row of comparison.json: how many heads or edges (`level`) each model needs for a share (`fraction`) of a task's
     effect, the ratio base / sparse with its interval, and both models' mean log-odds. None: some seed never gets there;
     of the interval, also that there is one seed."""
@@ -178,17 +184,13 @@ class ComparisonRow(BaseModel):
     task: str
     level: Level
     fraction: float
-    base: float | None = None
-    sparse: float | None = None
     ratio: float | None = None
-    ratio_low: float | None = None
-    ratio_high: float | None = None
+    """base / sparse"""
     base_score: float
     sparse_score: float
     seeds: int
-
-    def of(self, side: Side) -> float | None:
-        return self.base if side == "base" else self.sparse
+    ratio_low: float | None = None
+    ratio_high: float | None = None
 
 
 class Comparison(NamedTuple):

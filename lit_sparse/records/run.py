@@ -123,10 +123,11 @@ class RunRecord:
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"no {name} in {folder}: a run writes it there when it ends")
         values = json.loads((folder / VALUES_FILE).read_text(encoding="utf-8"))
-        if values.get("format_version") != FORMAT_VERSION:
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
             raise ValueError(
-                f"{folder / VALUES_FILE} has format version {values.get('format_version')}, this code reads "
-                f"{FORMAT_VERSION}: rebuild the report with the version of lit_sparse that wrote it"
+                f"{folder / VALUES_FILE} has format version {version}, this code reads {FORMAT_VERSION}: rebuild the "
+                "report with the version of lit_sparse that wrote it"
             )
         arrays = load_file(folder / ARRAYS_FILE)
         example = None

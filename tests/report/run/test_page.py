@@ -1,7 +1,5 @@
-import base64
 import json
 import re
-import urllib.parse
 
 import numpy as np
 import pytest
@@ -149,15 +147,10 @@ def test_page_stays_small(make_record):
     assert len(page_html(record, {})) < 1_600_000
 
 
-def test_page_in_chromium(tmp_path, open_page, make_record):
+def test_page_in_chromium(tmp_path, drive_page, make_record):
     record = make_record()
     path = write_page(record, tmp_path / "report.html", plots={})
-    driven = tmp_path / "driven.html"
-    driven.write_text(path.read_text().replace("</body>", DRIVER + "</body>"))
-    page = open_page(driven)
-    assert page.console == []
-    assert 'data-ready="yes"' in page.dom
-    seen = json.loads(urllib.parse.unquote(base64.b64decode(page.text_of("result")).decode()))
+    seen = drive_page(path, DRIVER)
     example = record.example
     weights = {"before": np.where(example.before >= 0.01, example.before, 0), "after": example.after}
 
