@@ -1,9 +1,14 @@
 """What many tests begin with: a tiny llama, and a trainer that says and keeps nothing."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+
+from lit_sparse import sparsify
+from lit_sparse.models.base import load_model
+from lit_sparse.models.sparse_folder import export_sparse
 
 QUIET: dict[str, Any] = {
     "logger": False,
@@ -12,6 +17,13 @@ QUIET: dict[str, Any] = {
     "enable_model_summary": False,
 }
 """Options of a Trainer."""
+
+
+def export_sparse_llama(folder: Path, base: Path, tokenizer: PreTrainedTokenizerBase, threshold: float) -> Path:
+    """The base with gates that close what is below the threshold, as a sparse folder that names its base."""
+    model = sparsify(load_model(str(base)), {"threshold": threshold})
+    export_sparse(model, folder, measured={"model": str(base)}, tokenizer=tokenizer)
+    return folder
 
 
 def tiny_llama(**options: Any) -> LlamaForCausalLM:

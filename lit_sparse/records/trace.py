@@ -49,18 +49,16 @@ EDGES_WRITTEN = 5_000
 
 @dataclass
 class TraceEdges:
-    """Edges in columns, the strongest first.
-
-    weight: the factor w of the key's value in the query's output.
-    contribution: to the answer's logit less the mean logit.
-    """
+    """Edges in columns, the strongest first."""
 
     layer: Int[np.ndarray, " edge"]
     head: Int[np.ndarray, " edge"]
     query: Int[np.ndarray, " edge"]
     key: Int[np.ndarray, " edge"]
     weight: Float[np.ndarray, " edge"]
+    """The factor w of the key's value in the query's output."""
     contribution: Float[np.ndarray, " edge"]
+    """To the answer's logit less the mean logit."""
 
     def __len__(self) -> int:
         return len(self.layer)

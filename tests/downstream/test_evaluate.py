@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
-from lit_sparse import load_sparse, sparsify
+from lit_sparse import load_sparse
 from lit_sparse.commands.main import main
 from lit_sparse.downstream import SHIPPED, Estimate, TaskScore, compare_tasks, load_tasks, make_tasks, score_text
 from lit_sparse.downstream.scores import mean_of
 from lit_sparse.downstream.text import pack_text, text_files
 from lit_sparse.models.base import load_model
-from lit_sparse.models.sparse_folder import export_sparse
+from tests.tiny import export_sparse_llama
 
 QUESTIONS = [
     {"context": f"the {animal} {number}", "choices": choices, "answer": number % len(choices)}
@@ -47,10 +47,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(scope="module")
 def sparse_folder(llama_folder, character_tokenizer, tmp_path_factory):
     """The tiny llama with a third of its edges closed, so that its answers are not the base's."""
-    folder = tmp_path_factory.mktemp("exported") / "model"
-    model = sparsify(load_model(str(llama_folder)), {"threshold": 0.15})
-    export_sparse(model, folder, measured={"model": str(llama_folder)}, tokenizer=character_tokenizer)
-    return folder
+    return export_sparse_llama(tmp_path_factory.mktemp("exported") / "model", llama_folder, character_tokenizer, 0.15)
 
 
 @pytest.fixture

@@ -44,9 +44,9 @@ def test_a_step_waits_for_nothing(lora, llama_folder):
         waits = Waits(device)
         trainer = Trainer(
             strategy=SingleDeviceStrategy(DEVICE, PretendAccelerator()),
-            callbacks=[Throughput(), waits],
             max_steps=6,
             accumulate_grad_batches=2,
+            callbacks=[Throughput(), waits],
             gradient_clip_val=1.0,
             log_every_n_steps=50,
             limit_val_batches=0,
