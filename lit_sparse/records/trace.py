@@ -60,11 +60,11 @@ class TraceEdges:
     contribution: Float[np.ndarray, " edge"]
     """To the answer's logit less the mean logit."""
 
-    def __len__(self) -> int:
-        return len(self.layer)
-
     def __getitem__(self, which: "slice | Bool[np.ndarray, ' edge'] | Int[np.ndarray, ' some']") -> "TraceEdges":
         return TraceEdges(**{name: column[which] for name, column in vars(self).items()})
+
+    def __len__(self) -> int:
+        return len(self.layer)
 
 
 @dataclass(frozen=True)
