@@ -28,7 +28,7 @@ from lit_sparse.attention import Backend, EdgeCounts, fused_dense
 from lit_sparse.models.adapters import LoraConfig
 from lit_sparse.models.base import load_config
 from lit_sparse.objective import Lagrangian
-from lit_sparse.training.execution import Execution
+from lit_sparse.training.execution import Execution, StepRunner
 
 _aten = torch.ops.aten
 _WAITS = {
@@ -136,7 +136,7 @@ def count(config: PreTrainedConfig, batch: int, length: int, lora: LoraConfig | 
     module._trainer = SimpleNamespace(  # type: ignore[assignment]
         world_size=1, global_step=0, max_steps=100, log_every_n_steps=50, distributed_sampler_kwargs=None,
         precision="bf16-mixed", training=True, ckpt_path=None, datamodule=None,
-        strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: tensor),
+        strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: tensor, root_device=torch.device("cpu")),
     )  # fmt: skip
     with torch.device("meta"):  # where nothing looks at values
         module.configure_model()
@@ -145,6 +145,7 @@ def count(config: PreTrainedConfig, batch: int, length: int, lora: LoraConfig | 
         for model in [module, *([] if lora is not None else [module.pair.teacher])]:
             model.to_empty(device="cpu")
         module.train()
+        module.runner = StepRunner(module.execution, module.pair.student, module._trainer, shards_weights=False)  # type: ignore[arg-type]
         ids = torch.zeros(batch, length, dtype=torch.long)
         inputs = {"input_ids": ids, "position_ids": ids, "labels": ids}
         for parameter in module.parameters():

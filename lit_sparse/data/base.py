@@ -143,8 +143,11 @@ class BatchDataModule(LightningDataModule):
         return self._splits
 
     def setup(self, stage: str | None = None) -> None:
-        """Build the datasets, once."""
+        """Build the datasets, once. They bring samplers that split over ranks and resume, so that Lightning's own is
+        not wanted, whatever the trainer's `use_distributed_sampler` says."""
         _ = self.splits
+        if self.trainer is not None:
+            self.trainer._accelerator_connector.use_distributed_sampler = False
 
     def train_dataloader(self) -> ResumableLoader:
         """Shuffled anew in each epoch; full batches only; its `state_dict` resumes at the next batch."""

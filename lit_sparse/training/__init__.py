@@ -1,6 +1,9 @@
 """Training: the LightningModules, how a run starts and ends, callbacks, strategies, checkpoints."""
 
 from lit_sparse.training.dense import DenseModule
+from lit_sparse.training.execution import Execution
 from lit_sparse.training.schedule import WarmupDecay
+from lit_sparse.training.selection import Selection
+from lit_sparse.training.start.calibration import Calibration
 
-__all__ = ["DenseModule", "WarmupDecay"]
+__all__ = ["Calibration", "DenseModule", "Execution", "Selection", "WarmupDecay"]

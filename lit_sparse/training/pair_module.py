@@ -4,7 +4,8 @@
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ class PairModule(RunModule):
 
     def __init__(
         self,
+        *,
         model: str,
         gate: GateConfig | None,
         objective: Lagrangian | None,
@@ -149,22 +151,27 @@ class PairModule(RunModule):
         self.pair.place()
         self.runner = StepRunner(self.execution, self.pair.student, self.trainer, self.sharding.shards_weights)
         # Strategies that shard load the checkpoint after this hook.
-        if self.state.resumed or self.trainer.ckpt_path is not None or self.data is None:
-            return
-        few = slice(1) if getattr(self.trainer, "fast_dev_run", False) else slice(None)
-        test = list(self.data.test_dataloader())[few]
-        constraint = self.objective.constraint
-        with self.trainer.precision_plugin.forward_context():
-            if type(constraint).prepare is not Constraint.prepare:
-                constraint.prepare(self.evaluate(list(self.data.val_dataloader())[few], "base model").base_ce)
-            if isinstance(self.start, Calibration):
-                batches = [self._on_device(batch) for batch in list(self.data.calibration_batches())[few]]
-                self.state.start = calibrated_start(
-                    self.pair.student, batches, self.start, lambda: self.evaluate(test, "start"), self.print
-                )
-                self.sharding.weights_written()
-            else:
-                self.state.start = self.evaluate(test, "start")
+        if not self.state.resumed and self.trainer.ckpt_path is None:
+            with self.trainer.precision_plugin.forward_context():
+                self._begin()
+
+    def _begin(self) -> None:
+        few = 1 if self.trainer.fast_dev_run else None  # type: ignore[attr-defined]
+        data, constraint = self.run_data, self.objective.constraint
+        if type(constraint).prepare is not Constraint.prepare:
+            validation = _text(data.validation(), few, "a tolerance that is measured")
+            constraint.prepare(self.evaluate(validation, "base model").base_ce)
+        held_out = None if (test := data.test()) is None else list(islice(test, few))
+
+        def measure() -> Evaluation | None:
+            return None if held_out is None else self.evaluate(held_out, "start")
+
+        if isinstance(self.start, Calibration):
+            batches = [self._on_device(batch) for batch in _text(data.calibration(), few, "calibration")]
+            self.state.start = calibrated_start(self.pair.student, batches, self.start, measure, self.print)
+            self.sharding.weights_written()
+        else:
+            self.state.start = measure()
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], description: str = "evaluating") -> Evaluation:
@@ -233,3 +240,9 @@ class PairModule(RunModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.objective.load_state_dict(self.state.read(checkpoint, self.state_dict())["objective"])
+
+
+def _text(batches: Iterable[Batch] | None, most: int | None, reader: str) -> list[Batch]:
+    if batches is None:
+        raise ValueError(f"{reader} reads text before training: give fit a data module that has it, such as TextData")
+    return list(islice(batches, most))

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
 from lit_sparse.training.callbacks.run import run_callbacks
+from lit_sparse.training.run_data import RunData
 from lit_sparse.training.schedule import WarmupDecay
 from lit_sparse.training.state import RunState
 
@@ -32,6 +33,11 @@ class RunModule(LightningModule):
     def data(self) -> Any:
         """The data module of this run; None without one."""
         return getattr(self._trainer, "datamodule", None)
+
+    @property
+    def run_data(self) -> RunData:
+        """Text to calibrate on and to report on, whatever the data module."""
+        return RunData(self.trainer)
 
     @property
     def precision(self) -> str:

@@ -61,7 +61,7 @@ class RunState:
         """
         state = checkpoint.get(KEY)
         if state is None or state.get("kind") != self.kind:
-            raise ValueError(f"this checkpoint was not written by a run of this kind ({self.kind}) of lit_sparse")
+            raise ValueError(f"this checkpoint was not written by a {self.kind} run of lit_sparse")
         if state["model"] != self.model:
             raise ValueError(
                 f"this checkpoint belongs to another model: it is about {state['model']!r}, the config says "

@@ -155,7 +155,10 @@ CONSTRAINT = "model.init_args.objective.constraint"
             {"model.init_args.gate": {"treshold": 1}},
             "model.init_args.gate.treshold: did you mean model.init_args.gate.th",
         ),
-        ({f"{CONSTRAINT}.init_args.tol": 1}, f"unknown key {CONSTRAINT}.init_args.tol"),
+        (
+            {f"{CONSTRAINT}.init_args.tol": 1},
+            f"unknown key {CONSTRAINT}.init_args.tol; there are tolerance",
+        ),
         (
             {"model.init_args.optimizer.init_args.lrr": 1},
             "optimizer.init_args.lrr: did you mean model.init_args.optimizer",
@@ -172,7 +175,7 @@ CONSTRAINT = "model.init_args.objective.constraint"
         ({"model.class_path": "lit_sparse.SparsAttentionModule"}, "did you mean lit_sparse.SparseAttentionModule?"),
         (
             {f"{CONSTRAINT}.class_path": "lit_sparse.objective.KLL"},
-            f"{CONSTRAINT}: no class lit_sparse.objective.KLL: did",
+            f"{CONSTRAINT}: no class lit_sparse.objective.KLL: did you mean lit_sparse.objective.KL?",
         ),
         ({"model.init_args.optimizer.class_path": "torch.optim.AdamV"}, "no class torch.optim.AdamV: did you mean"),
         ({"model.class_path": "nowhere.Module"}, "cannot import nowhere.Module: No module named 'nowhere'"),
@@ -371,7 +374,7 @@ def test_a_loss_that_is_not_finite(make_config, refused, monkeypatch, tmp_path, 
     def broken(self, losses):
         if self.training:
             seen.append(None)
-        value = self.constraint.per_token(losses)
+        value = self.objective.constraint.per_token(losses)
         return value * float("nan") if self.training and len(seen) == bad + 1 else value
 
     monkeypatch.setattr(SparseAttentionModule, "constraint_per_token", broken)
@@ -402,7 +405,7 @@ def test_a_loss_that_is_not_finite_is_found_before_anything_is_saved(
     def broken(self, losses):
         if self.training:
             seen.append(None)
-        return self.constraint.per_token(losses) * (float("nan") if len(seen) == 3 else 1.0)
+        return self.objective.constraint.per_token(losses) * (float("nan") if len(seen) == 3 else 1.0)
 
     monkeypatch.setattr(SparseAttentionModule, "constraint_per_token", broken)
     settings = {"trainer.log_every_n_steps": 50, "trainer.val_check_interval": validate_every}
@@ -417,7 +420,7 @@ def test_a_gradient_that_is_not_finite(make_config, refused, monkeypatch, tmp_pa
     seen, before = [], []
 
     def broken(self, losses):
-        value = self.constraint.per_token(losses)
+        value = self.objective.constraint.per_token(losses)
         if self.training:
             seen.append(self)
             if len(seen) == 4 * accumulation + 1:

@@ -220,7 +220,7 @@ def test_a_run(lora, llama_folder, tmp_path, device):
         data = AdditionData(digits=1, batch_size=8, eval_batch_size=16, held_out=0.2)
         trainer.fit(module, datamodule=data)
         module.to(DEVICE if where == "pretend" else "cpu")
-        end, example = module.evaluate(data.test_dataloader()), attention_example(module, data)
+        end, example = module.evaluate(data.test_dataloader()), attention_example(module)
         found.append(
             {
                 "start": module.state.start.kl,

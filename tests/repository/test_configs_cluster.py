@@ -58,7 +58,7 @@ def test_it_is_the_papers_method(config):
     settings = yaml.safe_load(config.read_text())
     model, data = settings["model"]["init_args"], settings["data"]["init_args"]
     assert model["gate"]["family"] == "logit" and model["gate"]["bias"] > 0
-    assert model["constraint"]["class_path"].endswith("Absolute")
+    assert model["objective"]["constraint"]["class_path"].endswith("Absolute")
     architecture = json.loads((ARCHITECTURES / model["model"] / "config.json").read_text())
     assert data["sequence_length"] <= architecture.get("max_position_embeddings", architecture.get("n_positions"))
     steps = settings["trainer"]["max_steps"] * settings["trainer"]["accumulate_grad_batches"]

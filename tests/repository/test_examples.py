@@ -1,9 +1,12 @@
-"""The example subclass does what its docstring says."""
+"""The examples do what their docstrings say."""
+
+import json
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from examples.gemma_local_layers import GlobalLayersOnly
+from examples.train import train
 from lit_sparse.attention import EdgeCounts, gates_of
 
 
@@ -30,4 +33,14 @@ def test_windowed_layers_stay_dense_and_edges_are_weighed_by_depth(tmp_path):
     allowed = torch.full((3, 2), 8.0)
     # equal edges in the first and in the last layer, which counts half: the logs differ by log 2
     difference = module.edge_loss(EdgeCounts(early, early, allowed)) - module.edge_loss(EdgeCounts(late, late, allowed))
-    torch.testing.assert_close(difference, torch.log(torch.tensor(2.0)) * module.edges.weight)
+    torch.testing.assert_close(difference, torch.log(torch.tensor(2.0)) * module.objective.edges.weight)
+
+
+def test_a_script_trains_as_the_command_line_does(llama_folder, text_files, tmp_path):
+    run_dir = tmp_path / "script"
+    train(str(llama_folder), text_files, steps=4, length=16, run_dir=str(run_dir))
+    assert {"checkpoints", "adapters", "model", "plots", "record", "report.html", "summary.json"} <= {
+        path.name for path in run_dir.iterdir()
+    }
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert json.loads((run_dir / "summary.json").read_text())["steps"] == 4

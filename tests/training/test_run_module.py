@@ -5,12 +5,13 @@ import torch
 from lightning.pytorch import Trainer
 
 from lit_sparse.training.run_module import RunModule
+from lit_sparse.training.state import RunState
 from tests.tiny import QUIET
 
 
 class Line(RunModule):
     def __init__(self, fused: bool):
-        super().__init__(scheduler=None)
+        super().__init__(RunState("line", "none"), scheduler=None)
         self.weight = torch.nn.Parameter(torch.tensor([3.0, 4.0]))
         self.fused = fused
         self.norms: list[float] = []
@@ -42,4 +43,4 @@ def test_gradients_are_clipped_fused_optimizers_included(tmp_path, precision, fu
     )
     trainer.fit(module, torch.utils.data.DataLoader(range(2)))
     assert module.norms[-1] == pytest.approx(norm, rel=1e-4)  # 1000 before; float32
-    assert module.seconds > 0
+    assert module.state.seconds > 0

@@ -57,7 +57,7 @@ def rates_of(monkeypatch):
     def run(*arguments):
         noted = Rates()
         with monkeypatch.context() as patch:
-            patch.setattr("lit_sparse.commands.fit.SparsityByHead", lambda: noted)
+            patch.setattr("lit_sparse.training.module.SparsityByHead", lambda: noted)
             main([str(argument) for argument in arguments])
         return noted.rates
 

@@ -57,7 +57,10 @@ class StepBoundaryCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        if stage != "fit" or trainer.ckpt_path is not None or not trainer.is_global_zero:
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Strategies that shard say only later that they resume.
+        if trainer.ckpt_path is not None or trainer.strategy.restore_checkpoint_after_setup:
             return
         folder = Path(str(self.dirpath))
         if (folder / LAST).exists():

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 
 from lit_sparse.training.callbacks.checkpoints import BestCheckpoint, StepBoundaryCheckpoint
 from lit_sparse.training.callbacks.finish import FinishRun
@@ -12,31 +12,27 @@ from lit_sparse.training.callbacks.progress import SparsityProgressBar
 from lit_sparse.training.callbacks.throughput import Throughput
 
 
-def run_callbacks(trainer: Trainer, run_dir: Path) -> list[Callback]:
-    """What belongs to a run of this trainer: our figures in the progress bar, in training speed, a clean stop,
-    checkpoints, and what the run is for at its end. Lightning's own bar and checkpoint make room, everybody else's
-    callbacks stay. With `enable_checkpointing=False`, or in a dry run, nothing is written.
+def run_callbacks(trainer: Trainer, run_dir: Path, *more: Callback) -> list[Callback]:
+    """What belongs to a run of this trainer: our figures in the progress bar, training speed, a clean stop,
+    checkpoints, what the run is for at its end, and `more`.
+
+    Lightning's own progress bar and checkpoint make room. All that the user gave the trainer stays, and of a kind that
+    the user gave, none is added. With `enable_checkpointing=False`, or in a dry run, nothing is written.
     """
+    given: list[Callback] = list(trainer.callbacks)  # type: ignore[attr-defined]
     brought: list[Callback] = []
-    if type(trainer.progress_bar_callback) in (TQDMProgressBar, SparsityProgressBar):
+    if any(type(callback) is TQDMProgressBar for callback in given):
         brought.append(SparsityProgressBar())
-    checkpoints = [callback for callback in trainer.callbacks if isinstance(callback, Checkpoint)]  # type: ignore[attr-defined]
-    if not trainer.training or trainer.fast_dev_run or not checkpoints:  # type: ignore[attr-defined]
-        return brought
-    theirs = [callback for callback in checkpoints if not _is_lightnings(callback)]
-    stop = StopAtStepBoundary(run_dir)
-    return [
-        *brought,
-        Throughput(),
-        stop,
-        FinishRun(run_dir),
-        *theirs,
-        BestCheckpoint(run_dir),
-        StepBoundaryCheckpoint(run_dir),
-    ]
+    checkpoints = [callback for callback in given if isinstance(callback, ModelCheckpoint)]
+    if trainer.training and not trainer.fast_dev_run and checkpoints:  # type: ignore[attr-defined]
+        brought += [*more, Throughput(), StopAtStepBoundary(run_dir), FinishRun(run_dir)]
+        brought += [BestCheckpoint(run_dir), StepBoundaryCheckpoint(run_dir)]
+    kinds = {type(callback) for callback in given}
+    added = [callback for callback in brought if type(callback) not in kinds]
+    # Lightning takes out what ours are special cases of: the user's own come back.
+    return [*added, *(callback for callback in checkpoints if not _is_lightnings(callback))]
 
 
-def _is_lightnings(callback: Callback) -> bool:
-    """Whether it is what a trainer has that was given none, or ours from an earlier call."""
-    ours = isinstance(callback, BestCheckpoint | StepBoundaryCheckpoint)
-    return ours or (type(callback) is ModelCheckpoint and callback.dirpath is None and callback.monitor is None)
+def _is_lightnings(callback: ModelCheckpoint) -> bool:
+    """Whether it is what a trainer has that was given none."""
+    return type(callback) is ModelCheckpoint and callback.dirpath is None and callback.monitor is None

@@ -3,11 +3,9 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedTokenizerBase
 
 from lit_sparse.attention import attention_pattern, desparsify, sparsify
 from lit_sparse.common.files import write_atomically
@@ -35,7 +33,7 @@ def finish_run(module: PairModule, run_dir: Path) -> RunSummary | None:
     Everything that is written replaces what an earlier end of the same run left.
     """
     started = time.perf_counter()
-    trainer, data = module.trainer, module.data
+    trainer, data = module.trainer, module.run_data
     if module.sharding.shards_weights:
         module.rebuild_whole(run_dir / "checkpoints")
     assert module.model is not None
@@ -47,15 +45,21 @@ def finish_run(module: PairModule, run_dir: Path) -> RunSummary | None:
     else:
         chosen_at = trainer.global_step
     module.to(trainer.strategy.root_device)  # Lightning moves it to the CPU when training ends
+    held_out = data.test()
+    if held_out is None:
+        raise ValueError(
+            f"there is no text to report on: give fit a data module with a test or validation loader. The run is in "
+            f"{run_dir / 'checkpoints'}, which `export` makes a model of"
+        )
+    tokenizer = data.tokenizer(module.base_name)
     with trainer.precision_plugin.forward_context():
-        end = module.evaluate(data.test_dataloader(), "evaluation on the test split")
+        end = module.evaluate(list(held_out), "evaluation on the test split")
         if not trainer.is_global_zero:
             return None
-        example = attention_example(module, data)
+        example = attention_example(module)
     summary = summarise(module, end, chosen_at)
 
     export_folder = run_dir / "model"
-    tokenizer = data.load_tokenizer() if hasattr(data, "load_tokenizer") else None
     if has_adapters(module.model):
         _remove(run_dir / "adapters")
         export_adapters(module.model, run_dir / "adapters", measured=summary.as_json(), tokenizer=tokenizer)
@@ -98,7 +102,7 @@ def summarise(module: PairModule, end: Evaluation, chosen_at: int) -> RunSummary
         kl_start=start.kl if start is not None else None,
         edges_per_query=end.edges_per_query,
         edge_fraction=end.edge_fraction,
-        sequence_length=getattr(module.data, "sequence_length", None),
+        sequence_length=module.run_data.sequence_length,
         test_tokens=end.tokens,
         constraint=constraint.name,
         constraint_described=constraint.described(),
@@ -119,18 +123,20 @@ def summarise(module: PairModule, end: Evaluation, chosen_at: int) -> RunSummary
     return summary
 
 
-def attention_example(module: PairModule, data: Any) -> AttentionExample:
-    """One sentence's attention in the base model and in the sparse one, all layers and heads."""
-    tokenizer = _tokenizer(data)
-    if tokenizer is not None:
+def attention_example(module: PairModule) -> AttentionExample:
+    """One sentence's attention in the base model and in the sparse one, all layers and heads; of a task, a sequence."""
+    data = module.run_data
+    tokenizer, held_out = data.tokenizer(module.base_name), data.test()
+    is_text = getattr(module.data, "task_name", "text") == "text"
+    if tokenizer is not None and (is_text or held_out is None):
         positions = getattr(module.pair.teacher.config.get_text_config(), "max_position_embeddings", None)
         ids = tokenizer(EXAMPLE, return_tensors="pt").input_ids[:, :positions].to(module.device)
-        tokens = [token_text(tokenizer, token) for token in ids[0].tolist()]
         title = "One sentence"
     else:
-        ids = next(iter(data.test_dataloader()))["input_ids"][:1].to(module.device)
-        tokens = [token_text(data.tokenizer, token) for token in ids[0].tolist()]
+        assert held_out is not None
+        ids = next(iter(held_out))["input_ids"][:1].to(module.device)
         title = "One held-out sequence"
+    tokens = [str(token) if tokenizer is None else token_text(tokenizer, token) for token in ids[0].tolist()]
     assert module.model is not None
     after = attention_pattern(module.model, ids)
     teacher = module.pair.teacher
@@ -143,11 +149,6 @@ def attention_example(module: PairModule, data: Any) -> AttentionExample:
         after=(after.weights * after.is_open).numpy(),
         title=title,
     )
-
-
-def _tokenizer(data: Any) -> PreTrainedTokenizerBase | None:
-    tokenizer = getattr(data, "tokenizer", None)
-    return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
 
 
 def _remove(folder: Path) -> None:

@@ -15,9 +15,9 @@ def calibrated_start(
     model: nn.Module,
     batches: Sequence[Batch],
     target: Calibration,
-    evaluate: Callable[[], Evaluation],
+    evaluate: Callable[[], Evaluation | None],
     say: Callable[[str], None],
-) -> Evaluation:
+) -> Evaluation | None:
     """Sets the cutoffs that training starts from; returns what `evaluate` gives at the start that `target` asks for.
 
     Args:

@@ -59,7 +59,7 @@ def run(tmp_path, monkeypatch):
                 **{"accelerator": "cpu", "devices": 1, "max_epochs": -1, "max_steps": 10_000, "logger": False},
                 **{"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0},
                 **{"val_check_interval": interval, "check_val_every_n_epoch": None, "default_root_dir": tmp_path},
-                **{"callbacks": [clock, budget, StepBoundaryCheckpoint(tmp_path, filename="last")]},
+                **{"callbacks": [clock, budget, StepBoundaryCheckpoint(tmp_path)]},
                 **settings,
             }
         )
@@ -83,7 +83,7 @@ def test_validations_are_allowed_for_and_the_end_is_validated(run, tmp_path):
     assert clock.now <= 400
     assert clock.now > 360  # the first fit does not know what a validation takes
     assert clock.validated_at[-1] == trainer.global_step
-    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == trainer.global_step
 
 
@@ -124,7 +124,7 @@ def test_a_resumed_run_has_what_is_left(run, tmp_path):
     with pytest.raises(Interruption):
         run(clock, seconds=200)
     clock = Clock(first=7.0)
-    trainer, module, _ = run(clock, seconds=200, ckpt_path=str(tmp_path / "last.ckpt"))
+    trainer, module, _ = run(clock, seconds=200, ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"))
     saved_at = 100
     assert module.rates[0] == pytest.approx((200 - saved_at) / 190)  # the schedule that was fitted before
     assert trainer.global_step == 193  # it was saved at second 100
