@@ -48,6 +48,11 @@ class CommandParser(ArgumentParser):
             args = [f"{one.removesuffix('None')}null" if one.endswith("=None") else one for one in args]
         return super().parse_args(args, *rest, **options)
 
+    def add_models(self, model: str, against: str) -> None:
+        """--model, and --against, what it is compared with; the arguments are their help."""
+        self.add_argument("--model", type=str, required=True, help=model)
+        self.add_argument("--against", type=str | None, default=None, help=against)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exits with status 2; the parsers that jsonargparse makes for nested classes raise instead."""
         if not self.exit_on_error or os.environ.get("LIT_SPARSE_TRACEBACK"):

@@ -47,11 +47,7 @@ _FORMAT = 2
 
 
 def export_sparse(
-    model: nn.Module,
-    folder: Path,
-    *,
-    measured: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    model: nn.Module, folder: Path, *, measured: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None = None
 ) -> str:
     """Writes a sparsified model (adapters, if any, are merged into a copy of the weights). Returns its digest.
 
@@ -70,11 +66,7 @@ def export_sparse(
 
 
 def export_adapters(
-    model: nn.Module,
-    folder: Path,
-    *,
-    measured: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    model: nn.Module, folder: Path, *, measured: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None = None
 ) -> None:
     """Writes what was trained, adapters and gates, without the base model: a few MB.
 

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lit_sparse import SparseAttentionModule
 from lit_sparse.attention import Contribution
@@ -17,22 +17,14 @@ from lit_sparse.objective import KL, Lagrangian, LogEdgeFraction, NuPI
 from lit_sparse.training import execution, step_graph
 from lit_sparse.training.execution import Execution, StepRunner
 from lit_sparse.training.start.calibration import Calibration
+from tests.tiny import QUIET, tiny_llama
 
 LENGTH = 16
 
 
 class TinyModule(SparseAttentionModule):
     def build_base(self) -> PreTrainedModel:
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=32,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-        return LlamaForCausalLM(config).eval()
+        return tiny_llama().eval()
 
 
 class Replayed:
@@ -72,10 +64,7 @@ def trained(record_steps: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
         devices=1,
         max_steps=6,
         gradient_clip_val=1.0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
     )
     trainer.fit(module, train_dataloaders=DataLoader(data, batch_size=2))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
