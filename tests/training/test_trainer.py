@@ -21,6 +21,7 @@ from lit_sparse.objective import KL, Lagrangian
 from lit_sparse.training import Calibration
 from lit_sparse.training.callbacks import SparsityProgressBar, StopAtStepBoundary, Throughput
 from lit_sparse.training.checkpoint_io import AtomicCheckpointIO
+from lit_sparse.transcoders import TranscoderConfig, TranscoderModule, load_transcoder
 
 DATA = {"digits": 1, "batch_size": 8, "eval_batch_size": 16, "held_out": 0.2}
 TRAINER = {
@@ -123,6 +124,14 @@ class Others(LightningDataModule):
 
     def val_dataloader(self):
         return DataLoader(self.batches["val"], batch_size=None)
+
+
+def test_a_transcoder_is_trained_alike(fit, llama_folder, tmp_path):
+    optimizer = partial(torch.optim.Adam, lr=1e-2)
+    module = TranscoderModule(str(llama_folder), TranscoderConfig(features=16, k=4), optimizer=optimizer)
+    fit("run", module=module)
+    assert load_transcoder(tmp_path / "run/transcoder").config.features == 16
+    assert {"best.ckpt", "last.ckpt"} == {path.name for path in (tmp_path / "run/checkpoints").iterdir()}
 
 
 def test_anybodys_data_module_serves(fit, llama_folder, tmp_path):
