@@ -27,14 +27,16 @@ SHARED = (
 
 RELEASED = "--model.init_args.start release/smollm2_2048 --model.init_args.lora.r 24 --model.init_args.lora.lora_alpha 24"
 """An hour-long run's adapters may not be there: the shipped ones, which are of another rank, serve."""
-SHORT = "--data.sequence_length 64 --data.eval_batch_size 1"
-"""What is in a batch matters to nothing that a dry run shows; `smollm2_512` keeps its length."""
-GPU = "--data.batch_size 2 --data.sources [python-docs] --model.init_args.execution.record_steps false"
+FEW = "--data.max_documents 100 --data.eval_batch_size 1"
+SHORT = f"{FEW} --data.sequence_length 64"
+"""Text of every source, but little: what is in it and how much changes nothing that two steps show. `smollm2_512` keeps
+its length."""
+GPU = "--data.batch_size 2 --model.init_args.execution.record_steps false"
 """Its batches are too large for other machines, and a CPU records no steps."""
 MORE = {
     "quickstart": SHORT,
     "smollm2": SHORT,
-    "smollm2_512": f"--data.eval_batch_size 1 {RELEASED}",
+    "smollm2_512": f"{FEW} {RELEASED}",
     "smollm2_ce": f"{SHORT} {RELEASED}",
     "smollm2_gpu": f"{SHORT} {GPU}",
     "transcoder_smollm2": SHORT,
