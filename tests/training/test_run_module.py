@@ -7,6 +7,8 @@ from lightning.pytorch import Trainer
 from lit_sparse.training.run_module import RunModule
 from lit_sparse.training.state import RunState
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 class Line(RunModule):
     def __init__(self, fused: bool):
