@@ -6,6 +6,7 @@ Nothing is written into runs/ but the toy's dense model, where it is missing.
 
 import os
 import resource
+import shlex
 import sys
 import time
 from importlib import import_module
@@ -25,7 +26,7 @@ SHARED = (
 )
 """What a run imports, late or not."""
 
-RELEASED = "--model.init_args.start release/smollm2_2048 --model.init_args.lora.r 24 --model.init_args.lora.lora_alpha 24"
+RELEASED = "--model.init_args.start release/smollm2_2048 --model.init_args.lora '{r: 24, lora_alpha: 24}'"
 """An hour-long run's adapters may not be there: the shipped ones, which are of another rank, serve."""
 FEW = "--data.max_documents 100 --data.eval_batch_size 1"
 SHORT = f"{FEW} --data.sequence_length 64"
@@ -48,7 +49,7 @@ def dry_run(config: Path) -> None:
     """In this process, which a run that starts processes takes for `main.py`."""
     from lit_sparse.commands.main import main
 
-    options = ["--trainer.fast_dev_run", "2", *MORE.get(config.stem, "").split()]
+    options = ["--trainer.fast_dev_run", "2", *shlex.split(MORE.get(config.stem, ""))]
     sys.argv = [str(REPOSITORY / "main.py"), "fit", "--config", str(config), *options]
     main(sys.argv[1:])
 

@@ -1,11 +1,12 @@
 """A tiny model and a tiny run that every test may use; no test reads or writes the user's cache."""
 
+import base64
 import copy
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from tests.tiny import tiny_llama
 
 REPOSITORY = Path(__file__).parent.parent
 CHARACTERS = "0123456789+= abcdefghijklmnopqrstuvwxyz."
+ONE_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+"""A PNG."""
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,6 +37,19 @@ def _quiet_machine(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIT_SPARSE_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("TOKENIZERS_PARALLELISM", "false")
+        yield
+
+
+@pytest.fixture(scope="module")
+def unpainted() -> Iterator[None]:
+    """Figures of reports are made but not painted, which is most of what a run of a few steps takes.
+
+    For tests that look at something else; those of fit, trainer and reports paint theirs.
+    """
+    from lit_sparse.report.shared import style
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(style, "png", lambda figure, dpi=0: base64.b64decode(ONE_PIXEL))
         yield
 
 

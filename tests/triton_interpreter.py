@@ -19,7 +19,7 @@ compiled = pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
 def run_interpreted(file: str) -> None:
     """The tests of a file, those that are marked `interpreted` included."""
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],
+        [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", file],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

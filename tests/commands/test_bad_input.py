@@ -14,6 +14,8 @@ from lit_sparse.common.errors import CheckpointError, NonFiniteLossError
 from lit_sparse.common.files import check_writable
 from lit_sparse.training.checkpoint_io import AtomicCheckpointIO
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 COMMANDS = ["fit", "info", "export", "sample", "evaluate", "circuits", "trace", "graph", "report"]
 
 

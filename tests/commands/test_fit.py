@@ -222,6 +222,7 @@ def test_a_finished_run_can_be_measured_again(finished, command, capsys):
         assert "val/edge_fraction" in printed
 
 
+@pytest.mark.usefixtures("unpainted")
 class TestExistingFolder:
     @pytest.fixture
     def existing(self, make_config, tmp_path):

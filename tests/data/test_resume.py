@@ -7,6 +7,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_sparse.data import AdditionData
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 STEPS_OF_AN_EPOCH = 5
 
 

@@ -30,6 +30,8 @@ from lit_sparse.models.base import load_model
 from lit_sparse.models.sparse_folder import export_adapters
 from lit_sparse.report.run.story import write_run_report
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 REPOSITORY = Path(__file__).parents[2]
 PROSE = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md")), *sorted(REPOSITORY.glob("release/*/*.md"))]
 OTHERS = [

@@ -19,6 +19,8 @@ from lit_sparse.training.held_out import Evaluation
 from lit_sparse.training.selection import Selection
 from lit_sparse.training.start.calibration import Calibration
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 DATA = {"digits": 1, "batch_size": 8, "eval_batch_size": 16, "held_out": 0.2}
 
 

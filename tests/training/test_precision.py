@@ -5,6 +5,8 @@ import torch
 
 from lit_sparse.training.precision import multiplies_bfloat16, suited_precision
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 def pretend(monkeypatch, **capabilities):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)

@@ -16,6 +16,8 @@ from lit_sparse.commands.main import main
 from lit_sparse.training.checkpoint_io import AtomicCheckpointIO
 from lit_sparse.training.end.history import merge_history
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 STEPS = 9
 BATCHES_OF_AN_EPOCH = 5  # an odd number: with accumulation of 2 each epoch ends on half a step
 

@@ -8,6 +8,8 @@ from lit_sparse.training.run_module import RunModule
 from lit_sparse.training.state import RunState
 from tests.tiny import QUIET
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 class Line(RunModule):
     def __init__(self, fused: bool):

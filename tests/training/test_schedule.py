@@ -6,6 +6,8 @@ from lit_sparse.commands.main import main
 from lit_sparse.training.checkpoint_io import AtomicCheckpointIO
 from lit_sparse.training.schedule import WarmupDecay
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 def test_rates_rise_then_fall_to_nothing():
     weights, gates = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))

@@ -21,6 +21,8 @@ from lit_sparse.training.callbacks import SparsityProgressBar
 from lit_sparse.transcoders import TranscoderConfig, TranscoderModule, describe_transcoder, load_transcoder
 from lit_sparse.transcoders.activations import MLPs
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 def summary_of(folder):
     return json.loads((folder / "transcoder/summary.json").read_text())

@@ -15,6 +15,8 @@ from lit_sparse.models.adapters import LoraConfig, add_lora
 from lit_sparse.training.callbacks import Throughput, throughput
 from lit_sparse.training.callbacks.throughput import _known_peak
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 LENGTH = 16
 SIZES = {
     "vocab_size": 48,

@@ -10,6 +10,8 @@ from lit_sparse.training.callbacks.checkpoints import StepBoundaryCheckpoint
 from lit_sparse.training.callbacks.time_budget import TimeBudget
 from lit_sparse.training.schedule import WarmupDecay
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 class Slope(LightningModule):
     """One weight, and the rates of every step."""

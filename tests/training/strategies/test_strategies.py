@@ -477,7 +477,7 @@ def test_a_sharded_run_ends_in_a_report_and_exports(make_config, start_python, t
 
     last = run_dir / "checkpoints" / "last.ckpt"
     assert last.is_dir()
-    monkeypatch.syspath_prepend(str(REPOSITORY / "tests"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     main(["export", "--ckpt", str(last), "--out", str(tmp_path / "out")])
     exported = load_sparse(tmp_path / "out").state_dict()
     expected = weights(last.parent, last.name)
