@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+import tests.shapes  # noqa: F401 - before anything of lit_sparse
 from tests.tiny import tiny_llama
 
 REPOSITORY = Path(__file__).parent.parent

@@ -190,7 +190,8 @@ def load_sparse(
         model, GateConfig.of(description["gate"]), backend=backend, layers=lambda layer: layer not in kept_dense
     )
     _load_gates(model, folder)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def continue_from(folder: str | Path, model: Any, base: str) -> None:
@@ -241,7 +242,7 @@ def _describe(folder: Path) -> dict[str, Any]:
         elif (folder / "config.json").is_file():
             hint = "; it is a dense model, which lit_sparse.sparsify gives gates"
         raise ValueError(f"{folder} is no sparse model folder: it has no {SPARSE_FILE}{hint}")
-    description = json.loads((folder / SPARSE_FILE).read_text(encoding="utf-8"))
+    description: dict[str, Any] = json.loads((folder / SPARSE_FILE).read_text(encoding="utf-8"))
     if description.get("format") != _FORMAT:
         raise ValueError(
             f"{folder / SPARSE_FILE} has format {description.get('format')}, and this version of lit_sparse reads "

@@ -232,11 +232,11 @@ class Gate(nn.Module):
             score = score + key_offset.repeat_interleave(score.shape[1] // key_offset.shape[1], dim=1)[:, :, None]
         return form.sharpness * (score - form.cutoff.to(logits.dtype).view(-1, 1, 1))
 
-    def _apply(self, fn, recurse=True):
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Gate":
         # A cutoff near -7 has a spacing of 0.03 in bfloat16, more than a training step: stay in float32.
         before = [parameter.detach() for parameter in self.parameters(recurse=False)]
         center, sharpness = self.center, self.sharpness
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if sharpness.is_meta and not self.sharpness.is_meta:  # no checkpoint gives it a value
             self.sharpness = torch.empty((), dtype=torch.float32, device=self.sharpness.device)
             self.advance(0.0)

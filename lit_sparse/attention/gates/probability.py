@@ -45,7 +45,7 @@ class Probability(GateConfig):
 
     def sharpness_at(self, progress: float) -> float:
         end = self.sharpness if self.sharpness_end is None else self.sharpness_end
-        return self.sharpness * (end / self.sharpness) ** progress
+        return float(self.sharpness * (end / self.sharpness) ** progress)
 
     @property
     def follows_progress(self) -> bool:

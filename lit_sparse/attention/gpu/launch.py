@@ -80,7 +80,7 @@ def blocks(kernel: str, itemsize: int, dim: int, capability: int, *, weighed: bo
 
 def padded(dim: int) -> int:
     """The power of two that a head dimension takes inside a block, at least the depth of a tensor core's product."""
-    return max(16, triton.next_power_of_2(dim))
+    return max(16, int(triton.next_power_of_2(dim)))
 
 
 def constants(
