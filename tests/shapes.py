@@ -1,8 +1,9 @@
 """Shapes and dtypes in annotations are checked wherever a test calls what carries them: jaxtyping's hook with beartype.
 
 Imported by `conftest.py` before anything of lit_sparse. Only functions with a jaxtyping annotation are checked, since
-mypy proves the rest. Left out are modules without one, above all those that would not bear a wrapper around every
-function: Triton's kernels (compiled from their source) and `models` (transformers inspects its configurations).
+mypy proves the rest. Left out is what would not bear a wrapper around every function: what torch.compile traces in a
+layer (attention's masks, noise, gates, edges, interface and operator; the computation inside the operator is checked),
+Triton's kernels (compiled from their source) and most of `models` (transformers inspects its configurations).
 """
 
 from collections.abc import Callable
@@ -14,13 +15,7 @@ from jaxtyping import install_import_hook
 ROOMS = ("anatomy", "attribution", "circuits", "data", "objective", "records", "report", "tracing", "transcoders")
 MODULES = (
     "attention.blockwise",
-    "attention.edges",
-    "attention.gates",
-    "attention.interface",
-    "attention.masks",
-    "attention.noise",
     "attention.open_edges",
-    "attention.operator",
     "attention.reference",
     "attention.tiles",
     "models.digest",
