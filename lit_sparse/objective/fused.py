@@ -27,11 +27,7 @@ def forward(logits: Tensor, base_logits: Tensor, labels: Tensor) -> Forward:
             base_lse,
             x.stride(0),
             y.stride(0),
-            VOCABULARY=x.shape[1],
-            BLOCK=_block(x),
-            IGNORED=IGNORED,
-            num_warps=_WARPS,
-            enable_fp_fusion=True,
+            **_options(x),
         )
     return ce, base_ce, kl, lse, base_lse
 
@@ -54,19 +50,22 @@ def backward(
             gradient,
             x.stride(0),
             y.stride(0),
-            VOCABULARY=x.shape[1],
-            BLOCK=_block(x),
-            IGNORED=IGNORED,
-            num_warps=_WARPS,
-            enable_fp_fusion=True,
+            **_options(x),
         )
     return gradient
+
+
+def _options(rows: Tensor) -> dict[str, int | bool]:
+    block = min(_BLOCK, max(16, int(triton.next_power_of_2(rows.shape[1]))))
+    return {
+        "VOCABULARY": rows.shape[1],
+        "BLOCK": block,
+        "IGNORED": IGNORED,
+        "num_warps": _WARPS,
+        "enable_fp_fusion": True,
+    }
 
 
 def _rows(logits: Tensor) -> Tensor:
     rows = logits.flatten(0, 1)
     return rows if rows.stride(1) == 1 else rows.contiguous()
-
-
-def _block(rows: Tensor) -> int:
-    return min(_BLOCK, max(16, int(triton.next_power_of_2(rows.shape[1]))))

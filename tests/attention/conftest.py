@@ -1,12 +1,13 @@
 """Every operator that a machine without a GPU has."""
 
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
 
 import pytest
 
 from lit_sparse.attention import blockwise, native
 from lit_sparse.attention.backends import resolve
-from lit_sparse.attention.gates import GATES, GateConfig, Probability, build_gate
+from lit_sparse.attention.gates import GATES, Gate, GateConfig, Probability, build_gate, register_gate
 from lit_sparse.attention.interface import AttentionOperator, Backend, Case
 
 
@@ -19,6 +20,30 @@ def operator(request, monkeypatch) -> AttentionOperator:
 @pytest.fixture(params=["blockwise", "blockwise in C"])
 def fast_operator(request, monkeypatch) -> AttentionOperator:
     return _make_operator(request.param, monkeypatch)
+
+
+@pytest.fixture
+def own_family() -> Iterator[Callable[..., type[GateConfig]]]:
+    """`own_family(name, z)` registers a family until the test ends whose gate logits are z(logits, log_normaliser)."""
+    made = []
+
+    def make(name, z):
+        class OwnGate(Gate):
+            def forward(self, logits, log_normaliser):
+                return z(logits, log_normaliser)
+
+        @register_gate(name)
+        @dataclass(frozen=True)
+        class Own(GateConfig):
+            def build(self, num_heads):
+                return OwnGate(self, num_heads)
+
+        made.append(name)
+        return Own
+
+    yield make
+    for name in made:
+        del GATES[name]
 
 
 def _make_operator(name: str, monkeypatch) -> AttentionOperator:

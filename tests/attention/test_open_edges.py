@@ -1,13 +1,10 @@
 """The list of open edges against the matrices it stands for."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 
 from lit_sparse import sparsify
-from lit_sparse.attention import Gate, GateConfig, attention_pattern, gates_of, open_edges, register_gate
-from lit_sparse.attention.gates import GATES
+from lit_sparse.attention import attention_pattern, gates_of, open_edges
 
 
 def dense(edges, shape) -> torch.Tensor:
@@ -47,25 +44,12 @@ def test_edges_are_in_order_and_padding_has_none(make_model, tokens):
         assert edges.weights.dtype is torch.float32 and (edges.weights > 0).all()
 
 
-def test_a_model_without_gates_or_with_other_gates_is_refused(make_model, tokens):
+def test_a_model_without_gates_or_with_other_gates_is_refused(make_model, tokens, own_family):
     with pytest.raises(ValueError, match=r"no gates.*sparsify"):
         open_edges(make_model("llama"), tokens(1, 4))
-
-    class OtherGate(Gate):
-        def forward(self, logits, log_normaliser):
-            return logits - log_normaliser + 2
-
-    @register_gate("test_other")
-    @dataclass(frozen=True)
-    class Other(GateConfig):
-        def build(self, num_heads):
-            return OtherGate(self, num_heads)
-
-    try:
-        model, ids = sparsify(make_model("llama"), Other()), tokens(1, 4)
-        before = model(ids).logits
-        with pytest.raises(ValueError, match=r"cannot be listed.*test_other"):
-            open_edges(model, ids)
-        assert torch.equal(model(ids).logits, before), "the model is left as it was"
-    finally:
-        del GATES["test_other"]
+    other = own_family("test_other", lambda logits, log_normaliser: logits - log_normaliser + 2)
+    model, ids = sparsify(make_model("llama"), other()), tokens(1, 4)
+    before = model(ids).logits
+    with pytest.raises(ValueError, match=r"cannot be listed.*test_other"):
+        open_edges(model, ids)
+    assert torch.equal(model(ids).logits, before), "the model is left as it was"

@@ -1,13 +1,11 @@
 """What is refused, with the reason, leaving the model as it was."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from lit_sparse import desparsify, sparsify
-from lit_sparse.attention import GATES, Gate, GateConfig, attention_modules, attention_pattern, gates_of, register_gate
+from lit_sparse.attention import attention_modules, attention_pattern, gates_of
 from lit_sparse.attention.bridge import gated_attention_forward
 
 
@@ -66,25 +64,13 @@ def test_a_wrong_argument_leaves_the_model_alone(gate, options, reason, make_mod
     assert fingerprint(model, ids) == before
 
 
-def test_a_non_affine_family_runs_on_the_reference_only(make_model, tokens):
-    class MinimumGate(Gate):
-        def forward(self, logits, log_normaliser):
-            return (logits - log_normaliser + 2).clamp_max(1.0)
-
-    @register_gate("test_minimum")
-    @dataclass(frozen=True)
-    class Minimum(GateConfig):
-        def build(self, num_heads):
-            return MinimumGate(self, num_heads)
-
-    try:
-        with pytest.raises(ValueError, match=r"test_minimum.*overrides forward"):
-            sparsify(make_model("llama"), {"family": "test_minimum"}, backend="blockwise")
-        model, ids = sparsify(make_model("llama"), {"family": "test_minimum"}), tokens(1, 9)
-        pattern = attention_pattern(model, ids)
-        assert torch.equal(pattern.is_open, pattern.weights.log() > -2)
-    finally:
-        del GATES["test_minimum"]
+def test_a_non_affine_family_runs_on_the_reference_only(make_model, tokens, own_family):
+    own_family("test_minimum", lambda logits, log_normaliser: (logits - log_normaliser + 2).clamp_max(1.0))
+    with pytest.raises(ValueError, match=r"test_minimum.*overrides forward"):
+        sparsify(make_model("llama"), {"family": "test_minimum"}, backend="blockwise")
+    model, ids = sparsify(make_model("llama"), {"family": "test_minimum"}), tokens(1, 9)
+    pattern = attention_pattern(model, ids)
+    assert torch.equal(pattern.is_open, pattern.weights.log() > -2)
 
 
 def test_dropout_in_training_is_refused_by_a_named_backend(make_model, tokens):
