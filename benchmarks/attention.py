@@ -25,7 +25,7 @@ from machine import RESULTS, machine
 from torch import Tensor
 
 from lit_sparse import sparsify
-from lit_sparse.attention import Gate, GateConfig, build_gate, dense, edge_counts, reference
+from lit_sparse.attention import Gate, Logit, Probability, build_gate, dense, edge_counts, reference
 from lit_sparse.attention.backends import resolve
 from lit_sparse.attention.blockwise import native
 from lit_sparse.attention.interface import Case
@@ -34,7 +34,7 @@ from lit_sparse.attention.noise import draw_seeds, uniform
 from lit_sparse.models.base import load_model
 
 HEADS, DIM = 9, 64
-GATES = {"probability": {"threshold": 1e-3}, "logit": {"bias": -2.0}}
+GATES = {"probability": Probability(threshold=1e-3), "logit": Logit(bias=-2.0)}
 Row = dict[str, Any]
 
 
@@ -91,7 +91,7 @@ class Problem:
         shapes = [(1, rows, HEADS, DIM), (1, length, HEADS, DIM), (1, length, HEADS, DIM)]
         self.inputs = [torch.randn(shape).to(dtype).transpose(1, 2).requires_grad_() for shape in shapes]
         self.d_output = torch.randn(1, rows, HEADS, DIM).to(dtype)
-        self.gate: Gate = build_gate(GateConfig(family=family, **GATES[family]), HEADS)
+        self.gate: Gate = build_gate(GATES[family], HEADS)
         self.mask = EdgeMask.causal(rows, length)
         self.d_edges = torch.full((1, HEADS, 3), 1e-5)
         self.blockwise = resolve("blockwise", Case(self.gate))

@@ -41,14 +41,12 @@ THRESHOLD_EDGES = (0.2, 0.1, 0.05)
 _ARGS = "--model.init_args."
 _OBJECTIVE = f"{_ARGS}objective."
 _NO_CALIBRATION = f"{_ARGS}start=null"
-_FULL = [f"{_ARGS}lora=null", f"{_ARGS}gate.centered=false"]
 METHODS: dict[str, list[str]] = {
     "ours": [],
     "paper": [  # arXiv 2512.05865 as written: a fixed positive bias, CE <= base + 0.05, all weights
-        *_FULL,
+        f"{_ARGS}lora=null",
         _NO_CALIBRATION,
-        f"{_ARGS}gate.sharpness_end=null",
-        f"{_ARGS}gate={{family: logit, bias: 4.0, learnable: false}}",
+        f"{_ARGS}gate={{class_path: lit_sparse.Logit, init_args: {{bias: 4.0, learnable: false, centered: false}}}}",
         f"{_OBJECTIVE}constraint={{class_path: lit_sparse.objective.Absolute, init_args: {{epsilon: 0.05}}}}",
         f"{_OBJECTIVE}multiplier={{class_path: lit_sparse.objective.Geco, init_args: {{initial: 1.0, rate: 0.05}}}}",
         f"{_OBJECTIVE}edges={{class_path: lit_sparse.objective.EdgeFraction, init_args: {{weight: 1.0}}}}",
@@ -56,13 +54,13 @@ METHODS: dict[str, list[str]] = {
     ],
     "dense": [  # the control: what training on the text does by itself
         _NO_CALIBRATION,
-        f"{_ARGS}gate.centered=false",
-        f"{_ARGS}gate.sharpness_end=null",
+        f"{_ARGS}gate.init_args.centered=false",
+        f"{_ARGS}gate.init_args.sharpness_end=null",
         "--model=dense_control.DenseControl",
         f"{_OBJECTIVE}multiplier={{class_path: lit_sparse.objective.Fixed, init_args: {{initial: 1000.0}}}}",
     ],
-    "not centered": [f"{_ARGS}gate.centered=false"],
-    "probability gate": [f"{_ARGS}gate.family=probability"],
+    "not centered": [f"{_ARGS}gate.init_args.centered=false"],
+    "probability gate": [f"{_ARGS}gate.class_path=lit_sparse.Probability"],
 }
 
 

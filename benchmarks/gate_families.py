@@ -15,8 +15,10 @@ from matplotlib.figure import Figure
 from toy import train_toy
 
 FAMILIES = {
-    "logit (the paper)": ["--model.init_args.gate.family=logit", "--model.init_args.gate.bias=2.0"],
-    "probability, kappa 16": ["--model.init_args.gate.family=probability", "--model.init_args.gate.sharpness=16"],
+    "logit (the paper)": ["--model.init_args.gate={class_path: lit_sparse.Logit, init_args: {bias: 2.0}}"],
+    "probability, kappa 16": [
+        "--model.init_args.gate={class_path: lit_sparse.Probability, init_args: {sharpness: 16}}"
+    ],
 }
 DECAY = "--model.init_args.scheduler.init_args.total_iters"
 COLOURS = dict(zip(FAMILIES, ("#d55e00", "#0072b2"), strict=True))

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from lit_sparse import GateConfig, SparseAttentionModule
+from lit_sparse import Contribution, SparseAttentionModule
 from lit_sparse.attention import Backend, EdgeCounts, fused_dense
 from lit_sparse.models.adapters import LoraConfig
 from lit_sparse.models.base import load_config
@@ -128,7 +128,7 @@ def count(config: PreTrainedConfig, batch: int, length: int, lora: LoraConfig | 
     module = _Counted(
         config,
         part,
-        gate=GateConfig(family="contribution"),
+        gate=Contribution(),
         objective=Lagrangian(distillation=0.1, margin=0.1, relaxation=2.0),
         lora=lora,
         execution=Execution(backend=Backend.BLOCKWISE),  # one operator, as Triton is

@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from machine import RESULTS, machine
 from torch.utils.data import DataLoader
 
-from lit_sparse import GateConfig, SparseAttentionModule
+from lit_sparse import Probability, SparseAttentionModule
 from lit_sparse.objective import KL, Lagrangian
 from lit_sparse.training.strategies import SparseDeepSpeedStrategy, SparseFSDPStrategy
 
@@ -92,7 +92,7 @@ def work(options: argparse.Namespace) -> None:
     seed_everything(0, verbose=False)
     module = SparseAttentionModule(
         options.model,
-        gate=GateConfig(threshold=0.001),
+        gate=Probability(threshold=0.001),
         objective=Lagrangian(KL(0.1)),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5, fused=options.fused or None),
     )

@@ -59,11 +59,11 @@ def train_toy(overrides: Sequence[str], *, seed: int, steps: int, every: int = 5
         val_check_interval=every,
         check_val_every_n_epoch=None,
         gradient_clip_val=cli.trainer.gradient_clip_val,
-        callbacks=[history],
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,
+        callbacks=[history],
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )

@@ -8,8 +8,7 @@ from functools import partial
 import torch
 from lightning.pytorch import Trainer
 
-from lit_sparse import SparseAttentionModule
-from lit_sparse.attention import GateConfig
+from lit_sparse import Contribution, SparseAttentionModule
 from lit_sparse.data import TextData
 from lit_sparse.models.adapters import LoraConfig
 from lit_sparse.training import Calibration
@@ -18,7 +17,7 @@ from lit_sparse.training import Calibration
 def train(model: str, source: str, steps: int, length: int, run_dir: str) -> None:
     module = SparseAttentionModule(
         model,
-        gate=GateConfig(family="contribution", centered=True, sharpness_end=12.0),
+        gate=Contribution(centered=True, sharpness_end=12.0),
         start=Calibration(kl=0.005, train_from_kl=0.08),
         lora=LoraConfig(r=16, lora_alpha=16),
         optimizer=partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.0),

@@ -6,15 +6,27 @@ from typing import TYPE_CHECKING, Any
 from lit_sparse.common.late import lend, when_imported
 
 if TYPE_CHECKING:
-    from lit_sparse.attention import Gate, GateConfig, desparsify, register_gate, sparsify
+    from lit_sparse.attention import (
+        Contribution,
+        Gate,
+        GateConfig,
+        Logit,
+        Probability,
+        desparsify,
+        register_gate,
+        sparsify,
+    )
     from lit_sparse.models.sparse_folder import load_sparse
     from lit_sparse.training.module import SparseAttentionModule
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Contribution",
     "Gate",
     "GateConfig",
+    "Logit",
+    "Probability",
     "SparseAttentionModule",
     "desparsify",
     "load_sparse",
@@ -23,7 +35,10 @@ __all__ = [
 ]
 
 _NAMES = {
-    **dict.fromkeys(["Gate", "GateConfig", "desparsify", "register_gate", "sparsify"], "lit_sparse.attention"),
+    **dict.fromkeys(
+        ["Contribution", "Gate", "GateConfig", "Logit", "Probability", "desparsify", "register_gate", "sparsify"],
+        "lit_sparse.attention",
+    ),
     "load_sparse": "lit_sparse.models.sparse_folder",
     "SparseAttentionModule": "lit_sparse.training.module",
 }

@@ -18,11 +18,12 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
+
+import tests.shapes  # noqa: F401 - before anything of lit_sparse
+from tests.tiny import tiny_llama
 
 REPOSITORY = Path(__file__).parent.parent
 CHARACTERS = "0123456789+= abcdefghijklmnopqrstuvwxyz."
@@ -66,21 +67,10 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 def llama_folder(tmp_path_factory, character_tokenizer) -> Path:
     """A llama of 2 layers, 4 heads on 2 key heads, 32 positions, random weights large enough that attention matters."""
     folder = tmp_path_factory.mktemp("models") / "llama"
-    config = LlamaConfig(
-        vocab_size=len(character_tokenizer),
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=32,
-        initializer_range=0.4,
-        bos_token_id=None,
-        eos_token_id=character_tokenizer.eos_token_id,
-    )
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 32, "initializer_range": 0.4}
+    ids = {"bos_token_id": None, "eos_token_id": character_tokenizer.eos_token_id}
     with torch.random.fork_rng():
-        torch.manual_seed(0)
-        LlamaForCausalLM(config).save_pretrained(folder)
+        tiny_llama(vocab_size=len(character_tokenizer), **sizes, **ids).save_pretrained(folder)
     character_tokenizer.save_pretrained(folder)
     return folder
 

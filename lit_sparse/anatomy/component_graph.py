@@ -82,7 +82,7 @@ class ComponentGraph:
         return slice(start, start + self.heads[layer] + 2 * self.kv_heads[layer])
 
     def mlp_reader(self, layer: int) -> int:
-        return self.attention_readers(layer).stop
+        return int(self.attention_readers(layer).stop)
 
     def head_writers(self, layer: int) -> slice:
         """Places of a layer's heads among the writers; all writers before its attention come before `start`."""
@@ -90,12 +90,12 @@ class ComponentGraph:
         return slice(start, start + self.heads[layer])
 
     def mlp_writer(self, layer: int) -> int:
-        return self.head_writers(layer).stop
+        return int(self.head_writers(layer).stop)
 
     def writers_before_mlp(self, layer: int) -> int:
         """How many writers, from the first, a layer's MLP reads."""
         heads = self.head_writers(layer)
-        return heads.start if self.parallel[layer] else heads.stop
+        return int(heads.start if self.parallel[layer] else heads.stop)
 
     @cached_property
     def edges(self) -> Bool[Tensor, "writer reader"]:

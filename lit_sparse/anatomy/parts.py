@@ -44,7 +44,7 @@ class LayerParts:
     def output_weight(self) -> Float[Tensor, "model head_value"]:
         """That projection as a matrix, without its bias."""
         weight = self.output.weight
-        return weight.T if isinstance(self.output, Conv1D) else weight  # type: ignore[union-attr,return-value]
+        return weight.T if isinstance(self.output, Conv1D) else weight  # type: ignore[return-value]
 
     def with_parallel(self, parallel: bool) -> "LayerParts":
         return LayerParts(**{**self.__dict__, "parallel": parallel})

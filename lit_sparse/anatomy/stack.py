@@ -6,7 +6,7 @@ ends it is as it was. A dense model is looked at as a gated one with all gates o
 
 from contextlib import ExitStack, suppress
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from jaxtyping import Float, Int
@@ -53,7 +53,9 @@ class _Seen(Exception):
     """Ends a forward pass as soon as its purpose is fulfilled."""
 
 
-def _tap(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **keywords: Any):
+def _tap(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **keywords: Any
+) -> NoReturn:
     raise _Tapped(Projected(query, key, value), attention_mask, keywords)
 
 
@@ -134,7 +136,7 @@ class Stack:
     @property
     def vocabulary(self) -> int:
         """Width of the logits."""
-        return int(self.anatomy.head.weight.shape[0])  # type: ignore[union-attr,index]
+        return int(self.anatomy.head.weight.shape[0])  # type: ignore[index]
 
     # --- the pieces, in the order in which they run -------------------------------------------------------------
 
@@ -206,7 +208,8 @@ class Stack:
         """What a layer's MLP adds, from the residual stream that it reads."""
         parts = self.anatomy.layers[layer]
         output = parts.mlp(parts.before_mlp(residual))
-        return parts.after_mlp(output[0] if isinstance(output, tuple) else output)
+        added: Tensor = parts.after_mlp(output[0] if isinstance(output, tuple) else output)
+        return added
 
     def logits(self, residual: Float[Tensor, "batch time model"]) -> Float[Tensor, "batch token"]:
         """Logits of the token after the last one, in float32 or more."""

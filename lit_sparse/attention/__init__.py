@@ -2,7 +2,17 @@
 
 from lit_sparse.attention.bridge import attention_modules, dense, desparsify, gates_of, sparsify
 from lit_sparse.attention.edges import AttentionPattern, EdgeCounts, attention_pattern, edge_counts
-from lit_sparse.attention.gates import GATES, Gate, GateConfig, GateForm, build_gate, register_gate
+from lit_sparse.attention.gates import (
+    GATES,
+    Contribution,
+    Gate,
+    GateConfig,
+    GateForm,
+    Logit,
+    Probability,
+    build_gate,
+    register_gate,
+)
 from lit_sparse.attention.guard import DenseAttentionError
 from lit_sparse.attention.interface import Backend, GatedAttention
 from lit_sparse.attention.open_edges import OpenEdges, open_edges
@@ -11,13 +21,16 @@ __all__ = [
     "GATES",
     "AttentionPattern",
     "Backend",
+    "Contribution",
     "DenseAttentionError",
     "EdgeCounts",
     "Gate",
     "GateConfig",
     "GateForm",
     "GatedAttention",
+    "Logit",
     "OpenEdges",
+    "Probability",
     "attention_modules",
     "attention_pattern",
     "build_gate",

@@ -88,7 +88,7 @@ def backward(
     formula: Formula,
     output: Float[Tensor, "batch query head value_dim"],
     lse: Float[Tensor, "batch head query"],
-    mass: Float[Tensor, "batch head query"],
+    mass: Float[Tensor, "batch head renormalised_rows"],
     d_output: Float[Tensor, "batch query head value_dim"],
     d_expected: Float[Tensor, "batch head"],
 ) -> Gradients:

@@ -121,7 +121,7 @@ AttentionMaskInterface.register(IMPLEMENTATION, mask_for_transformers)
 
 def sparsify(
     model: PreTrainedModel,
-    gate: GateConfig | Mapping[str, object] | None = None,
+    gate: GateConfig | Mapping[str, Any] | None = None,
     *,
     backend: Backend | str = Backend.AUTO,
     layers: Callable[[int], bool] = lambda index: True,
@@ -133,7 +133,8 @@ def sparsify(
 
     Args:
         model: a causal language model from transformers.
-        gate: what the gates are like; a mapping of `GateConfig`'s keys is taken too.
+        gate: what the gates are like: `Contribution(...)` or another family's description, or a mapping of `family`
+            and that family's options. Default: `Probability()`.
         backend: the operator (see `Backend`).
         layers: which layers (in the order they run) may close edges; the others keep all edges open.
 

@@ -30,16 +30,16 @@ def measure_centers(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> N
         batches: dicts with input_ids and position_ids (B, T); every token counts.
     """
     gates: dict[int, Gate] = {
-        id(module): module.edge_gate  # type: ignore[misc]
-        for module in attention_modules(model)
-        if module.edge_gate.center is not None  # type: ignore[union-attr]
+        id(module): module.edge_gate for module in attention_modules(model) if module.edge_gate.center is not None
     }
     if not gates:
         return
     sums: dict[int, Tensor] = {}
     tokens = 0
 
-    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, **kwargs: Any):
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
         mask = allowed_edges(attention_mask, query.shape[2], key.shape[2], query.device)
         output = dense_attention(query, key, value, mask, kwargs.get("scaling"), kwargs.get("softcap"))
         if id(module) in gates:

@@ -97,7 +97,7 @@ class Forward(NamedTuple):
     output: Float[Tensor, "batch query head value_dim"]
     edges: Float[Tensor, "batch head 3"]
     lse: Float[Tensor, "batch head query"]
-    mass: Float[Tensor, "batch head rows"]
+    mass: Float[Tensor, "batch head renormalised_rows"]
 
 
 class Gradients(NamedTuple):

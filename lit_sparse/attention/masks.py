@@ -92,7 +92,7 @@ def is_causal_only(config: PreTrainedConfig) -> bool:
     return kinds == {"full_attention"} and not any(getattr(config, name, None) for name in limits)
 
 
-@torch.compiler.disable  # it looks at values: one clean graph break before the first layer
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # it looks at values: one clean graph break before the first layer
 def mask_for_transformers(
     batch_size: int,
     q_length: int,

@@ -83,7 +83,9 @@ def open_edges(model: nn.Module, input_ids: Int[Tensor, "batch query"], **inputs
         raise ValueError("this model has no gates: call lit_sparse.sparsify(model) or load_sparse(folder) first")
     layers: list[OpenEdges] = []
 
-    def attend(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **keys: Any):
+    def attend(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **keys: Any
+    ) -> tuple[Tensor, Tensor]:
         mask, scaling = attention_problem(module, query, key, attention_mask, keys)
         gate, softcap = module.edge_gate, keys.get("softcap")
         layers.append(layer_open_edges(query, key.to(query.dtype), value, mask, gate, scaling=scaling, softcap=softcap))

@@ -21,6 +21,7 @@ its slope 1 - (s/cap)^2.
 """
 
 from types import ModuleType
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -91,22 +92,22 @@ def _forward(
 
 @_forward.register_fake
 def _(
-    query,
-    key,
-    value,
-    start,
-    stop,
-    holes,
-    cutoff,
-    offset,
-    seeds,
-    sharpness,
-    normalised,
-    renormalise,
-    scaling,
-    softcap,
-    backend,
-):
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    start: Tensor,
+    stop: Tensor,
+    holes: Tensor | None,
+    cutoff: Tensor,
+    offset: Tensor | None,
+    seeds: Tensor | None,
+    sharpness: Tensor,
+    normalised: bool,
+    renormalise: bool,
+    scaling: float,
+    softcap: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, heads, rows, _ = query.shape
     exact = accumulation_dtype(query.dtype)
     return (
@@ -150,17 +151,27 @@ def _backward(
 
 
 @_backward.register_fake
-def _(query, key, value, start, stop, holes, cutoff, offset, *rest):
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    start: Tensor,
+    stop: Tensor,
+    holes: Tensor | None,
+    cutoff: Tensor,
+    offset: Tensor | None,
+    *rest: Tensor | float | str | None,
+) -> tuple[Tensor, ...]:
     offset = cutoff.new_empty(0) if offset is None else offset
     return tuple(x.new_empty(x.shape) for x in (query, key, value, cutoff, offset))
 
 
-def _setup_context(ctx, inputs, output):
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
     tensors, ctx.rest = inputs[:10], inputs[10:]
     ctx.save_for_backward(*tensors, output[0], output[2], output[3])
 
 
-def _differentiate(ctx, d_output, d_edges, d_lse, d_mass):
+def _differentiate(ctx: Any, d_output: Tensor, d_edges: Tensor, d_lse: Tensor, d_mass: Tensor) -> tuple[Any, ...]:
     *tensors, output, lse, mass = ctx.saved_tensors
     d_expected = d_edges[..., 0].to(lse.dtype).contiguous()
     gradients = torch.ops.lit_sparse.gated_attention_backward(

@@ -1,6 +1,6 @@
 """The blocks of blockwise attention, and what row kernels do on one."""
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -34,6 +34,7 @@ class Problem(NamedTuple):
     opened: Float[Tensor, "heads rows"]
 
 
+@runtime_checkable
 class RowKernels(Protocol):
     """What happens between the matrix products, in place on a block's scores (heads, rows, keys)."""
 

@@ -6,19 +6,8 @@ import numpy as np
 
 from lit_sparse.attribution import AttributionGraph, EdgeReason, HeadShares, Kind, Source, WhyOpen
 from lit_sparse.records.feature_examples import Examples
-from lit_sparse.records.graph import (
-    GraphFile,
-    Link,
-    Metadata,
-    Node,
-    QKTracing,
-    cumulative,
-    error_node,
-    feature_node,
-    head_node,
-    logit_node,
-    token_node,
-)
+from lit_sparse.records.graph import GraphFile, Link, Metadata, Node, QKTracing
+from lit_sparse.records.graph_nodes import cumulative, error_node, feature_node, head_node, logit_node, token_node
 from lit_sparse.records.graph_summary import GraphSummary
 
 _LABEL_TOKENS = 3

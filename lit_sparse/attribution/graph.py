@@ -55,7 +55,7 @@ class NodeTable:
 _OFFSET = np.array([0, 2, 3, 1, 1])  # by kind: in a layer heads come first, then features, then the errors
 
 
-def stage(kind: Int[np.ndarray, " node"], layer: Int[np.ndarray, " node"]) -> Int[np.ndarray, " node"]:
+def stage(kind: Int[np.ndarray, "*nodes"], layer: Int[np.ndarray, "*nodes"]) -> Int[np.ndarray, "*nodes"]:
     return np.where(kind == Kind.EMBEDDING, 0, 3 * layer + _OFFSET[kind]).astype(np.int32)
 
 

@@ -139,7 +139,7 @@ class Replacement:
         self.projected.append(projected)
         self.attention_norms.append(freeze_norm(parts.before_attention, residual, self.family))
         value_map = stack.value_map(layer, normed, projected.value[0])
-        gate: Gate = parts.attention.edge_gate  # type: ignore[assignment]
+        gate: Gate = parts.attention.edge_gate
         center = gate.head_center(residual.dtype).to(residual.device)
         self.carried.append(gate.deviation(projected.value)[0].repeat_interleave(group, 0))
         self.values.append(
@@ -160,7 +160,7 @@ class Replacement:
         bias = parts.output.bias
         written = (constant if bias is None else constant + bias).expand_as(total)  # type: ignore[operator]
         self.attention_bias.append(after.linear(written, after.scale) + after.bias)
-        attention = parts.after_attention(total)
+        attention: Tensor = parts.after_attention(total)
         difference = self.heads[-1].sum(0) + self.attention_bias[-1] - attention
         if float(difference.abs().max()) > _SAME * float(attention.abs().max()) + torch.finfo(total.dtype).tiny:
             raise ValueError(f"model family {self.family!r}: layer {layer}'s heads do not add up to its attention")

@@ -75,7 +75,8 @@ class LayerScores:
         logits = logits.masked_fill(~self._allowed, torch.finfo(logits.dtype).min)
         offset = gate.key_offset(gate.deviation(value))
         lse = logits.logsumexp(-1, keepdim=True)
-        return (gate(logits, lse) if offset is None else gate(logits, lse, offset))[0]
+        seen: Tensor = gate(logits, lse) if offset is None else gate(logits, lse, offset)
+        return seen[0]
 
     @torch.no_grad()
     def pairwise(

@@ -7,18 +7,18 @@ one's, averaged over prompts: positive means that the edge speaks against the an
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from lit_sparse.anatomy.stack import Projected, Stack
-from lit_sparse.circuits.forward import Metric, Writers, activations
+from lit_sparse.circuits.forward import Ids, Metric, Writers, activations
 
 
 def eap(
     stack: Stack,
-    clean: Int[Tensor, "batch time"],
-    corrupted: Int[Tensor, "batch time"],
+    clean: Ids,
+    corrupted: Ids,
     metric: Metric,
     *,
     interpolations: int = 1,
@@ -95,12 +95,7 @@ def _reader_gradients(
 
 @torch.no_grad()
 def exact(
-    stack: Stack,
-    clean: Int[Tensor, "batch time"],
-    corrupted: Int[Tensor, "batch time"],
-    metric: Metric,
-    *,
-    bar: "tqdm[Any] | None" = None,
+    stack: Stack, clean: Ids, corrupted: Ids, metric: Metric, *, bar: "tqdm[Any] | None" = None
 ) -> Float[Tensor, "writer reader"]:
     """Every edge patched for itself in the clean run. A forward pass an edge, from the reader's layer on: for small
     models, and the oracle of the rest. Memory: writers x batch x time x model floats several times over."""

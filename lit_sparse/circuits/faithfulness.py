@@ -195,6 +195,6 @@ def _size(total: int, fraction: float) -> int:
     return max(1, round(total * fraction))
 
 
-def _best_first(magnitude: Float[Tensor, " item"]) -> Int[Tensor, " item"]:
+def _best_first(magnitude: Float[Tensor, " item"]) -> Int[Tensor, " nonzero"]:
     order = magnitude.argsort(descending=True, stable=True)
     return order[: int((magnitude > 0).sum())]

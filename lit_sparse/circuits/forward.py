@@ -14,12 +14,14 @@ from torch import Tensor
 
 from lit_sparse.anatomy.stack import Projected, Stack
 
+Ids = Int[Tensor, "batch time"]
 Writers = Float[Tensor, "writer batch time model"]
-Metric = Callable[[Float[Tensor, "batch token"]], Float[Tensor, " batch"]]
+Logits = Float[Tensor, "batch token"]
+Metric = Callable[[Logits], Float[Tensor, " batch"]]
 
 
 @torch.no_grad()
-def activations(stack: Stack, ids: Int[Tensor, "batch time"]) -> tuple[Writers, Float[Tensor, "batch token"]]:
+def activations(stack: Stack, ids: Ids) -> tuple[Writers, Logits]:
     """What every writer writes on some prompts (memory: writers x batch x time x model floats), and the logits."""
     residual = stack.embed(ids)
     written = residual.new_empty(len(stack.graph.writers), *residual.shape)
@@ -35,7 +37,7 @@ def activations(stack: Stack, ids: Int[Tensor, "batch time"]) -> tuple[Writers, 
 
 
 @torch.no_grad()
-def run(stack: Stack, ids: Int[Tensor, "batch time"]) -> Float[Tensor, "batch token"]:
+def run(stack: Stack, ids: Ids) -> Logits:
     """The model's logits, nothing replaced and nothing kept."""
     residual = stack.embed(ids)
     for layer in range(stack.graph.layers):
@@ -44,12 +46,7 @@ def run(stack: Stack, ids: Int[Tensor, "batch time"]) -> Float[Tensor, "batch to
 
 
 @torch.no_grad()
-def run_edges(
-    stack: Stack,
-    ids: Int[Tensor, "batch time"],
-    replacement: Writers,
-    kept: Bool[Tensor, "writer reader"],
-) -> Float[Tensor, "batch token"]:
+def run_edges(stack: Stack, ids: Ids, replacement: Writers, kept: Bool[Tensor, "writer reader"]) -> Logits:
     """Logits with the edges outside `kept` ablated: along them, readers receive `replacement`.
 
     Readers that keep the same edges share their work, and writers that nobody in the circuit reads are not run, so
@@ -91,12 +88,7 @@ def run_edges(
 
 
 @torch.no_grad()
-def run_nodes(
-    stack: Stack,
-    ids: Int[Tensor, "batch time"],
-    replacement: Writers,
-    kept: Bool[Tensor, " writer"],
-) -> Float[Tensor, "batch token"]:
+def run_nodes(stack: Stack, ids: Ids, replacement: Writers, kept: Bool[Tensor, " writer"]) -> Logits:
     """Logits with every writer outside `kept` replaced, for all readers."""
     graph = stack.graph
     residual = stack.embed(ids) if kept[0] else replacement[0]

@@ -1,12 +1,13 @@
 """One model on one task: how well it does it, which components it does it with, and how few of them are enough."""
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
+from scipy.stats import binomtest
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,6 +19,7 @@ from lit_sparse.circuits.node_scores import patch_nodes
 from lit_sparse.circuits.prompts import Prompts, group
 from lit_sparse.circuits.tasks import Pair, Task, Tokenizer
 from lit_sparse.models.tokens import token_text
+from lit_sparse.records.circuits import Behaviour, Circuit, CircuitEdge, CircuitExample, Shape, SizeCurve, TaskRun
 
 Method = Literal["eap", "eap-ig", "exact"]
 
@@ -87,42 +89,40 @@ def score_edges(
     return edges, nodes
 
 
-def behaviour(stack: Stack, pairs: Sequence[Pair], settings: Settings) -> dict[str, Any]:
-    """Accuracy (log-odds above 0), the chance of it by guessing, and mean log-odds, in all and by template."""
-    values: list[float] = []
-    order: list[Pair] = []
-    vocabulary = stack.vocabulary
+class NotDone(ValueError):
+    """A model that does a task no better than by guessing."""
+
+
+class Scores(NamedTuple):
+    """Log-odds of right against wrong answers on some prompts, in all and by template."""
+
+    all: list[float]
+    templates: dict[str, list[float]]
+
+    @property
+    def p_value(self) -> float:
+        """The chance of as many right answers by guessing: one-sided binomial test."""
+        return float(binomtest(_right(self.all), len(self.all), alternative="greater").pvalue)
+
+
+def score_prompts(stack: Stack, pairs: Sequence[Pair], settings: Settings) -> Scores:
+    """The model on the clean prompts."""
+    templates: dict[str, list[float]] = {}
     for name in dict.fromkeys(pair.template for pair in pairs):
         mine = [pair for pair in pairs if pair.template == name]
-        for batch in group(mine, vocabulary, size=settings.batch_size, device=stack.model.device):
-            values += batch.metric(run(stack, batch.clean)).tolist()
-        order += mine
-    by_template: dict[str, list[float]] = {}
-    for pair, value in zip(order, values, strict=True):
-        by_template.setdefault(pair.template, []).append(value)
-    right = sum(value > 0 for value in values)
-    return {
-        "accuracy": right / len(values),
-        "p_value": sum(math.comb(len(values), k) for k in range(right, len(values) + 1)) / 2 ** len(values),
-        "log_odds": sum(values) / len(values),
-        "templates": {
-            name: {
-                "accuracy": sum(value > 0 for value in some) / len(some),
-                "clean": sum(some) / len(some),
-                "prompts": len(some),
-            }
-            for name, some in by_template.items()
-        },
-    }
+        batches = group(mine, stack.vocabulary, size=settings.batch_size, device=stack.model.device)
+        templates[name] = [value for batch in batches for value in batch.metric(run(stack, batch.clean)).tolist()]
+    return Scores([value for some in templates.values() for value in some], templates)
 
 
 def measure(
     stack: Stack, tokenizer: Tokenizer, task: Task, seed: int, settings: Settings, bars: Bars = tqdm
-) -> dict[str, Any]:
-    """Everything about one model, task and seed, as plain data (see `docs/circuits.md` for the keys).
+) -> TaskRun:
+    """Everything about one model, task and seed.
 
     Raises:
         NotExpressible: the tokenizer cannot express the task.
+        NotDone: the model's accuracy is no better than chance.
         NothingToExplain: see `Evaluator`.
     """
     pairs = task.pairs(tokenizer, 2 * settings.prompts, seed)
@@ -131,43 +131,66 @@ def measure(
         group(some, vocabulary, size=settings.batch_size, device=device)
         for some in (pairs[: settings.prompts], pairs[settings.prompts :])
     )
-    result = behaviour(stack, pairs, settings)
-    if result["p_value"] > SIGNIFICANT:
-        return result
+    scores = score_prompts(stack, pairs, settings)
+    accuracy = _right(scores.all) / len(scores.all)
+    if scores.p_value > SIGNIFICANT:
+        raise NotDone(f"accuracy {accuracy:.0%} is no better than chance (p = {scores.p_value:.2g})")
     edges, nodes = score_edges(stack, find, settings, bars)
     evaluator = Evaluator(stack, test, settings.ablation)
-    rankings = Ranking.of_heads(stack, nodes), Ranking.of_edges(stack, edges)
+    of_heads, of_edges = Ranking.of_heads(stack, nodes), Ranking.of_edges(stack, edges)
     with bars("measuring circuits", None) as bar:
-        heads, of_edges = (curve(ranking, evaluator, settings.shares, bar) for ranking in rankings)
-    result |= {"clean": evaluator.clean, "ablated": evaluator.ablated, "seed": seed}
-    result |= {"head": _curve(heads), "edge": _curve(of_edges)}
+        heads, edge_curve = (curve(ranking, evaluator, settings.shares, bar) for ranking in (of_heads, of_edges))
     opened = _open_edges(stack, test)
-    result["attention_edges"] = {
-        str(share): None if count is None else float(opened[rankings[0].order[:count]].sum())
-        for share, count in heads.smallest.items()
-    }
-    count = of_edges.smallest.get(DRAWN_SHARE)
-    result["circuit"] = None if count is None else _circuit(stack, edges, rankings[1].circuit(count))
-    result["example"] = _example(stack, tokenizer, pairs[settings.prompts], result["circuit"])
-    return result
+    count = edge_curve.smallest.get(DRAWN_SHARE)
+    circuit = None if count is None else _circuit(stack, edges, of_edges.circuit(count))
+    graph = stack.graph
+    return TaskRun(
+        seed=seed,
+        shape=Shape(layers=graph.layers, heads_per_layer=max(graph.heads), kv_heads_per_layer=max(graph.kv_heads)),
+        accuracy=accuracy,
+        p_value=scores.p_value,
+        clean=evaluator.clean,
+        ablated=evaluator.ablated,
+        templates={
+            name: Behaviour(accuracy=_right(some) / len(some), clean=fmean(some), prompts=len(some))
+            for name, some in scores.templates.items()
+        },
+        head=_recorded(heads),
+        edge=_recorded(edge_curve),
+        attention_edges={
+            share: None if count is None else float(opened[of_heads.order[:count]].sum())
+            for share, count in heads.smallest.items()
+        },
+        circuit=circuit,
+        example=_example(stack, tokenizer, pairs[settings.prompts], circuit),
+    )
 
 
-def _curve(curve: Curve) -> dict[str, Any]:
-    data = asdict(curve)
-    data["smallest"] = {str(share): count for share, count in curve.smallest.items()}
+def _right(values: Sequence[float]) -> int:
+    return sum(value > 0 for value in values)
+
+
+def _recorded(curve: Curve) -> SizeCurve:
     of_edges = curve.level == "edge"
-    return data | {"cpr": curve.cpr() if of_edges else None, "cmd": curve.cmd() if of_edges else None}
+    return SizeCurve(
+        total=curve.total,
+        sizes=curve.sizes,
+        values=curve.values,
+        smallest=curve.smallest,
+        cpr=curve.cpr() if of_edges else None,
+        cmd=curve.cmd() if of_edges else None,
+    )
 
 
-def _circuit(stack: Stack, scores: Tensor, kept: Tensor) -> dict[str, Any]:
+def _circuit(stack: Stack, scores: Tensor, kept: Tensor) -> Circuit:
     writers, readers = stack.graph.writers, stack.graph.readers
     places = kept.nonzero()
     order = scores[kept].abs().argsort(descending=True)[:DRAWN_EDGES]
     edges = [
-        [writers[writer].name, readers[reader].name, float(scores[writer, reader])]
+        CircuitEdge(writers[writer].name, readers[reader].name, float(scores[writer, reader]))
         for writer, reader in places[order].tolist()
     ]
-    return {"share": DRAWN_SHARE, "edges": edges, "count": int(kept.sum())}
+    return Circuit(share=DRAWN_SHARE, edges=edges, count=int(kept.sum()))
 
 
 @torch.no_grad()
@@ -184,15 +207,15 @@ def _open_edges(stack: Stack, batches: Sequence[Prompts]) -> Float[Tensor, " wri
 
 
 @torch.no_grad()
-def _example(stack: Stack, tokenizer: Tokenizer, pair: Pair, circuit: dict[str, Any] | None) -> dict[str, Any]:
+def _example(stack: Stack, tokenizer: Tokenizer, pair: Pair, circuit: Circuit | None) -> CircuitExample:
     """One prompt and the open attention edges, with weights, of the heads in a circuit."""
-    wanted = {writer for writer, _, _ in circuit["edges"]} if circuit else set()
-    heads: dict[str, list[list[float]]] = {}
+    wanted = {edge.writer for edge in circuit.edges} if circuit else set()
+    heads: dict[str, list[tuple[int, int, float]]] = {}
     residual = stack.embed(torch.tensor([pair.clean], device=stack.model.device))
     for layer in range(stack.graph.layers):
         indices, weights = stack.open_edges(layer, stack.project(layer, residual))
         residual = stack.layer(layer, residual)
         for (_, head, query, key), weight in zip(indices.T.tolist(), weights.tolist(), strict=True):
             if f"head {layer}.{head}" in wanted:
-                heads.setdefault(f"{layer}.{head}", []).append([query, key, round(weight, 4)])
-    return {"tokens": [token_text(tokenizer, token) for token in pair.clean], "heads": heads}
+                heads.setdefault(f"{layer}.{head}", []).append((query, key, round(weight, 4)))
+    return CircuitExample(tokens=[token_text(tokenizer, token) for token in pair.clean], heads=heads)

@@ -3,12 +3,12 @@
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
 from lit_sparse.anatomy.stack import Stack
-from lit_sparse.circuits.forward import Metric, Writers, activations
+from lit_sparse.circuits.forward import Ids, Metric, Writers, activations
 
 COPIES = 8
 """Writers patched in one pass, each in its own copy of the prompts."""
@@ -27,12 +27,7 @@ class NodeEffects(NamedTuple):
 
 @torch.no_grad()
 def patch_nodes(
-    stack: Stack,
-    clean: Int[Tensor, "batch time"],
-    corrupted: Int[Tensor, "batch time"],
-    metric: Metric,
-    *,
-    bar: "tqdm[Any] | None" = None,
+    stack: Stack, clean: Ids, corrupted: Ids, metric: Metric, *, bar: "tqdm[Any] | None" = None
 ) -> NodeEffects:
     """Activation patching of every writer, from its layer on. Heads that write the same on both prompts, as those do
     whose gates are all closed, have no effect and cost nothing."""

@@ -12,24 +12,36 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import BaseModel
 from rich.console import Console
 from tqdm import tqdm
 
 from lit_sparse.anatomy.stack import Stack
-from lit_sparse.circuits.compare import comparison, summary
+from lit_sparse.circuits.compare import comparison, together
 from lit_sparse.circuits.faithfulness import NothingToExplain
-from lit_sparse.circuits.measure import SIGNIFICANT, Settings, measure
-from lit_sparse.circuits.tasks import TASKS, NotExpressible, get_task
+from lit_sparse.circuits.measure import NotDone, Settings, measure
+from lit_sparse.circuits.tasks import TASKS, NotExpressible, Task, get_task
 from lit_sparse.commands.parser import CommandParser
 from lit_sparse.common.files import check_writable, write_atomically
 from lit_sparse.models.compared import Candidate, find_candidates
 from lit_sparse.models.digest import digest_of
+from lit_sparse.records.circuits import (
+    COMPARISON,
+    CircuitsResult,
+    ComparedModel,
+    ComparedModels,
+    Comparison,
+    TaskResult,
+    TaskRun,
+)
+from lit_sparse.records.reading import read_json
+from lit_sparse.records.run_summary import RunSummary
 from lit_sparse.report.circuits.page import write_circuits_page
 from lit_sparse.report.circuits.plots import render_circuits
 from lit_sparse.report.circuits.table import circuits_table
 
-DETAILS, COMPARISON, PAGE, PARTS = "circuits.json", "comparison.json", "circuits.html", "parts"
-_FORMAT = 2  # of the parts: those of another one are measured again
+PAGE, PARTS = "circuits.html", "parts"
+_FORMAT = 3  # of the parts: those of another one are measured again
 
 
 def circuits_command(args: Sequence[str]) -> None:
@@ -60,25 +72,32 @@ def circuits_command(args: Sequence[str]) -> None:
         side: _measure_model(candidate, side, names, seeds, settings, out / PARTS, console)
         for side, candidate in (("base", base), ("sparse", sparse))
     }
-    rows = [_row(task.name, task.description, found["base"], found["sparse"]) for task in tasks]
-    details = {
-        "models": {"base": _named(base, found["base"]), "sparse": _named(sparse, found["sparse"])},
-        "method": settings.method,
-        "ablation": settings.ablation,
-        "prompts": settings.prompts,
-        "seeds": list(seeds),
-        "shares": list(settings.shares),
-        "tasks": rows,
-    }
-    table = comparison(rows, settings.shares)
-    write_atomically(out / COMPARISON, (json.dumps(table, indent=2) + "\n").encode())
-    write_atomically(out / DETAILS, (json.dumps(details) + "\n").encode())
-    plots = render_circuits(details, table)
+    rows = [_result(task, found["base"][task.name], found["sparse"][task.name]) for task in tasks]
+    result = CircuitsResult(
+        models=ComparedModels(base=_named(base, found["base"]), sparse=_named(sparse, found["sparse"])),
+        method=settings.method,
+        ablation=settings.ablation,
+        prompts=settings.prompts,
+        seeds=list(seeds),
+        shares=list(settings.shares),
+        tasks=rows,
+    )
+    compared = Comparison(result, comparison(rows, settings.shares))
+    compared.write(out)
+    plots = render_circuits(compared)
     for name, picture in plots.items():
         write_atomically(out / name, picture)
-    write_circuits_page(details, table, out / PAGE, plots)
-    console.print(circuits_table(table, details))
+    write_circuits_page(compared, out / PAGE, plots)
+    console.print(circuits_table(compared))
     console.print(f"page: {out / PAGE}   numbers: {out / COMPARISON}", highlight=False, markup=False)
+
+
+class Part(BaseModel):
+    """What is kept of one model, task and seed: the run, or why there is none."""
+
+    model_digest: str
+    run: TaskRun | None = None
+    skipped: str | None = None
 
 
 def _measure_model(
@@ -89,8 +108,8 @@ def _measure_model(
     settings: Settings,
     parts: Path,
     console: Console,
-) -> dict[str, Any]:
-    """By task, the runs of all seeds or the reason why there are none; and the model's shape."""
+) -> dict[str, list[Part]]:
+    """By task, the parts of all seeds."""
     wanted = [(name, seed) for name in names for seed in seeds]
     files = {key: parts / f"{side}-{key[0]}-{key[1]}-{_fingerprint(candidate, settings)}.json" for key in wanted}
     if any(not file.is_file() for file in files.values()):
@@ -100,54 +119,42 @@ def _measure_model(
         with Stack(model) as stack:
             for (name, seed), file in files.items():
                 if not file.is_file():
-                    result = _measure(stack, candidate, name, seed, settings)
-                    write_atomically(file, json.dumps(result | {"model_digest": digest}).encode())
-    results = {key: json.loads(file.read_text(encoding="utf-8")) for key, file in files.items()}
-    return {name: [results[name, seed] for seed in seeds] for name in names}
+                    part = _measure(stack, candidate, name, seed, settings, digest)
+                    write_atomically(file, part.model_dump_json().encode())
+    return {name: [read_json(files[name, seed], Part) for seed in seeds] for name in names}
 
 
-def _measure(stack: Stack, candidate: Candidate, name: str, seed: int, settings: Settings) -> dict[str, Any]:
+def _measure(stack: Stack, candidate: Candidate, name: str, seed: int, settings: Settings, digest: str) -> Part:
     def bars(description: str, total: int | None) -> "tqdm[Any]":
         return tqdm(total=total, desc=f"{name}, seed {seed}: {description}", leave=False, unit="run")
 
     try:
-        result = measure(stack, candidate.tokenizer, get_task(name), seed, settings, bars)
-    except (NotExpressible, NothingToExplain) as error:
-        return {"skipped": str(error)}
-    if result["p_value"] > SIGNIFICANT:
-        reason = f"accuracy {result['accuracy']:.0%} is no better than chance (p = {result['p_value']:.2g})"
-        return {"skipped": reason}
-    graph = stack.graph
-    result["shape"] = {
-        "layers": graph.layers,
-        "heads_per_layer": max(graph.heads),
-        "kv_heads_per_layer": max(graph.kv_heads),
-    }
-    return result | {"skipped": None}
+        run = measure(stack, candidate.tokenizer, get_task(name), seed, settings, bars)
+    except (NotExpressible, NotDone, NothingToExplain) as error:
+        return Part(model_digest=digest, skipped=str(error))
+    return Part(model_digest=digest, run=run)
 
 
-def _row(name: str, description: str, base: dict[str, Any], sparse: dict[str, Any]) -> dict[str, Any]:
-    reasons = [
-        f"{side} model, seed {seed}: {run['skipped']}"
-        for side, runs in (("base", base[name]), ("sparse", sparse[name]))
-        for seed, run in enumerate(runs)
-        if run["skipped"] is not None
-    ]
-    row: dict[str, Any] = {"task": name, "description": description, "skipped": None, "base": None, "sparse": None}
-    if reasons:
-        return row | {"skipped": reasons[0]}
-    return row | {
-        "base": summary(base[name], base[name][0]["shape"]),
-        "sparse": summary(sparse[name], sparse[name][0]["shape"]),
-    }
+def _result(task: Task, base: Sequence[Part], sparse: Sequence[Part]) -> TaskResult:
+    result = TaskResult(task=task.name, description=task.description)
+    for side, parts in (("base", base), ("sparse", sparse)):
+        for seed, part in enumerate(parts):
+            if part.run is None:
+                result.skipped = f"{side} model, seed {seed}: {part.skipped}"
+                return result
+    result.base, result.sparse = (together([part.run for part in parts if part.run]) for parts in (base, sparse))
+    return result
 
 
-def _named(candidate: Candidate, found: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    measured = ("edges_per_query", "edge_fraction", "sequence_length")
-    return {
-        "name": candidate.name,
-        "model_digest": next(iter(found.values()))[0]["model_digest"],
-    } | {key: candidate.measured.get(key) for key in measured}
+def _named(candidate: Candidate, found: dict[str, list[Part]]) -> ComparedModel:
+    measured = RunSummary.model_validate(candidate.measured)
+    return ComparedModel(
+        name=candidate.name,
+        model_digest=next(iter(found.values()))[0].model_digest,
+        edges_per_query=measured.edges_per_query,
+        edge_fraction=measured.edge_fraction,
+        sequence_length=measured.sequence_length,
+    )
 
 
 def _fingerprint(candidate: Candidate, settings: Settings) -> str:
@@ -158,8 +165,7 @@ def _fingerprint(candidate: Candidate, settings: Settings) -> str:
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="main.py circuits", description=__doc__)
-    parser.add_argument("--model", type=str, required=True, help="a sparse model folder")
-    parser.add_argument("--against", type=str | None, default=None, help="default: the base that the export records")
+    parser.add_models("a sparse model folder", "default: the base that the export records")
     parser.add_argument("--task", type=str, default="ioi", help=f"separated by commas, or all: {', '.join(TASKS)}")
     parser.add_argument(
         "--method", type=Literal["eap", "eap-ig", "exact"], default="eap-ig", help="exact: only for small models"

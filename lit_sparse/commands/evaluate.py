@@ -19,10 +19,11 @@ from lit_sparse.common.files import check_writable
 from lit_sparse.common.progress import progress_bar
 from lit_sparse.data.packing import PackedBlocks
 from lit_sparse.downstream.harness import SHIPPED, load_tasks, require_harness, run_tasks
-from lit_sparse.downstream.record import FILE, EvaluationRecord
+from lit_sparse.downstream.record import EvaluationRecord
 from lit_sparse.downstream.table import tasks_table, text_table
 from lit_sparse.downstream.text import pack_text, score_text, text_files
 from lit_sparse.models.compared import Candidate, find_candidates
+from lit_sparse.records.evaluation import FILE
 
 _SETTINGS = ("tasks", "limit", "text", "sequence_length", "batch_size", "dtype")
 
@@ -83,8 +84,7 @@ def evaluate_command(args: Sequence[str]) -> None:
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="main.py evaluate", description=__doc__)
-    parser.add_argument("--model", type=str, required=True, help="a sparse model folder, or any model without gates")
-    parser.add_argument("--against", type=str | None, default=None, help="default: the base that the export records")
+    parser.add_models("a sparse model folder, or any model without gates", "default: the base that the export records")
     parser.add_argument(
         "--tasks",
         type=str | None,

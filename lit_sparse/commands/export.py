@@ -1,12 +1,14 @@
 """`python main.py export --ckpt … --out …`: the sparse model folder of any checkpoint of a run."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lit_sparse.commands.parser import CommandParser
 from lit_sparse.common.files import check_writable
 from lit_sparse.models.sparse_folder import export_sparse
+from lit_sparse.records.reading import read_json
+from lit_sparse.records.run_summary import RunSummary
 from lit_sparse.training.module import SparseAttentionModule
 
 
@@ -42,22 +44,22 @@ def export_command(args: Sequence[str]) -> None:
     module.load_state_dict(checkpoint["state_dict"])
     assert module.model is not None
     tokenizer = cli.datamodule.load_tokenizer() if hasattr(cli.datamodule, "load_tokenizer") else None
-    export_sparse(module.model, out, measured=_measured(run_dir, checkpoint, module), tokenizer=tokenizer)
+    export_sparse(module.model, out, measured=_measured(run_dir, checkpoint, module).as_json(), tokenizer=tokenizer)
     print(f"wrote {out}; load it with lit_sparse.load_sparse({str(out)!r})")
 
 
-def _measured(run_dir: Path, checkpoint: dict[str, object], module: SparseAttentionModule) -> dict[str, object]:
+def _measured(run_dir: Path, checkpoint: dict[str, Any], module: SparseAttentionModule) -> RunSummary:
     """The run's summary if it describes this very checkpoint, else what the checkpoint itself knows."""
-    summary = run_dir / "summary.json"
-    if summary.is_file():
-        measured = json.loads(summary.read_text(encoding="utf-8"))
-        if measured.get("chosen_step") == checkpoint["global_step"]:
+    step = int(checkpoint["global_step"])
+    if (run_dir / "summary.json").is_file():
+        measured = read_json(run_dir / "summary.json", RunSummary)
+        if measured.chosen_step == step:
             return measured
-    return {
-        "model": module.base_name,
-        "constraint": module.objective.constraint.name,
-        "constraint_described": module.objective.constraint.described(),
-        "steps": int(checkpoint["global_step"]),  # type: ignore[call-overload]
-        "tokens": module.state.tokens,
-        "seconds": module.state.seconds,
-    }
+    return RunSummary(
+        model=module.base_name,
+        constraint=module.objective.constraint.name,
+        constraint_described=module.objective.constraint.described(),
+        steps=step,
+        tokens=module.state.tokens,
+        seconds=module.state.seconds,
+    )

@@ -34,7 +34,7 @@ from lit_sparse.report.graph.plot import heads_figure
 from lit_sparse.report.graph.table import graphs_table
 from lit_sparse.report.shared import style
 from lit_sparse.tracing.flow import encode
-from lit_sparse.tracing.prompts import prompt_lines, shared_tokens
+from lit_sparse.tracing.prompts import chosen_prompts, shared_tokens
 from lit_sparse.transcoders import Transcoder, check_model, describe_transcoder, load_transcoder
 
 EXAMPLES_FILE = "examples.json"
@@ -71,8 +71,7 @@ def graph_command(args: Sequence[str]) -> None:
             loaded as far as that can be told.
     """
     parsed = _parser().parse_args(list(args))
-    if (parsed.prompt is None) == (parsed.prompts is None):
-        raise ValueError("give either --prompt TEXT or --prompts FILE")
+    prompts = chosen_prompts(parsed.prompt, parsed.prompts)
     for name in ("node_share", "edge_share"):
         if not 0 < getattr(parsed, name) <= 1:
             raise ValueError(f"--{name} is a share of the influence, in (0, 1], got {getattr(parsed, name)}")
@@ -82,7 +81,6 @@ def graph_command(args: Sequence[str]) -> None:
     settings = Settings(parsed.answer, parsed.node_share, parsed.edge_share, parsed.explained_heads)
     console, out = Console(), Path(parsed.out)
     sides = _sides(parsed)
-    prompts = [parsed.prompt] if parsed.prompts is None else prompt_lines(Path(parsed.prompts))
     candidates = [side.candidate for side in sides]
     tokens = [shared_tokens(prompt, settings.answer, candidates) for prompt in prompts]
     folders = [out] if parsed.prompts is None else [out / f"{index:03}" for index in range(len(prompts))]
@@ -174,11 +172,11 @@ def _graph(one: Loaded, prompt: str, ids: list[int], settings: Settings) -> tupl
         prompt=prompt,
         nodes=len(graph.nodes),
         links=len(graph.edges),
+        explained_variance=variance if math.isfinite(variance) else None,
+        replacement_error=graph.replacement_error,
         heads_for_80=shares.by_attribution,
         heads_for_80_by_influence=shares.by_influence,
         heads_for_80_by_connection=shares.by_connection,
-        replacement_error=graph.replacement_error,
-        explained_variance=variance if math.isfinite(variance) else None,
         replacement_kl=graph.replacement_kl,
         seconds=round(time.perf_counter() - started, 2),
         model=candidate.name,
@@ -250,11 +248,10 @@ def _slug(prompt: str) -> str:
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="main.py graph", description=__doc__)
-    parser.add_argument("--model", type=str, required=True, help="model folder or name, sparse or dense")
-    parser.add_argument("--transcoders", type=str, required=True, help="the folder of that model's transcoders")
-    parser.add_argument(
-        "--against", type=str | None, default=None, help="a model to show beside it; default: a sparse model's base"
+    parser.add_models(
+        "model folder or name, sparse or dense", "a model to show beside it; default: a sparse model's base"
     )
+    parser.add_argument("--transcoders", type=str, required=True, help="the folder of that model's transcoders")
     parser.add_argument(
         "--against_transcoders",
         type=str | None,

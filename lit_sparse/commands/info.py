@@ -16,7 +16,7 @@ from rich.table import Table
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from lit_sparse.attention import GateConfig, gates_of, sparsify
+from lit_sparse.attention import gates_of, sparsify
 from lit_sparse.commands.fit import ANYWHERE, SparseCLI
 from lit_sparse.costs import (
     STRATEGIES,
@@ -51,7 +51,7 @@ class InfoCLI(SparseCLI):
         parser.add_argument("--gpus", type=int | None, default=None, help="default: the trainer's devices x num_nodes")
         parser.add_argument(
             "--strategy",
-            type=Literal[tuple(STRATEGIES)] | None,  # type: ignore[valid-type]
+            type=Literal[tuple(STRATEGIES)] | None,
             default=None,
             help="default: the trainer's strategy",
         )
@@ -106,11 +106,11 @@ class Estimate:
             ) from error
         # In bfloat16, the one type in which PyTorch knows shapes of experts' grouped products.
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
+            model: PreTrainedModel = AutoModelForCausalLM.from_config(
                 config, dtype=torch.bfloat16, trust_remote_code=module.trust_remote_code
             )
         base = sum(parameter.numel() for parameter in model.parameters())
-        sparsify(model, GateConfig.of(module.gate_config), layers=module.is_gated)
+        sparsify(model, module.gate_config, layers=module.is_gated)
         choose_trained(model, module.train_weights)
         self.gates = sum(parameter.numel() for gate in gates_of(model) for parameter in gate.parameters())
         self.layers, self.heads = len(gates_of(model)), gates_of(model)[0].num_heads
@@ -142,7 +142,7 @@ class Estimate:
     @property
     def micro_batch(self) -> int:
         """Tokens of a micro-batch on one GPU."""
-        return self.data.batch_size * self.data.sequence_length
+        return int(self.data.batch_size * self.data.sequence_length)
 
     @property
     def accumulated(self) -> int:

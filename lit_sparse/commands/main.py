@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 import torch
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from transformers.utils import logging as transformers_logging
 
 from lit_sparse.commands.fit import SparseCLI

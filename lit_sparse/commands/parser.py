@@ -21,6 +21,7 @@ _KEY = re.compile(r'Parser key "(.+?)":\s*')
 _CLASS = re.compile(r"Problem with given class_path '(.+?)':")
 _UNKNOWN = re.compile(r"(?:(Subcommand|Group) '(.+?)' does not accept option|Option) '(.+?)'")
 _EXPECTED = re.compile(r"Expected an? (<class .+?|typing.+?)(?:\. Got value: .*)?$")
+_ABSTRACT = re.compile(r"Expected an instantiatable class, but (.+) is abstract")
 _FRAME = (
     "Does not validate against",
     "Subtypes:",
@@ -40,6 +41,17 @@ class CommandParser(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
+        """To the parser of a class inside a class jsonargparse hands a null on as the text None."""
+        if not self.exit_on_error and args is not None:
+            args = [f"{one.removesuffix('None')}null" if one.endswith("=None") else one for one in args]
+        return super().parse_args(args, *rest, **options)
+
+    def add_models(self, model: str, against: str) -> None:
+        """--model, and --against, what it is compared with; the arguments are their help."""
+        self.add_argument("--model", type=str, required=True, help=model)
+        self.add_argument("--against", type=str | None, default=None, help=against)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exits with status 2; the parsers that jsonargparse makes for nested classes raise instead."""
@@ -103,6 +115,8 @@ def short(message: str, known: Sequence[str]) -> str:
         types = [_readable(match[1]) for text in texts if (match := _EXPECTED.match(text))]
         given = value or first.partition("Got value: ")[2]
         problem = f"got {_cut(given)}, expected {' or '.join(dict.fromkeys(types))}"
+    elif match := _ABSTRACT.match(first):
+        problem = f"class_path is missing: one of {', '.join(_kinds(_class(match[1])))}"
     elif first.startswith("Not a valid subclass"):
         problem = f"{first}, which is written as class_path and init_args; got {_cut(value or '')}"
     else:
@@ -148,8 +162,9 @@ def _dotted(path: Sequence[_Part]) -> str:
 
 
 def _is_plain(of_class: str | None) -> bool:
-    """A dataclass is written without class_path and init_args."""
-    return of_class is None or is_dataclass(_class(of_class))
+    """What has no bases but dataclasses is written without class_path and init_args."""
+    bases = getattr(_class(of_class), "__mro__", (None, object))[:-1] if of_class else ()
+    return all(is_dataclass(base) for base in bases)
 
 
 def _class(name: str) -> Any:
@@ -170,6 +185,12 @@ def _arguments(of_class: str | None) -> set[str]:
     """A class's own arguments and those that it hands on to its parents."""
     classes = getattr(_class(of_class or ""), "__mro__", ())
     return {name for one in classes for name in inspect.signature(one.__init__).parameters} - {"self", "args", "kwargs"}
+
+
+def _kinds(abstract: Any) -> list[str]:
+    """The names of the classes that can be made of an abstract one; jsonargparse takes names without modules too."""
+    below = [kind for one in abstract.__subclasses__() for kind in (one.__name__, *_kinds(one))]
+    return sorted({*below})
 
 
 def _members(module: str) -> list[str]:

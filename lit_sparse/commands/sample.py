@@ -56,7 +56,7 @@ def sample_command(args: Sequence[str]) -> None:
     done = whole_batches(part, options.batch_size)
     if done < batches:
         model = load_model(options.model, dtype=dtype, trust_remote_code=options.trust_remote_code)
-        model.to(options.device)  # type: ignore[arg-type]
+        model.to(options.device)
         if options.device == "cpu":
             model.set_attn_implementation("eager")  # one query a step: torch's fused attention takes 1.6 times as long
         with progress_bar("writing") as advance:
@@ -82,7 +82,7 @@ def start_token(tokenizer: PreTrainedTokenizerBase, start: str | None) -> int:
         ids = tokenizer.encode(start, add_special_tokens=False)
         if len(ids) != 1:
             raise ValueError(f"--start {start!r} is {len(ids)} tokens: name one, such as {tokenizer.eos_token!r}")
-        return ids[0]
+        return int(ids[0])
     token = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     if token is None:
         raise ValueError("the tokenizer has neither a bos nor an eos token: name a token with --start")

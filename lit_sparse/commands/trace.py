@@ -22,7 +22,7 @@ from lit_sparse.report.shared import style
 from lit_sparse.report.trace.page import write_trace_page
 from lit_sparse.report.trace.plot import trace_figure
 from lit_sparse.tracing.flow import KEEP, trace
-from lit_sparse.tracing.prompts import prompt_lines, shared_tokens
+from lit_sparse.tracing.prompts import chosen_prompts, shared_tokens
 from lit_sparse.tracing.terminal import means, prompts_table, row_of, trace_view
 
 NOTHING = "none"
@@ -36,8 +36,7 @@ def trace_command(args: Sequence[str]) -> None:
         ValueError: no such model, prompt or file, or an answer that is not one token: before any weights are loaded.
     """
     parsed = _parser().parse_args(list(args))
-    if (parsed.prompt is None) == (parsed.prompts is None):
-        raise ValueError("give either --prompt TEXT or --prompts FILE")
+    prompts = chosen_prompts(parsed.prompt, parsed.prompts)
     if not 0 < parsed.keep <= 1:
         raise ValueError(f"--keep is a share of the answer's probability, in (0, 1], got {parsed.keep}")
     if parsed.pictures and parsed.out is None:
@@ -46,7 +45,6 @@ def trace_command(args: Sequence[str]) -> None:
         check_writable(parsed.out)
     console = Console()
     candidates, note = _candidates(parsed.model, parsed.against)
-    prompts = [parsed.prompt] if parsed.prompts is None else prompt_lines(Path(parsed.prompts))
     for prompt in prompts:
         shared_tokens(prompt, parsed.answer, candidates)
     models, missing = _load(candidates, parsed.against is not None)
@@ -75,12 +73,9 @@ def trace_command(args: Sequence[str]) -> None:
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="main.py trace", description=__doc__)
-    parser.add_argument("--model", type=str, required=True, help="model folder or name, sparse or dense")
-    parser.add_argument(
-        "--against",
-        type=str | None,
-        default=None,
-        help=f"what to show beside it; default: a sparse model's base; '{NOTHING}' for nothing",
+    parser.add_models(
+        "model folder or name, sparse or dense",
+        f"what to show beside it; default: a sparse model's base; '{NOTHING}' for nothing",
     )
     parser.add_argument("--prompt", type=str | None, default=None, help="the text whose next token is explained")
     parser.add_argument("--prompts", type=str | None, default=None, help="a file with a prompt a line")

@@ -2,14 +2,8 @@
 
 import math
 import unicodedata
-from collections.abc import Mapping
 
 MISSING = "-"
-CONSTRAINT_NAMES = {
-    "kl": "KL divergence from the base model",
-    "paired": "cross-entropy above the base model's",
-    "absolute": "cross-entropy",
-}
 
 
 def number(value: object) -> float | None:
@@ -78,73 +72,19 @@ def visible_token(token: str, width: int | None = None) -> str:
     return text if width is None or len(text) <= width else text[: width - 1] + "…"
 
 
-def ce_change(summary: Mapping[str, object]) -> float | None:
-    """Cross-entropy of the sparse model minus that of the base model on the test split, nats per token."""
-    ce, base = number(summary.get("ce")), number(summary.get("base_ce"))
-    return None if ce is None or base is None else ce - base
-
-
-def open_edges(summary: Mapping[str, object]) -> str:
-    """A run's headline: 2.59 open edges per query and head (2.23 % of the allowed ones, T = 256)."""
-    per_query = number(summary.get("edges_per_query"))
-    return MISSING if per_query is None else f"{per_query:.2f} open edges per query and head ({edge_share(summary)})"
-
-
-def edge_share(summary: Mapping[str, object]) -> str:
+def edge_share(fraction: object, sequence_length: object) -> str:
     """The share of open edges with the length that it was measured at: 2.23 % of the allowed ones, T = 256."""
-    length = number(summary.get("sequence_length"))
+    length = number(sequence_length)
     at = "" if length is None else f", T = {count(length)}"
-    return f"{percent(summary.get('edge_fraction'))} of the allowed ones{at}"
+    return f"{percent(fraction)} of the allowed ones{at}"
 
 
-def edges_at_start(summary: Mapping[str, object]) -> str:
+def edges_at_start(per_query: object, fraction: object) -> str:
     """Open edges per query and head before training, and their share: 22.10 (19.1 %)."""
-    per_query = number(summary.get("edges_per_query_start"))  # older records measured it on the validation split
-    return MISSING if per_query is None else f"{per_query:.2f} ({percent(summary.get('edge_fraction_start'))})"
+    found = number(per_query)
+    return MISSING if found is None else f"{found:.2f} ({percent(fraction)})"
 
 
-def constraint_kind(summary: Mapping[str, object]) -> str | None:
-    """The constraint's name: `kl`, `paired` or `absolute`."""
-    kind = summary.get("constraint")
-    return kind if isinstance(kind, str) else None
-
-
-def constraint_value(summary: Mapping[str, object]) -> float | None:
-    """The constraint's value on the test split."""
-    return number(summary.get("constraint_value"))
-
-
-def satisfied_text(summary: Mapping[str, object]) -> str:
+def satisfied_text(satisfied: bool | None) -> str:
     """yes, no, or not known."""
-    satisfied = summary.get("satisfied")
-    return "not known" if satisfied is None else "yes" if satisfied else "no"
-
-
-def summary_rows(summary: Mapping[str, object]) -> list[tuple[str, str]]:
-    """The summary as (label, value) rows; what is missing is a dash, what is optional is left out."""
-    value, tolerance = constraint_value(summary), number(summary.get("tolerance"))
-    if value is None or tolerance is None:
-        comparison = f"{decimal(value)} (tolerance {decimal(tolerance)})"
-    else:
-        comparison = f"{decimal(value)} {'≤' if value <= tolerance else '>'} {decimal(tolerance)} (tolerance)"
-    kind = constraint_kind(summary)
-    rows = [
-        ("Model", visible(summary.get("model") or MISSING)),
-        ("Open edges per query and head", f"{decimal(summary.get('edges_per_query'), 2)} ({edge_share(summary)})"),
-        ("… at the start", edges_at_start(summary)),
-        (
-            "CE, base → sparse",
-            f"{decimal(summary.get('base_ce'))} → {decimal(summary.get('ce'))} "
-            f"({signed(ce_change(summary))}) nats/token",
-        ),
-        ("KL from the base model", f"{decimal(summary.get('kl'))} nats/token"),
-        (f"Constraint ({visible(kind)})" if kind else "Constraint", comparison),
-        ("Constraint satisfied", satisfied_text(summary)),
-    ]
-    if number(summary.get("exact_match")) is not None:
-        before = summary.get("base_exact_match")
-        start = f"{percent(before)} → " if number(before) is not None else ""
-        rows.append(("Exact match", start + percent(summary["exact_match"])))
-    steps, tokens, seconds = (summary.get(key) for key in ("steps", "tokens", "seconds"))
-    rows.append(("Training", f"{count(steps)} steps, {count(tokens)} tokens, {duration(seconds)}"))
-    return rows
+    return {True: "yes", False: "no", None: "not known"}[satisfied]

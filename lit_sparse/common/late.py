@@ -22,7 +22,8 @@ def lend(name: str, function: str) -> None:
 def lent(name: str) -> Callable[..., Any]:
     """The function of this name, whose module is imported now."""
     module, function = _lent[name].split(":")
-    return getattr(import_module(module), function)
+    found: Callable[..., Any] = getattr(import_module(module), function)
+    return found
 
 
 def when_imported(module: str, then: str) -> None:

@@ -164,7 +164,7 @@ class _Watch(TorchDispatchMode):
     """Notes which storages go through the gated-attention operator, and which are copies of weights."""
 
     def __init__(self, own: set[int]):
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.own = own
         self.attention: set[int] = set()
         self.copies: dict[int, int] = {}  # copy -> weight
@@ -183,4 +183,4 @@ class _Watch(TorchDispatchMode):
 
 
 def _identity(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)

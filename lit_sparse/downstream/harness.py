@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_sparse.downstream.scores import Estimate, TaskScore
+from lit_sparse.downstream.scores import TaskScore
+from lit_sparse.records.evaluation import Estimate
 
 _FOLDER = Path(__file__).parent / "tasks"
 SHIPPED = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))

@@ -4,12 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-
-class Estimate(NamedTuple):
-    """A mean and its standard error, None where there is none."""
-
-    value: float
-    stderr: float | None
+from lit_sparse.records.evaluation import Estimate, TaskComparison
 
 
 class TaskScore(NamedTuple):
@@ -30,40 +25,6 @@ class TaskScore(NamedTuple):
     chance: float | None
     higher_is_better: bool | None
     by_question: tuple[float, ...] | None
-
-
-class TaskComparison(NamedTuple):
-    """The same metric of a model and of what it is compared with; None is not measured (yet).
-
-    `difference` is model - base, its standard error that of the mean of the paired differences.
-    """
-
-    task: str
-    metric: str
-    questions: int | None
-    chance: float | None
-    higher_is_better: bool | None
-    model: Estimate
-    base: Estimate | None
-    difference: Estimate | None
-
-
-class TextScore(NamedTuple):
-    """Means over the scored tokens of a text, in nats; standard errors are over sequences.
-
-    `base_ce`, `difference` (CE of the model - CE of the base) and `kl` (base || model) are None without a base, the
-    edges of a model without gates too. `edges_per_query` is a mean over heads.
-    """
-
-    tokens: int
-    sequences: int
-    sequence_length: int
-    ce: Estimate
-    base_ce: Estimate | None
-    difference: Estimate | None
-    kl: Estimate | None
-    edge_fraction: float | None
-    edges_per_query: float | None
 
 
 def mean_of(values: Sequence[float], weights: Sequence[float] | None = None) -> Estimate:

@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lit_sparse.common.formatting import MISSING, count, decimal, percent, signed, visible
-from lit_sparse.downstream.scores import Estimate, TaskComparison, TextScore, perplexity
+from lit_sparse.downstream.scores import perplexity
+from lit_sparse.records.evaluation import Estimate, TaskComparison, TextScore
 
 
 def tasks_table(rows: Sequence[TaskComparison], labels: tuple[str, str | None]) -> Group:

@@ -13,8 +13,9 @@ from lit_sparse.attention import EdgeCounts, edge_counts, gates_of
 from lit_sparse.attention.bridge import separates_documents_only_when_gated
 from lit_sparse.data.packing import PackedBlocks, pack_documents
 from lit_sparse.data.sources import LocalFiles
-from lit_sparse.downstream.scores import TextScore, mean_of
+from lit_sparse.downstream.scores import mean_of
 from lit_sparse.objective.losses import token_losses
+from lit_sparse.records.evaluation import TextScore
 from lit_sparse.training.held_out import EvaluationMetric
 
 

@@ -38,7 +38,7 @@ class LoraConfig:
     target_modules: list[str] | str = "all-linear"
 
 
-def add_lora(model: PreTrainedModel, config: LoraConfig):
+def add_lora(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
     """Wraps a sparsified model; its gates stay trainable, all other weights freeze. `save_pretrained` writes both.
 
     Raises:
@@ -47,7 +47,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig):
     peft = _peft()
     learnable = [gate.config.learnable and gate.closable for gate in gates_of(model)]
     with torch.device("cpu"):  # a seed draws the same start on every device; peft then moves it to its layer
-        wrapped = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **asdict(config)))
+        wrapped: PreTrainedModel = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **asdict(config)))
     for gate, learns in zip(gates_of(wrapped), learnable, strict=True):
         gate.requires_grad_(learns)
     claim_saving(wrapped)
@@ -80,7 +80,8 @@ def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
         values = json.loads((folder / ADAPTERS_FILE).read_text(encoding="utf-8"))
         wrapped = peft.get_peft_model(model, peft.PeftConfig.from_peft_type(**values))
         _set_weights(wrapped, load_file(folder / _WEIGHTS_FILE))
-        return wrapped.merge_and_unload()
+        merged: PreTrainedModel = wrapped.merge_and_unload()
+        return merged
     except (RuntimeError, ValueError, TypeError, KeyError, OSError, SafetensorError) as error:
         raise ValueError(f"the adapters in {folder} do not fit {model.config.model_type}: {error}") from error
 
@@ -126,7 +127,8 @@ def _widened(weights: dict[str, Tensor], drawn: Mapping[str, Tensor]) -> dict[st
 
 
 def _weights_of(model: nn.Module, state: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    return _peft().get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+    weights: dict[str, Any] = _peft().get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+    return weights
 
 
 def _set_weights(model: nn.Module, weights: dict[str, Any]) -> None:

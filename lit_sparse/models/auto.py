@@ -87,7 +87,7 @@ def _one_device(device_map: Any) -> torch.device:
     (device,) = devices
     if device == "auto":
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return torch.device(device)  # type: ignore[arg-type]
+    return torch.device(device)
 
 
 def register_config() -> None:

@@ -84,13 +84,15 @@ def _load(name: str, dtype: torch.dtype, trust_remote_code: bool, **options: str
             )
     except Exception as error:  # transformers, safetensors and the hub raise a dozen kinds of errors here
         raise ValueError(f"cannot load the base model {name!r}: {_first_line(error)}{_hint(source)}") from error
-    model, report = loaded
+    model: PreTrainedModel = loaded[0]
+    report = loaded[1]
     if missing := sorted(report["missing_keys"]):
         raise ValueError(
             f"the weights of {name!r} are incomplete: {len(missing)} tensors are missing, the first is {missing[0]}"
         )
     model.name_or_path = name
-    return model.eval()
+    model.eval()
+    return model
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -106,7 +108,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
         raise ValueError(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
 
 
-def load_config(name: str, *, trust_remote_code: bool = False):
+def load_config(name: str, *, trust_remote_code: bool = False) -> PreTrainedConfig:
     """The model's configuration alone (no weights); of a sparse model folder with weights, its base's.
 
     Attention dropout (GPT-2's default is 0.1) is set to 0: gates already decide which edges a pass uses, and only
@@ -128,7 +130,7 @@ def _hint(source: str) -> str:
 def _config_of(source: str, trust_remote_code: bool) -> PreTrainedConfig:
     of_base = Path(source) / BASE_CONFIG_FILE
     options = {"_configuration_file": BASE_CONFIG_FILE} if of_base.is_file() else {}
-    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
     for key in ("attn_pdrop", "attention_dropout"):
         if getattr(config, key, 0.0):
             setattr(config, key, 0.0)

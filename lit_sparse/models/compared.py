@@ -24,7 +24,8 @@ class Candidate(NamedTuple):
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
         """The model in evaluation mode, on the GPU if there is one."""
         model = load_any(self.name, dtype=dtype)
-        return model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
+        model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
+        return model
 
     @property
     def measured(self) -> dict[str, Any]:
@@ -92,11 +93,13 @@ def _is_sparse(name: str) -> bool:
 
 
 def _recorded_base(folder: str) -> str | None:
-    return _description(folder).get("measured", {}).get("model")
+    base: str | None = _description(folder).get("measured", {}).get("model")
+    return base
 
 
 def _description(folder: str) -> dict[str, Any]:
-    return json.loads((Path(folder).expanduser() / SPARSE_FILE).read_text(encoding="utf-8"))
+    described: dict[str, Any] = json.loads((Path(folder).expanduser() / SPARSE_FILE).read_text(encoding="utf-8"))
+    return described
 
 
 def _positions(name: str) -> float:

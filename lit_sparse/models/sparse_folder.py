@@ -4,7 +4,7 @@ config.json                     says that the model is `lit_sparse`'s: plain tra
                                 their own refuse it, instead of running it dense; with lit_sparse imported `Auto`
                                 classes and pipelines load it (`lit_sparse.models.auto`)
 gates.safetensors               every gate's state, float32
-sparse.json                     the gate configuration, the base model's name, and what was measured
+sparse.json                     the gates' family and its options, the base model's name, and what was measured
 README.md                       model card
 tokenizer files                 as transformers writes them
 base_config.json                the base model's config.json
@@ -19,7 +19,6 @@ adapters.safetensors            their weights, float16, to be put on the base th
 import copy
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +47,7 @@ _FORMAT = 2
 
 
 def export_sparse(
-    model: nn.Module,
-    folder: Path,
-    *,
-    measured: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    model: nn.Module, folder: Path, *, measured: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None = None
 ) -> str:
     """Writes a sparsified model (adapters, if any, are merged into a copy of the weights). Returns its digest.
 
@@ -71,11 +66,7 @@ def export_sparse(
 
 
 def export_adapters(
-    model: nn.Module,
-    folder: Path,
-    *,
-    measured: Mapping[str, Any],
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    model: nn.Module, folder: Path, *, measured: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None = None
 ) -> None:
     """Writes what was trained, adapters and gates, without the base model: a few MB.
 
@@ -164,7 +155,7 @@ def _write_rest(
     save_file(tensors, folder / GATES_FILE)
     description: dict[str, Any] = {
         "format": _FORMAT,
-        "gate": asdict(gates[0].config),
+        "gate": gates[0].config.as_mapping(),
         "dense_layers": [layer for layer, gate in enumerate(gates) if not gate.closable],
         "measured": dict(measured),
     }
@@ -199,7 +190,8 @@ def load_sparse(
         model, GateConfig.of(description["gate"]), backend=backend, layers=lambda layer: layer not in kept_dense
     )
     _load_gates(model, folder)
-    return model.eval()
+    model.eval()
+    return model
 
 
 def continue_from(folder: str | Path, model: Any, base: str) -> None:
@@ -227,14 +219,15 @@ def continue_from(folder: str | Path, model: Any, base: str) -> None:
         raise ValueError(f"start_from={folder} continues adapters: set lora to what they were trained with")
     if (written := description["measured"].get("model")) != base:
         raise ValueError(f"the adapters in {folder} belong to {written!r}, not to {base!r}")
-    gates, own = description["gate"], gates_of(model)[0].config
+    written_gate, own = GateConfig.of(description["gate"]), gates_of(model)[0].config
     for key in ("family", "normalisation", "centered"):
-        if gates[key] != getattr(own, key):
-            raise ValueError(f"the gates in {folder} have {key} {gates[key]!r}, the config says {getattr(own, key)!r}")
+        there, here = getattr(written_gate, key), getattr(own, key)
+        if there != here:
+            raise ValueError(f"the gates in {folder} have {key} {there!r}, the config says {here!r}")
     load_adapters(model, folder)
     _load_gates(model, folder)
     for gate in gates_of(model):
-        gate.set_sharpness(gate.config.sharpness)
+        gate.advance(0.0)
 
 
 def _describe(folder: Path) -> dict[str, Any]:
@@ -249,7 +242,7 @@ def _describe(folder: Path) -> dict[str, Any]:
         elif (folder / "config.json").is_file():
             hint = "; it is a dense model, which lit_sparse.sparsify gives gates"
         raise ValueError(f"{folder} is no sparse model folder: it has no {SPARSE_FILE}{hint}")
-    description = json.loads((folder / SPARSE_FILE).read_text(encoding="utf-8"))
+    description: dict[str, Any] = json.loads((folder / SPARSE_FILE).read_text(encoding="utf-8"))
     if description.get("format") != _FORMAT:
         raise ValueError(
             f"{folder / SPARSE_FILE} has format {description.get('format')}, and this version of lit_sparse reads "

@@ -2,7 +2,7 @@ r"""A token's text for tables and pages. Text in other scripts and emoji are oft
 are no whole character by themselves are shown as `\xe6`, where decoding would give the same "�" for all of them."""
 
 import re
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,6 +13,7 @@ _MOVED = [byte for byte in range(256) if byte not in _PRINTED]
 _BYTES = {chr(byte): byte for byte in _PRINTED} | {chr(256 + place): byte for place, byte in enumerate(_MOVED)}
 
 
+@runtime_checkable
 class CharacterTokens(Protocol):
     """What is needed of a tokenizer that is not of transformers."""
 

@@ -7,10 +7,10 @@ After every optimizer step lambda follows the constraint's mean over the whole s
 """
 
 import math
-from typing import Any
+from typing import Any, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from lit_sparse.attention.edges import EdgeCounts
@@ -23,6 +23,7 @@ from lit_sparse.objective.ranks import Reduce
 Scalar = Float[Tensor, ""]
 
 
+@final
 class Lagrangian:
     """Fewest edges under a constraint.
 
@@ -96,7 +97,7 @@ class Lagrangian:
             loss = loss + self.distillation * kl / sum_of_weights
         return loss
 
-    def observe(self, total: Scalar, tokens: Scalar) -> None:
+    def observe(self, total: Scalar, tokens: Int[Tensor, ""]) -> None:
         """Notes a micro-batch: the constraint's sum over its scored tokens, and their number, on this rank."""
         self._window.append(torch.stack([total.detach(), tokens]).to(self.multiplier.log_value.dtype))
 

@@ -11,7 +11,7 @@ memory; computing them from hidden states inside the operator would save that.
 """
 
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -46,13 +46,13 @@ def token_losses(
     Args:
         labels: already shifted: `labels[:, t]` is the token to predict at position t.
     """
-    ce, base_ce, kl = _TokenLosses.apply(logits, base_logits, labels)
+    ce, base_ce, kl = _TokenLosses.apply(logits, base_logits, labels)  # type: ignore[no-untyped-call]
     return TokenLosses(ce, base_ce, kl, labels != IGNORED)
 
 
 class _TokenLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, base_logits, labels):
+    def forward(ctx: Any, logits: Tensor, base_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         ce, base_ce, kl, lse, base_lse = torch.ops.lit_sparse.token_losses(logits, base_logits, labels)
         ctx.save_for_backward(logits, base_logits, labels, lse, base_lse)
         ctx.mark_non_differentiable(base_ce)
@@ -60,7 +60,7 @@ class _TokenLosses(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, d_ce, _, d_kl):
+    def backward(ctx: Any, d_ce: Tensor, _: Tensor, d_kl: Tensor) -> tuple[Tensor, None, None]:
         return torch.ops.lit_sparse.token_losses_backward(*ctx.saved_tensors, d_ce, d_kl), None, None
 
 
@@ -75,11 +75,12 @@ def _implementation(logits: Tensor, base_logits: Tensor) -> ModuleType:
 
 @torch.library.custom_op("lit_sparse::token_losses", mutates_args=())
 def _forward(logits: Tensor, base_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return _implementation(logits, base_logits).forward(logits, base_logits, labels)
+    losses: blocks.Forward = _implementation(logits, base_logits).forward(logits, base_logits, labels)
+    return losses
 
 
 @_forward.register_fake
-def _(logits, base_logits, labels):
+def _(logits: Tensor, base_logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     wide = torch.promote_types(logits.dtype, torch.float32)
     return tuple(logits.new_empty(labels.shape, dtype=wide) for _ in range(5))
 
@@ -94,9 +95,13 @@ def _backward(
     d_ce: Tensor,
     d_kl: Tensor,
 ) -> Tensor:
-    return _implementation(logits, base_logits).backward(logits, base_logits, labels, lse, base_lse, d_ce, d_kl)
+    backward = _implementation(logits, base_logits).backward
+    gradient: Tensor = backward(logits, base_logits, labels, lse, base_lse, d_ce, d_kl)
+    return gradient
 
 
 @_backward.register_fake
-def _(logits, base_logits, labels, lse, base_lse, d_ce, d_kl):
+def _(
+    logits: Tensor, base_logits: Tensor, labels: Tensor, lse: Tensor, base_lse: Tensor, d_ce: Tensor, d_kl: Tensor
+) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)

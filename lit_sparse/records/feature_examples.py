@@ -7,7 +7,7 @@ from typing import Self
 
 from pydantic import BaseModel
 
-from lit_sparse.records.graph_summary import Finite, Text
+from lit_sparse.records.reading import Finite, Text
 
 
 class Example(BaseModel):

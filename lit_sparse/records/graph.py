@@ -9,22 +9,21 @@ Field names, types and the forms of ids are those of attribution graphs as first
   `qk_note`, and what `QKTracing` says about the gate.
 
 `influence` is cumulative, since viewers prune by `influence <= threshold`: the share of all influence on the logits
-that this node and the more influential ones have together (`cumulative`). `own_influence` is the node's own share.
+that this node and the more influential ones have together (`graph_nodes.cumulative`).
+`own_influence` is the node's own share.
 """
 
 import json
-import math
 import os
 from collections import Counter
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, model_validator
 
 from lit_sparse.common.files import write_atomically
-from lit_sparse.records.graph_summary import Finite, GraphSummary, Text
+from lit_sparse.records.graph_summary import GraphSummary
+from lit_sparse.records.reading import Finite, Text
 
 SCHEMA_VERSION = 1
 FEATURE, ERROR, TOKEN, LOGIT, HEAD = (
@@ -72,19 +71,19 @@ class QKTracing(_Part):
     gate_logit, gate_cutoff, gate_sharpness: gate_logit = sharpness x (score - cutoff); open where it is above 0.
     """
 
-    pair_wise_contributors: list[tuple[str, str, Finite]] = []
-    top_q_marginal_contributors: list[tuple[str, Finite]] = []
-    top_k_marginal_contributors: list[tuple[str, Finite]] = []
     key: int | None = None
     attention_logit: Finite | None = None
     remainder: Finite | None = None
     gate_logit: Finite | None = None
     gate_cutoff: Finite | None = None
     gate_sharpness: Finite | None = None
+    pair_wise_contributors: list[tuple[str, str, Finite]] = []
+    top_q_marginal_contributors: list[tuple[str, Finite]] = []
+    top_k_marginal_contributors: list[tuple[str, Finite]] = []
 
 
 class Node(_Part):
-    """A node; made by `feature_node` and its like below, which know the forms of ids."""
+    """A node; made by the functions of `graph_nodes`, which know the forms of ids."""
 
     node_id: str
     feature: int
@@ -95,10 +94,10 @@ class Node(_Part):
     is_target_logit: bool = False
     run_idx: int = 0
     reverse_ctx_idx: int = 0
-    jsNodeId: str
-    clerp: Text = ""
     influence: Finite | None = None
     activation: Finite | None = None
+    jsNodeId: str
+    clerp: Text = ""
     qk_tracing_results: QKTracing | None = None
     own_influence: Finite | None = None
     attention: list[tuple[int, Finite]] | None = None
@@ -176,63 +175,3 @@ class GraphFile(_Part):
         path = Path(path)
         write_atomically(path, json.dumps(self.as_json(), allow_nan=False).encode())
         return path
-
-
-def feature_node(layer: int, feature: int, position: int, *, features: int, **extra: Any) -> Node:
-    """A transcoder's feature that is active at a position; `features`: how many the transcoder has in a layer."""
-    # Viewers keep names by this number alone, so it has to tell layers apart.
-    number = feature + layer * 10 ** math.ceil(math.log10(max(2, features)))
-    return _node(f"{layer}_{feature}_{position}", f"{layer}_{feature}-0", FEATURE, number, layer, position, extra)
-
-
-def error_node(layer: int, position: int, **extra: Any) -> Node:
-    """What the transcoders miss of the MLP's output."""
-    return _node(f"{layer}_error_{position}", f"{layer}_error-{position}", ERROR, -1, layer, position, extra)
-
-
-def token_node(token_id: int, position: int, **extra: Any) -> Node:
-    """The embedding of the token at a position."""
-    return _node(f"E_{token_id}_{position}", f"E_{token_id}-{position}", TOKEN, position, "E", position, extra)
-
-
-def head_node(layer: int, head: int, position: int, **extra: Any) -> Node:
-    """A head at its query position; `activation` is its attribution to the explained logits."""
-    return _node(f"{layer}_h{head}_{position}", f"{layer}_h{head}-0", HEAD, head, layer, position, extra)
-
-
-def logit_node(
-    layers: int, token_id: int, position: int, *, token: str, probability: float, target: bool = False, **extra: Any
-) -> Node:
-    """A next token's logit; `layers`: how many the model has; `target`: it is the answer that is explained."""
-    extra |= {
-        "token_prob": probability,
-        "is_target_logit": target,
-        "clerp": f'Output "{token}" (p={probability:.3f})',  # viewers read token and probability out of this
-    }
-    layer = layers + 1
-    return _node(f"{layer}_{token_id}_{position}", f"L_{token_id}-{position}", LOGIT, token_id, layer, position, extra)
-
-
-def cumulative(own: Float[np.ndarray, " node"]) -> Float[np.ndarray, " node"]:
-    """By node, the share of all influence that it and the more influential ones have together, in [0, 1]."""
-    order = np.argsort(-own, kind="stable")
-    result = np.empty(len(own))
-    result[order] = np.cumsum(own[order]) / (own.sum() or 1.0)
-    return result
-
-
-def _node(
-    node_id: str,
-    js_node_id: str,
-    kind: str,
-    feature: int,
-    layer: int | str,
-    position: int,
-    extra: dict[str, Any],
-) -> Node:
-    unknown = extra.keys() - Node.model_fields.keys()
-    assert not unknown, f"no fields of a node: {unknown}"
-    return Node(
-        node_id=node_id, jsNodeId=js_node_id, feature_type=kind, feature=feature, layer=str(layer), ctx_idx=position,
-        **extra,
-    )  # fmt: skip

@@ -4,18 +4,16 @@ One prompt: a `GraphSummary`; with a second model beside it, that model's under 
 Many: a `PromptsSummary`.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Annotated, Self
+from typing import Any, Self
 
-from pydantic import BaseModel, BeforeValidator, Field
+from pydantic import BaseModel
 
-# Half a surrogate pair, as broken bytes may come out of a tokenizer, can be written to no file.
-Text = Annotated[str, BeforeValidator(lambda text: text.encode(errors="replace").decode())]
-Finite = Annotated[float, Field(allow_inf_nan=False)]
+from lit_sparse.records.reading import Finite, Text, checked, read_json
+
 MEASURED = (
     "nodes", "links", "heads_for_80", "heads_for_80_by_influence", "heads_for_80_by_connection", "replacement_error",
     "explained_variance", "attention_edges", "seconds",
@@ -116,12 +114,13 @@ def read_summary(path: str | os.PathLike[str]) -> PromptsSummary:
     """A summary.json of one prompt or of many, as of many.
 
     Raises:
-        ValueError: the file is not a summary of graphs.
+        ValueError: there is no such file, or it is not a summary of graphs.
     """
-    content = json.loads(Path(path).read_text(encoding="utf-8"))
-    if isinstance(content, dict) and "prompts" in content:
-        return PromptsSummary.model_validate(content)
-    return summarise([GraphSummary.model_validate(content)])
+    path = Path(path)
+    content = read_json(path, dict[str, Any])
+    if "prompts" in content:
+        return checked(content, PromptsSummary, path)
+    return summarise([checked(content, GraphSummary, path)])
 
 
 def _times(sides: Sequence[Sequence[GraphSummary]], name: str) -> Spread | None:

@@ -7,7 +7,6 @@ import csv
 import json
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,8 @@ from jaxtyping import Float
 from safetensors.numpy import load_file, save
 
 from lit_sparse.common.files import write_atomically
+from lit_sparse.records.reading import checked
+from lit_sparse.records.run_summary import RunSummary
 
 ARRAYS_FILE = "record.safetensors"
 VALUES_FILE = "record.json"
@@ -61,7 +62,7 @@ class RunRecord:
     """What a run measured.
 
     Args:
-        summary: the content of summary.json (`base_ce`, `ce`, `kl`, `edge_fraction`, ...), any missing.
+        summary: the content of summary.json.
         history: the rows of metrics.csv, see `read_history`.
         edges_start: open edges over allowed edges, by layer and head, before training.
         edges_end: the same after training.
@@ -71,14 +72,13 @@ class RunRecord:
         ValueError: an array has the wrong number of axes, or the two edge arrays differ in shape.
     """
 
-    summary: dict[str, object]
+    summary: RunSummary
     history: list[dict[str, float]]
     edges_start: Float[np.ndarray, "layers heads"]
     edges_end: Float[np.ndarray, "layers heads"]
     example: AttentionExample | None = field(default=None)
 
     def __post_init__(self) -> None:
-        self.summary = dict(self.summary)
         self.history = [{name: float(value) for name, value in row.items()} for row in self.history]
         self.edges_start = as_array(self.edges_start, 2, "edges_start")
         self.edges_end = as_array(self.edges_end, 2, "edges_end")
@@ -96,8 +96,10 @@ class RunRecord:
         arrays = {"edges_start": self.edges_start, "edges_end": self.edges_end}
         values: dict[str, object] = {
             "format_version": FORMAT_VERSION,
-            "summary": self.summary,
-            "history": self.history,
+            "summary": self.summary.as_json(),
+            "history": [
+                {name: value if math.isfinite(value) else None for name, value in row.items()} for row in self.history
+            ],
             "example": None,
         }
         if self.example is not None:
@@ -105,7 +107,7 @@ class RunRecord:
             values["example"] = {"tokens": self.example.tokens, "title": self.example.title}
         folder = Path(folder)
         write_atomically(folder / ARRAYS_FILE, save(arrays))
-        text = json.dumps(_strict(values), indent=1, allow_nan=False)
+        text = json.dumps(values, indent=1, allow_nan=False)
         write_atomically(folder / VALUES_FILE, text.encode())
 
     @classmethod
@@ -114,17 +116,18 @@ class RunRecord:
 
         Raises:
             FileNotFoundError: `folder` holds no record.
-            ValueError: the record has another format version.
+            ValueError: the record has another format version, or a field of its summary is not what it should be.
         """
         folder = Path(folder)
         for name in (ARRAYS_FILE, VALUES_FILE):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"no {name} in {folder}: a run writes it there when it ends")
         values = json.loads((folder / VALUES_FILE).read_text(encoding="utf-8"))
-        if values.get("format_version") != FORMAT_VERSION:
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
             raise ValueError(
-                f"{folder / VALUES_FILE} has format version {values.get('format_version')}, this code reads "
-                f"{FORMAT_VERSION}: rebuild the report with the version of lit_sparse that wrote it"
+                f"{folder / VALUES_FILE} has format version {version}, this code reads {FORMAT_VERSION}: rebuild the "
+                "report with the version of lit_sparse that wrote it"
             )
         arrays = load_file(folder / ARRAYS_FILE)
         example = None
@@ -138,7 +141,8 @@ class RunRecord:
         history = [
             {name: math.nan if number is None else number for name, number in row.items()} for row in values["history"]
         ]
-        return cls(values["summary"], history, arrays["edges_start"], arrays["edges_end"], example)
+        summary = checked(values["summary"], RunSummary, folder / VALUES_FILE)
+        return cls(summary, history, arrays["edges_start"], arrays["edges_end"], example)
 
 
 def read_history(csv_path: str | os.PathLike[str]) -> list[dict[str, float]]:
@@ -179,19 +183,3 @@ def as_array(value: Any, ndim: int, name: str) -> np.ndarray:
     if array.ndim != ndim:
         raise ValueError(f"{name} has shape {array.shape}, expected {ndim} axes")
     return array
-
-
-def _strict(value: Any) -> Any:
-    """The same value in strict JSON: no NaN, no infinity, numpy and torch scalars as plain numbers."""
-    if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    if hasattr(value, "item"):
-        value = value.item()
-        return value if isinstance(value, bool | int) else _strict(float(value))
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value)

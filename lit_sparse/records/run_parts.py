@@ -1,14 +1,16 @@
 """What a run and the commands after it have left in their folders, read for the report that joins it all."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
+from lit_sparse.records.circuits import Comparison
 from lit_sparse.records.digest import require_same
+from lit_sparse.records.evaluation import Evaluation
 from lit_sparse.records.graph_summary import PromptsSummary, read_summary
 from lit_sparse.records.run import RunRecord
+from lit_sparse.records.transcoder import TranscoderSummary
 
 T = TypeVar("T")
 _SUMMARY = "summary.json"
@@ -16,46 +18,39 @@ _SUMMARY = "summary.json"
 
 @dataclass
 class Circuits:
-    """A folder of the command `circuits`: circuits.json, comparison.json, and the PNG of the ratios if it is there."""
+    """A folder of the command `circuits`."""
 
     folder: Path
-    details: dict[str, Any]
-    comparison: list[dict[str, Any]]
-    ratios: bytes | None
+    found: Comparison
 
     @classmethod
     def read(cls, folder: Path) -> "Circuits":
-        picture = folder / "ratios.png"
-        return cls(
-            folder,
-            _json(folder / "circuits.json"),
-            _json(folder / "comparison.json"),
-            picture.read_bytes() if picture.is_file() else None,
-        )
+        return cls(folder, Comparison.load(folder))
 
     @property
     def digests(self) -> list[str | None]:
         """Of the models whose figures these are, as far as they are recorded; below the same."""
-        return [self.details["models"]["sparse"].get("model_digest")]
+        return [self.found.result.models.sparse.model_digest]
 
 
 @dataclass
 class Transcoders:
-    """A transcoder folder's summary.json; `name` tells transcoders apart."""
+    """A folder of transcoders; `name` tells it apart."""
 
     folder: Path
     name: str
-    summary: dict[str, Any]
+    summary: TranscoderSummary
 
     @classmethod
     def read(cls, folder: Path) -> "Transcoders":
         inner = folder / "transcoder"
         folder = folder if (folder / _SUMMARY).is_file() or not (inner / _SUMMARY).is_file() else inner
-        return cls(folder, folder.parent.name if folder.name == "transcoder" else folder.name, _json(folder / _SUMMARY))
+        name = folder.parent.name if folder.name == "transcoder" else folder.name
+        return cls(folder, name, TranscoderSummary.load(folder))
 
     @property
     def digests(self) -> list[str | None]:
-        return [self.summary.get("model_digest")]
+        return [self.summary.model_digest]
 
 
 @dataclass
@@ -67,7 +62,7 @@ class Graphs:
 
     @classmethod
     def read(cls, folder: Path) -> "Graphs":
-        return cls(folder, read_summary(_there(folder / _SUMMARY)))
+        return cls(folder, read_summary(folder / _SUMMARY))
 
     @property
     def digests(self) -> list[str | None]:
@@ -76,14 +71,11 @@ class Graphs:
 
 @dataclass
 class RunParts:
-    """Everything that was found; an empty field is a part that the report says to be missing.
-
-    evaluations: contents of evaluation.json.
-    """
+    """Everything that was found; an empty field is a part that the report says to be missing."""
 
     run_dir: Path
     record: RunRecord | None = None
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
     circuits: list[Circuits] = field(default_factory=list)
     transcoders: list[Transcoders] = field(default_factory=list)
     graphs: list[Graphs] = field(default_factory=list)
@@ -112,7 +104,7 @@ class RunParts:
         parts = cls(
             run_dir,
             record,
-            [_json(file) for file in evaluations if file.is_file()],
+            [Evaluation.load(file) for file in evaluations if file.is_file()],
             _all(Circuits.read, circuits, run_dir, "circuits*/comparison.json"),
             _all(Transcoders.read, transcoders, run_dir, "transcoder*/**/summary.json"),
             _all(Graphs.read, graphs, run_dir, "graph*/summary.json"),
@@ -125,8 +117,8 @@ class RunParts:
         found = [(part.folder, one) for part in parts for one in part.digests]
         if not found:
             return
-        wanted = None if self.record is None else self.record.summary.get("model_digest")
-        if not isinstance(wanted, str):
+        wanted = None if self.record is None else self.record.summary.model_digest
+        if wanted is None:
             raise ValueError(
                 f"the run {self.run_dir} does not record which model it made, so that {found[0][0]} cannot be compared "
                 "with it: it has not ended, or an older version ended it. End it again: main.py fit --config "
@@ -142,21 +134,4 @@ class RunParts:
 
 def _all(read: Callable[[Path], T], named: Sequence[Path], run_dir: Path, pattern: str) -> list[T]:
     folders = named or sorted(file.parent for file in run_dir.glob(pattern))
-    return [_understood(read, folder) for folder in folders]
-
-
-def _understood(read: Callable[[Path], T], folder: Path) -> T:
-    try:
-        return read(folder)
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder} holds files that this version cannot read: {error!r}") from error
-
-
-def _there(file: Path) -> Path:
-    if not file.is_file():
-        raise ValueError(f"no {file.name} in {file.parent}: is it the folder of another command?")
-    return file
-
-
-def _json(file: Path) -> Any:
-    return json.loads(_there(file).read_text(encoding="utf-8"))
+    return [read(folder) for folder in folders]

@@ -49,24 +49,22 @@ EDGES_WRITTEN = 5_000
 
 @dataclass
 class TraceEdges:
-    """Edges in columns, the strongest first.
-
-    weight: the factor w of the key's value in the query's output.
-    contribution: to the answer's logit less the mean logit.
-    """
+    """Edges in columns, the strongest first."""
 
     layer: Int[np.ndarray, " edge"]
     head: Int[np.ndarray, " edge"]
     query: Int[np.ndarray, " edge"]
     key: Int[np.ndarray, " edge"]
     weight: Float[np.ndarray, " edge"]
+    """The factor w of the key's value in the query's output."""
     contribution: Float[np.ndarray, " edge"]
-
-    def __len__(self) -> int:
-        return len(self.layer)
+    """To the answer's logit less the mean logit."""
 
     def __getitem__(self, which: "slice | Bool[np.ndarray, ' edge'] | Int[np.ndarray, ' some']") -> "TraceEdges":
         return TraceEdges(**{name: column[which] for name, column in vars(self).items()})
+
+    def __len__(self) -> int:
+        return len(self.layer)
 
 
 @dataclass(frozen=True)
@@ -109,6 +107,11 @@ class Trace:
     keep: float
     shown: Ablation
     seconds: float
+
+    @property
+    def kind(self) -> str:
+        """What the model is called beside another one."""
+        return "sparse" if self.sparse else "dense"
 
     @property
     def total(self) -> float:

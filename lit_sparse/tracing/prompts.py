@@ -7,6 +7,17 @@ from lit_sparse.models.compared import Candidate
 from lit_sparse.tracing.flow import encode
 
 
+def chosen_prompts(prompt: str | None, file: str | None) -> list[str]:
+    """The one prompt, or those of a file: a command takes --prompt or --prompts.
+
+    Raises:
+        ValueError: neither or both are given; or see `prompt_lines`.
+    """
+    if (prompt is None) == (file is None):
+        raise ValueError("give either --prompt TEXT or --prompts FILE")
+    return [prompt] if prompt is not None else prompt_lines(Path(str(file)))
+
+
 def prompt_lines(path: Path) -> list[str]:
     """A prompt a line, empty ones left out.
 

@@ -18,7 +18,7 @@ def trace_view(traces: Sequence[Trace], strongest: int = STRONGEST) -> Group:
     """Everything about one prompt, for `rich.print`."""
     parts: list[Text | Table] = []
     for trace in traces:
-        parts += [Text(f"{_kind(trace)}: {visible(trace.model)}", style="dim"), coloured_prompt(trace), Text()]
+        parts += [Text(f"{trace.kind}: {visible(trace.model)}", style="dim"), coloured_prompt(trace), Text()]
     legend = Text("colours: closing all edges out of the token makes the answer ", style="dim")
     legend.append("less", style="bold white on blue").append(" or ").append("more", style="black on yellow")
     parts += [legend.append(" likely; "), summary_table(traces), edges_table(traces[0], strongest)]
@@ -42,7 +42,7 @@ def summary_table(traces: Sequence[Trace]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column()
     for trace in traces:
-        table.add_column(_kind(trace), justify="right")
+        table.add_column(trace.kind, justify="right")
     for label, cells in summary_rows(traces):
         table.add_row(Text(label), *(Text(cell) for cell in cells))
     return table
@@ -65,7 +65,7 @@ def summary_rows(traces: Sequence[Trace]) -> list[tuple[str, list[str]]]:
 
 def edges_table(trace: Trace, strongest: int) -> Table:
     """The strongest edges of one model."""
-    table = Table(box=box.SIMPLE_HEAD, title=f"Strongest edges, {_kind(trace)} model", title_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, title=f"Strongest edges, {trace.kind} model", title_justify="left")
     for heading in ("layer.head", "reads", "what", "weight", "logits", "share"):
         table.add_column(heading, justify="left" if heading in ("reads", "what") else "right", no_wrap=True)
     total = trace.total or 1.0
@@ -105,7 +105,7 @@ def prompts_table(rows: Sequence[Sequence[Trace]]) -> Table:
             table.add_row(
                 Text(prompt if len(prompt) <= 30 else "..." + prompt[-27:]) if first else "",
                 Text(visible_token(trace.answer, _WIDTH)) if first else "",
-                _kind(trace),
+                trace.kind,
                 decimal(trace.probability),
                 str(len(trace.tokens)),
                 str(sum(trace.reaches)),
@@ -119,7 +119,7 @@ def prompts_table(rows: Sequence[Sequence[Trace]]) -> Table:
         table.add_row(
             "mean",
             "",
-            _kind(column[0]),
+            column[0].kind,
             decimal(mean["probability"]),
             f"{mean['tokens']:.1f}",
             f"{mean['reach']:.1f}",
@@ -162,7 +162,3 @@ def _style(change: float, largest: float) -> str:
     if change > 0:
         return "black on yellow" if change > 0.3 * largest else "yellow"
     return "bold white on blue" if -change > 0.3 * largest else "bold blue" if -change > 0.05 * largest else "blue"
-
-
-def _kind(trace: Trace) -> str:
-    return "sparse" if trace.sparse else "dense"

@@ -34,7 +34,7 @@ def _from_fsdp(folder: Path) -> dict[str, Any]:
 
 def _from_deepspeed(folder: Path) -> dict[str, Any]:
     try:
-        from deepspeed.utils import zero_to_fp32  # type: ignore[import-untyped]
+        from deepspeed.utils import zero_to_fp32
     except ImportError:
         raise ValueError(f"{folder} was written by DeepSpeed; pip install 'lit-sparse[deepspeed]' to read it") from None
     state = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)

@@ -44,7 +44,9 @@ class DenseModule(RunModule):
         self._right: list[Tensor] = []
 
     def _logits(self, batch: dict[str, Tensor]) -> Tensor:
-        return self.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False).logits
+        outputs = self.model(input_ids=batch["input_ids"], position_ids=batch["position_ids"], use_cache=False)
+        logits: Tensor = outputs.logits
+        return logits
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         scored = batch["labels"] != IGNORED

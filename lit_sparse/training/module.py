@@ -91,8 +91,9 @@ class SparseAttentionModule(PairModule):
         seed: int = 0,
     ):
         super().__init__(
-            model, gate, objective, start, train, lora, optimizer, scheduler, gate_lr, selection, execution,
-            trust_remote_code, seed,
+            model=model, gate=gate, objective=objective, start=start, train=train, lora=lora, optimizer=optimizer,
+            scheduler=scheduler, gate_lr=gate_lr, selection=selection, execution=execution,
+            trust_remote_code=trust_remote_code, seed=seed,
         )  # fmt: skip
 
     # --- hooks to override -------------------------------------------------------------------------------------
@@ -127,7 +128,7 @@ class SparseAttentionModule(PairModule):
         return self.pair.logits(batch)
 
     def base_logits(self, batch: Batch) -> Tensor:
-        """Logits (B, T, vocabulary) of the frozen base model."""
+        """The same of the frozen base model, without edges."""
         return self.pair.base_logits(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -137,10 +138,10 @@ class SparseAttentionModule(PairModule):
         self.objective.observe(step.constraint, step.tokens)
         self.guard.observe(step.loss, step.ce, step.tokens)
         self.state.tokens += batch["input_ids"].numel() * self.trainer.world_size
-        value = step.constraint.detach() / step.tokens
-        values = {"loss": step.loss.detach(), "ce": step.ce / step.tokens, "kl": step.kl / step.tokens}
-        values |= {"constraint": value, "slack": self.objective.constraint.tolerance - value, "lambda": weight}
-        values |= {"edge_fraction": step.edge_fraction, "tokens": torch.tensor(float(self.state.tokens))}
+        value, ce, kl = (total.detach() / step.tokens for total in (step.constraint, step.ce, step.kl))
+        values = {"loss": step.loss.detach(), "ce": ce, "kl": kl, "constraint": value, "lambda": weight}
+        values |= {"slack": self.objective.constraint.tolerance - value, "edge_fraction": step.edge_fraction}
+        values |= {"tokens": torch.tensor(float(self.state.tokens))}  # a float would be copied to the device
         self.log_dict({f"train/{name}": number for name, number in values.items()})
         return step.loss
 
@@ -153,10 +154,9 @@ class SparseAttentionModule(PairModule):
         own_tokens = losses.tokens()
         edges, tokens = over_ranks(edges, own_tokens, self.trainer.world_size, self.sum_over_ranks)
         total = torch.where(losses.scored, self.constraint_per_token(losses), 0).sum()
-        kl = losses.kl.sum()
+        ce, kl, fraction = losses.ce.detach().sum(), losses.kl.sum(), edges.opened.sum() / edges.allowed.sum()
         loss = self.objective.loss(self.edge_loss(edges), total / tokens, kl / tokens, inputs["lambda"])
-        fraction = (edges.opened.sum() / edges.allowed.sum()).detach()
-        return StepSums(loss, total, losses.ce.detach().sum(), kl.detach(), own_tokens, fraction)
+        return StepSums(loss, total, ce, kl.detach(), own_tokens, fraction.detach())
 
     # --- validation --------------------------------------------------------------------------------------------
 

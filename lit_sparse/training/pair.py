@@ -1,7 +1,7 @@
 """The student and its teacher: built, sharded, placed, and asked for logits of the same tokens."""
 
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from lit_sparse.training.strategies import Sharding
 Batch = dict[str, Tensor]
 
 
+@runtime_checkable
 class Recipe(Protocol):
     """What a pair is made by: the module of the run."""
 
@@ -90,10 +91,10 @@ class Pair:
     def base_logits(self, batch: Batch) -> Tensor:
         """Logits (B, T, vocabulary) of the teacher."""
         if self._switch is None:
-            return self.teacher(**self._inputs(batch, fused=False)).logits
+            return cast(Tensor, self.teacher(**self._inputs(batch, fused=False)).logits)
         fused = self._is_causal_only and fused_dense.serves(self.layers, batch["input_ids"].device)
         with self._switch.as_base(fused_dense.FUSED_DENSE if fused else None):
-            return self.student(**self._inputs(batch, fused=fused)).logits
+            return cast(Tensor, self.student(**self._inputs(batch, fused=fused)).logits)
 
     def _inputs(self, batch: Batch, *, fused: bool) -> dict[str, Any]:
         inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}

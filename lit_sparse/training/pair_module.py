@@ -42,6 +42,7 @@ class PairModule(RunModule):
 
     def __init__(
         self,
+        *,
         model: str,
         gate: GateConfig | None,
         objective: Lagrangian | None,

@@ -59,5 +59,7 @@ class RunData:
         if self.module is not None:
             is_there = is_overridden(name, self.module, LightningDataModule)
             return getattr(self.module, name)() if is_there else None
-        loaders = {"train_dataloader": self._trainer.train_dataloader, "val_dataloader": self._trainer.val_dataloaders}
-        return loaders.get(name)  # None before training
+        loop = self._trainer.fit_loop
+        sources = {"train_dataloader": loop._data_source, "val_dataloader": loop.epoch_loop.val_loop._data_source}
+        source = sources.get(name)
+        return source.dataloader() if source is not None and source.is_defined() else None

@@ -59,7 +59,7 @@ class RunState:
         Raises:
             ValueError: it belongs to another model or to another kind of run.
         """
-        state = checkpoint.get(KEY)
+        state: dict[str, Any] | None = checkpoint.get(KEY)
         if state is None or state.get("kind") != self.kind:
             raise ValueError(f"this checkpoint was not written by a {self.kind} run of lit_sparse")
         if state["model"] != self.model:

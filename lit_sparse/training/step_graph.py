@@ -8,7 +8,7 @@ before (inputs are copied into place; sharpness, cutoffs and weights are changed
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ Step = Callable[[Inputs], tuple[Tensor, ...]]
 _WARMUPS = 3  # compile, choose block sizes, fill caches
 
 
+@runtime_checkable
 class Recording(Protocol):
     def replay(self) -> None: ...
 

@@ -85,7 +85,8 @@ class MLPs:
 
     def logits(self, batch: Batch) -> Float[Tensor, "batch time token"]:
         """The model's logits on a batch of a data module."""
-        return _run(self.model, batch).logits
+        logits: Tensor = _run(self.model, batch).logits
+        return logits
 
 
 def _run(model: Any, batch: Batch) -> Any:

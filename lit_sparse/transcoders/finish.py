@@ -1,15 +1,14 @@
 """The end of a transcoder's run: measured on text it was not trained on, saved for raw activations, and shown."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lit_sparse.common.files import write_atomically
 from lit_sparse.common.progress import progress_bar
 from lit_sparse.models.digest import digest_of
 from lit_sparse.models.tokens import token_text
+from lit_sparse.records.transcoder import TranscoderSummary
 from lit_sparse.transcoders.examples import TopExamples
 from lit_sparse.transcoders.folder import save_transcoder
 from lit_sparse.transcoders.metric import TranscoderMetric
@@ -18,7 +17,7 @@ FOLDER = "transcoder"
 
 
 @torch.no_grad()
-def finish_transcoder(module: Any, run_dir: Path) -> dict[str, Any]:
+def finish_transcoder(module: Any, run_dir: Path) -> TranscoderSummary:
     """Writes `run_dir/transcoder`: the weights for raw activations, summary.json, and examples.json with the strongest
     contexts of each feature, all from the test split; returns the summary. The first rank calls it alone.
 
@@ -41,28 +40,29 @@ def finish_transcoder(module: Any, run_dir: Path) -> dict[str, Any]:
     model = module.mlps.model
     if model.dtype is not torch.float32:  # the digest is of the model as commands load it to use the transcoder
         model = module.build_model(torch.float32)
-    summary = {
-        "model": module.base_name,
-        "model_digest": digest_of(model),
-        "layers": layers,
-        "features": features,
-        "cross_layer": raw.config.cross_layer,
-        "activation": raw.config.activation,
-        "tokens": module.state.tokens,
-        "steps": trainer.global_step,
-        "seconds": round(module.state.seconds, 1),
-        "dead_fraction": float(module.dead.float().mean()),
+    digest = digest_of(model)
+    summary = TranscoderSummary(
+        model=module.base_name,
+        model_digest=digest,
+        layers=layers,
+        features=features,
+        cross_layer=raw.config.cross_layer,
+        activation=raw.config.activation,
+        tokens=module.state.tokens,
+        steps=trainer.global_step,
+        seconds=round(module.state.seconds, 1),
+        dead_fraction=float(module.dead.float().mean()),
         **metric.compute().summary(),
-    }
+    )
     folder = run_dir / FOLDER
-    save_transcoder(raw, folder, model_name=module.base_name, model_digest=summary["model_digest"], measured=summary)
-    write_atomically(folder / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    save_transcoder(raw, folder, model_name=module.base_name, model_digest=digest, measured=summary.model_dump())
+    summary.write(folder)
     if hasattr(data, "load_tokenizer"):
         tokenizer = data.load_tokenizer()
         examples.save(folder / "examples.json", lambda index: token_text(tokenizer, index))
     module.print(
-        f"transcoder: {summary['explained_variance']:.1%} of the variance explained with {summary['l0']:.1f} features "
-        f"a layer and token; CE {summary['ce']:.3f}, in the MLPs' place {summary['replacement_ce']:.3f}, their mean "
-        f"outputs {summary['mean_ablation_ce']:.3f}; written to {folder}"
+        f"transcoder: {summary.explained_variance:.1%} of the variance explained with {summary.l0:.1f} features "
+        f"a layer and token; CE {summary.ce:.3f}, in the MLPs' place {summary.replacement_ce:.3f}, their mean "
+        f"outputs {summary.mean_ablation_ce:.3f}; written to {folder}"
     )
     return summary

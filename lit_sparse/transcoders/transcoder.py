@@ -90,7 +90,8 @@ class Transcoder(nn.Module):
     def preactivate_all(self, mlp_inputs: Float[Tensor, "layer *batch model"]) -> Float[Tensor, "layer *batch feature"]:
         """`preactivations` of all layers in one product."""
         read = torch.baddbmm(self.b_enc[:, None], mlp_inputs.flatten(1, -2), self.W_enc.mT)
-        return read.unflatten(1, mlp_inputs.shape[1:-1])
+        folded: Tensor = read.unflatten(1, mlp_inputs.shape[1:-1])
+        return folded
 
     def activate_all(
         self, preactivations: Float[Tensor, "layer *batch feature"]
@@ -122,7 +123,8 @@ class Transcoder(nn.Module):
 
     def _activate(self, preactivations: Tensor, threshold: Tensor | None) -> Tensor:
         if threshold is not None:
-            return _JumpReLU.apply(preactivations, threshold.to(preactivations.dtype))
+            kept: Tensor = _JumpReLU.apply(preactivations, threshold.to(preactivations.dtype))  # type: ignore[no-untyped-call]
+            return kept
         top = preactivations.topk(self.config.k, dim=-1)
         return torch.zeros_like(preactivations).scatter(-1, top.indices, top.values.relu())
 

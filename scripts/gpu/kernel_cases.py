@@ -155,7 +155,7 @@ class Problem:
         self.seeds = torch.randint(2**63 - 1, (batch,), generator=generator).to(device) if case.sampled else None
         self.mask = mask_of(case, device)
         self.scaling = 2.0 * dim**-0.5
-        config = GateConfig(family=family, normalisation=case.normalisation, sharpness=2.0, bias=1.0)
+        config = GateConfig.of({"family": family, "normalisation": case.normalisation})
         self.gate: Gate
         self.offset: Tensor | None = None
         if family == "contribution":

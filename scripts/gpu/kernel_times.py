@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from lit_sparse.attention import GateConfig, build_gate
+from lit_sparse.attention import Contribution, Probability, build_gate
 from lit_sparse.attention.masks import EdgeMask
 from lit_sparse.attention.operator import gated_attention
 
@@ -152,10 +152,10 @@ def chosen() -> dict[str, Any]:
 Forward = tuple[Callable[[], tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 
-def gated(family: str) -> Callable[..., Forward]:
+def gated(family: type[Probability]) -> Callable[..., Forward]:
     def build(query: Tensor, key: Tensor, value: Tensor, generator: torch.Generator) -> Forward:
         batch, heads, length, dim = query.shape
-        gate = build_gate(GateConfig(family=family, threshold=1 / length), heads).to(query.device)
+        gate = build_gate(family(threshold=1 / length), heads).to(query.device)
         mask = EdgeMask.causal(length, length, query.device)
         seeds = torch.randint(2**63 - 1, (batch,), generator=generator, device=query.device)
         backend = "triton" if query.is_cuda else "blockwise"
@@ -205,7 +205,7 @@ def plain(query: Tensor, key: Tensor, value: Tensor, generator: torch.Generator)
     heads, length, dim = query.shape[1:]
     if length > PLAIN_UP_TO:
         raise ValueError("would need too much memory")
-    form = build_gate(GateConfig(family="probability", threshold=1 / length), heads).to(query.device).form()
+    form = build_gate(Probability(threshold=1 / length), heads).to(query.device).form()
     allowed = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
 
     def forward() -> tuple[Tensor, ...]:
@@ -222,8 +222,8 @@ def plain(query: Tensor, key: Tensor, value: Tensor, generator: torch.Generator)
 
 
 FORWARD: dict[str, Callable[..., Forward]] = {
-    "contribution": gated("contribution"),
-    "probability": gated("probability"),
+    "contribution": gated(Contribution),
+    "probability": gated(Probability),
     "flash": flash,
     "flex": flex,
     "plain": plain,

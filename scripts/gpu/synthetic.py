@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lit_sparse import SparseAttentionModule
-from lit_sparse.attention import GateConfig
+from lit_sparse.attention import Contribution
 from lit_sparse.models.adapters import LoraConfig
 from lit_sparse.objective import KL, Lagrangian, LogEdgeFraction, NuPI
 from lit_sparse.training.execution import Execution
@@ -55,6 +55,7 @@ class RandomWeights(SparseAttentionModule):
 
     def __init__(self, model: str, dtype: torch.dtype, device: torch.device, **settings: Any):
         super().__init__(model, **settings)
+        self.start = None  # a centered gate asks for one, but nothing is calibrated here
         self.weights_dtype, self.weights_device = dtype, device
 
     def build_base(self) -> PreTrainedModel:
@@ -73,13 +74,13 @@ def module_of(
         str(folder),
         dtype,
         device,
-        gate=GateConfig(family="contribution", threshold=0.03, sharpness=6.0, sharpness_end=12.0, centered=True),
+        gate=Contribution(threshold=0.03, sharpness=6.0, sharpness_end=12.0, centered=True),
         objective=Lagrangian(
             KL(tolerance=0.1),
             LogEdgeFraction(weight=0.1),
             NuPI(initial=1.0, integral=0.04, proportional=2.0, smoothing=0.7),
         ),
-        start=Calibration(kl=0.1),  # not reached: without a data module a run starts from the gates as they are
+        start=Calibration(kl=0.1),
         lora=LoraConfig(r=16, lora_alpha=16),
         optimizer=partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
         scheduler=partial(WarmupDecay, total_steps=1000, warmup_steps=20),

@@ -1,10 +1,12 @@
 """Every operator that a machine without a GPU has."""
 
+from dataclasses import fields
+
 import pytest
 
 from lit_sparse.attention import blockwise, native
 from lit_sparse.attention.backends import resolve
-from lit_sparse.attention.gates import GateConfig, build_gate
+from lit_sparse.attention.gates import GATES, GateConfig, Probability, build_gate
 from lit_sparse.attention.interface import AttentionOperator, Backend, Case
 
 
@@ -26,4 +28,10 @@ def _make_operator(name: str, monkeypatch) -> AttentionOperator:
     elif name == "blockwise":
         monkeypatch.setattr(blockwise.native, "library", lambda: None)
     backend = Backend(name.split()[0])
-    return resolve(backend, Case(build_gate(GateConfig(), 1)))
+    return resolve(backend, Case(build_gate(Probability(), 1)))
+
+
+def described(family: str, **options: object) -> GateConfig:
+    """A family's description with those of the options that it has, for tests of all families."""
+    known = {field.name for field in fields(GATES[family])}
+    return GateConfig.of({"family": family, **{name: option for name, option in options.items() if name in known}})

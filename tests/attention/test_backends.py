@@ -1,9 +1,21 @@
 """Which operator serves which case."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
-from lit_sparse.attention import GATES, Backend, Gate, GateConfig, build_gate, gpu, reference, register_gate
+from lit_sparse.attention import (
+    GATES,
+    Backend,
+    Gate,
+    GateConfig,
+    Probability,
+    build_gate,
+    gpu,
+    reference,
+    register_gate,
+)
 from lit_sparse.attention.backends import resolve
 from lit_sparse.attention.interface import Case
 
@@ -12,18 +24,23 @@ from lit_sparse.attention.interface import Case
 def curved_gate():
     """A family that is not affine in the score, so that only the reference operator can serve it."""
 
-    @register_gate("test_curved")
-    class Curved(Gate):
+    class CurvedGate(Gate):
         def forward(self, logits, log_normaliser):
             return (logits - log_normaliser).exp() - 0.1
 
-    yield build_gate(GateConfig(family="test_curved"), 4)
+    @register_gate("test_curved")
+    @dataclass(frozen=True)
+    class Curved(GateConfig):
+        def build(self, num_heads):
+            return CurvedGate(self, num_heads)
+
+    yield build_gate(Curved(), 4)
     del GATES["test_curved"]
 
 
 @pytest.fixture
 def gate():
-    return build_gate(GateConfig(), 4)
+    return build_gate(Probability(), 4)
 
 
 def name(operator) -> str:

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lit_sparse.attention import GateConfig, blockwise, build_gate, native, noise, reference
+from lit_sparse.attention import GateConfig, Probability, blockwise, build_gate, native, noise, reference
 from lit_sparse.attention.backends import resolve
 from lit_sparse.attention.interface import Case
 from lit_sparse.attention.masks import EdgeMask
+from tests.attention.conftest import described
 
 # Another one in each run, the same in all processes of a run; shown by pytest with every failure, as a parameter.
 FRESH = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).randrange(2**31)
@@ -91,7 +92,7 @@ class Problem:
 def make(seed: int, mask: str, family: str, dtype: torch.dtype, *, rows=45, keys=70, kv_heads=3, **config) -> Problem:
     """Six heads of 16, values of 24, inputs exact in `dtype`, from the first seed that decides every edge."""
     sample, softcap = config.pop("sample", True), config.pop("softcap", None)
-    gate = GateConfig(family=family, **{"threshold": 0.02, "bias": -0.3, "sharpness": 1.75} | config)
+    gate = described(family, **{"threshold": 0.02, "bias": -0.3, "sharpness": 1.75} | config)
     for attempt in range(100):
         torch.manual_seed(seed + attempt)
 
@@ -251,7 +252,7 @@ def test_nothing_of_a_sequence_squared_is_ever_held(fast_operator, monkeypatch, 
     length, heads = 1024, 2
     monkeypatch.setattr(blockwise, "_ROWS", 16)
     inputs = [torch.randn(1, heads, length, 8, requires_grad=True) for _ in range(3)]
-    gate = build_gate(GateConfig(), heads)
+    gate = build_gate(Probability(), heads)
     seeds = noise.draw_seeds(1, "cpu") if sample else None
     keys = {"scaling": 0.3, "softcap": None, "dropout": 0.0, "seeds": seeds}
     with LargestTensor() as largest:
@@ -275,8 +276,8 @@ def test_the_registered_operator_keeps_its_promises():
 
 def test_torch_compile_sees_one_call():
     """No graph break in the operator: fullgraph would raise. The eager backend needs no compiler."""
-    operator = resolve("blockwise", Case(build_gate(GateConfig(), 6)))
-    gate, mask = build_gate(GateConfig(threshold=0.05), 6), EdgeMask.causal(9, 9)
+    operator = resolve("blockwise", Case(build_gate(Probability(), 6)))
+    gate, mask = build_gate(Probability(threshold=0.05), 6), EdgeMask.causal(9, 9)
     inputs = [torch.randn(2, 6, 9, 8, requires_grad=True) for _ in range(3)]
     seeds = torch.tensor([3, 4])
 

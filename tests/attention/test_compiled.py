@@ -2,27 +2,18 @@
 
 import torch
 import torch._dynamo.utils as dynamo
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_sparse.attention import attention_modules, edge_counts, sparsify
 from lit_sparse.attention.compiled import CompiledLayers
 from lit_sparse.attention.masks import packed_causal_mask
 from lit_sparse.models.adapters import BaseSwitch, LoraConfig, add_lora
+from tests.tiny import tiny_llama
 
 LENGTH = 24
 
 
 def model_with_adapters() -> torch.nn.Module:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    model = sparsify(LlamaForCausalLM(config), {"family": "contribution", "centered": True})
+    model = sparsify(tiny_llama(vocab_size=64, num_hidden_layers=4), {"family": "contribution", "centered": True})
     return add_lora(model, LoraConfig(r=2)).train()
 
 

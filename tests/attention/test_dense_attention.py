@@ -146,7 +146,7 @@ def test_precision_and_switches(make_model):
     gate.center.fill_(math.pi)
     assert torch.equal(gate.to(torch.bfloat16).center, torch.full((2, 8), math.pi)), "kept in float32"
     assert "centered" in repr(gate)
-    with pytest.raises(ValueError, match=r"centered needs the heads' means: set calibration"):
+    with pytest.raises(ValueError, match=r"centered gate needs the heads' means: set start"):
         SparseAttentionModule("any", gate=CENTERED)
 
 

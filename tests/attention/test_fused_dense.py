@@ -1,25 +1,17 @@
 """The base's attention by the gated operator with every gate open."""
 
 import torch
-from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface
 
 from lit_sparse.attention import sparsify
 from lit_sparse.attention.fused_dense import FUSED_DENSE, fused_dense_attention
 from lit_sparse.attention.masks import packed_causal_mask
 from lit_sparse.models.adapters import BaseSwitch, LoraConfig, add_lora
+from tests.tiny import tiny_llama
 
 
 def test_the_base_of_packed_documents_is_that_of_transformers_own_attention(monkeypatch):
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    base = LlamaForCausalLM(config).double().eval()
+    base = tiny_llama(vocab_size=64, num_hidden_layers=3).double().eval()
     positions = torch.cat([torch.arange(9), torch.arange(14)]).repeat(2, 1)
     inputs = {"input_ids": torch.randint(64, (2, 23)), "position_ids": positions, "use_cache": False}
     expected = base(**inputs).logits

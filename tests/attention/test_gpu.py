@@ -1,13 +1,7 @@
-"""The Triton kernels against autograd through the definition in float64, on Triton's interpreter; no GPU is needed.
-
-Triton decides when it is imported whether it interprets, and other tests import it first. So the tests marked
-`interpreted` run in a process of their own, which `test_interpreted` starts; or with TRITON_INTERPRET=1 set by hand.
-"""
+"""The Triton kernels against autograd through the definition in float64, on Triton's interpreter; no GPU is needed."""
 
 import importlib
 import math
-import os
-import subprocess
 import sys
 from dataclasses import dataclass
 
@@ -18,15 +12,12 @@ from torch import Tensor
 from lit_sparse.attention import noise
 from lit_sparse.attention.interface import Formula
 from lit_sparse.attention.masks import EdgeMask
+from tests.triton_interpreter import INTERPRETED, compiled, interpreted, like_a_gpu, run_interpreted  # noqa: F401 - a fixture
 
 triton = pytest.importorskip("triton")
 import triton.language as tl  # noqa: E402
 
 from lit_sparse.attention import gpu  # noqa: E402
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that test_interpreted starts")
-compiled = pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
 
 FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Largest error over the largest value. float32: sums of 53 products and two exponentials, each a few 2^-24.
@@ -36,34 +27,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 @compiled
 def test_interpreted():
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
-
-
-@pytest.fixture(autouse=INTERPRETED)
-def _bfloat16(monkeypatch):
-    """Triton's interpreter (3.9) multiplies bfloat16 numbers' bits as integers, and truncates where a GPU rounds."""
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    dot, cast = InterpreterBuilder.create_dot, InterpreterBuilder.cast_impl
-
-    def create_dot(self, a, b, *rest):
-        a, b = (cast(self, x, tl.float32) if x.dtype.scalar == tl.bfloat16 else x for x in (a, b))
-        return dot(self, a, b, *rest)
-
-    def truncate(self, x, dtype):
-        if (x.dtype.scalar, dtype.scalar) != (tl.float32, tl.bfloat16):
-            return cast(self, x, dtype)
-        bits = torch.as_tensor(x.data).bfloat16().view(torch.uint16)
-        return TensorHandle(bits.numpy(), tl.bfloat16)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", create_dot)
-    monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", truncate)
+    run_interpreted(__file__)
 
 
 def causal(batch: int, rows: int, keys: int) -> Tensor:

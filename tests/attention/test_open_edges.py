@@ -1,10 +1,12 @@
 """The list of open edges against the matrices it stands for."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from lit_sparse import sparsify
-from lit_sparse.attention import Gate, attention_pattern, gates_of, open_edges, register_gate
+from lit_sparse.attention import Gate, GateConfig, attention_pattern, gates_of, open_edges, register_gate
 from lit_sparse.attention.gates import GATES
 
 
@@ -49,13 +51,18 @@ def test_a_model_without_gates_or_with_other_gates_is_refused(make_model, tokens
     with pytest.raises(ValueError, match=r"no gates.*sparsify"):
         open_edges(make_model("llama"), tokens(1, 4))
 
-    @register_gate("test_other")
-    class Other(Gate):
+    class OtherGate(Gate):
         def forward(self, logits, log_normaliser):
             return logits - log_normaliser + 2
 
+    @register_gate("test_other")
+    @dataclass(frozen=True)
+    class Other(GateConfig):
+        def build(self, num_heads):
+            return OtherGate(self, num_heads)
+
     try:
-        model, ids = sparsify(make_model("llama"), {"family": "test_other"}), tokens(1, 4)
+        model, ids = sparsify(make_model("llama"), Other()), tokens(1, 4)
         before = model(ids).logits
         with pytest.raises(ValueError, match=r"cannot be listed.*test_other"):
             open_edges(model, ids)

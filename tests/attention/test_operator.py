@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lit_sparse.attention import Gate, GateConfig, build_gate, noise
+from lit_sparse.attention import Gate, build_gate, noise
 from lit_sparse.attention.masks import EdgeMask
+from tests.attention.conftest import described
 
 THETA, KAPPA, BIAS = 0.08, 1.5, 0.3  # cutoffs that close roughly half of the edges below
 FAMILIES = ["logit", "probability"]
@@ -63,8 +64,8 @@ def make_case(family: str, rows: int = 5, keys: int = 7, dtype=torch.float64, se
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    config = {"family": family, "threshold": THETA, "sharpness": KAPPA, "bias": BIAS} | config
-    gate = build_gate(GateConfig(**config), 4).to(dtype)
+    config = {"threshold": THETA, "sharpness": KAPPA, "bias": BIAS} | config
+    gate = build_gate(described(family, **config), 4).to(dtype)
     with torch.no_grad():  # heads differ
         for parameter in gate.parameters():
             parameter += 0.2 * torch.arange(4)

@@ -1,11 +1,13 @@
 """What is refused, with the reason, leaving the model as it was."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from transformers import PreTrainedModel
 
 from lit_sparse import desparsify, sparsify
-from lit_sparse.attention import GATES, Gate, attention_modules, attention_pattern, gates_of, register_gate
+from lit_sparse.attention import GATES, Gate, GateConfig, attention_modules, attention_pattern, gates_of, register_gate
 from lit_sparse.attention.bridge import gated_attention_forward
 
 
@@ -52,6 +54,7 @@ def test_training_mode_survives_a_refusal(make_model):
     [
         ({"family": "nothing"}, {}, "unknown gate family 'nothing'.*logit"),
         ({"threshhold": 0.1}, {}, "unknown gate key.*threshhold"),
+        ({"family": "contribution", "bias": 1.0}, {}, "bias of family 'contribution'; known keys:.*threshold"),
         ({}, {"backend": "flash"}, "unknown attention backend 'flash'.*reference"),
     ],
 )
@@ -64,10 +67,15 @@ def test_a_wrong_argument_leaves_the_model_alone(gate, options, reason, make_mod
 
 
 def test_a_non_affine_family_runs_on_the_reference_only(make_model, tokens):
-    @register_gate("test_minimum")
-    class Minimum(Gate):
+    class MinimumGate(Gate):
         def forward(self, logits, log_normaliser):
             return (logits - log_normaliser + 2).clamp_max(1.0)
+
+    @register_gate("test_minimum")
+    @dataclass(frozen=True)
+    class Minimum(GateConfig):
+        def build(self, num_heads):
+            return MinimumGate(self, num_heads)
 
     try:
         with pytest.raises(ValueError, match=r"test_minimum.*overrides forward"):

@@ -1,15 +1,12 @@
 """Curves and smallest circuits, on a tiny model and by hand."""
 
 import itertools
-import math
-import statistics
 
 import pytest
 import torch
 
 from lit_sparse import sparsify
 from lit_sparse.anatomy.stack import Stack
-from lit_sparse.circuits.compare import comparison
 from lit_sparse.circuits.edge_scores import eap, exact
 from lit_sparse.circuits.faithfulness import FRACTIONS, Curve, Evaluator, Ranking, curve
 from lit_sparse.circuits.forward import activations, run_nodes
@@ -143,43 +140,6 @@ def test_pruning_leaves_only_edges_that_matter(trained):
     assert evaluator.edges(kept) > 1 - 0.02 * float((stack.graph.edges & ~kept).sum())
     with pytest.raises(ValueError, match="above 0"):
         prune(evaluator, stack.graph.edges, scores, 0)
-
-
-def test_ratios_and_intervals_by_hand():
-    def runs(heads, edges):
-        return [
-            {"head": {"smallest": {"0.9": h}}, "edge": {"smallest": {"0.9": e}}}
-            for h, e in zip(heads, edges, strict=True)
-        ]
-
-    task = {
-        "task": "t",
-        "skipped": None,
-        "base": {"runs": runs([8, 8, 8], [100, 200, 400]), "clean": 3.0},
-        "sparse": {"runs": runs([4, 4, 4], [10, 20, None]), "clean": 2.0},
-    }
-    head, edge = comparison([task, {"task": "u", "skipped": "no"}], (0.9,))
-    assert (head["base"], head["sparse"], head["ratio"]) == pytest.approx((8, 4, 2))
-    assert (head["ratio_low"], head["ratio_high"]) == pytest.approx((2, 2)) and head["seeds"] == 3
-    assert edge["ratio"] is None and edge["base"] is None
-    task["sparse"]["runs"] = runs([4, 4, 4], [10, 20, 10])
-    edge = comparison([task], (0.9,))[1]
-    # Ratios 10, 10 and 40; t = 4.3027 for two degrees of freedom.
-    half = 4.30265273 * math.log(4) / math.sqrt(3) / math.sqrt(3)
-    assert edge["ratio"] == pytest.approx(4000 ** (1 / 3))
-    assert edge["ratio_high"] == pytest.approx(4000 ** (1 / 3) * math.exp(half))
-
-
-@pytest.mark.parametrize(("seeds", "quantile"), [(2, 12.706), (12, 2.201), (31, 2.042)])
-def test_intervals_are_students_for_any_number_of_seeds(seeds, quantile):
-    counts = [10 * 2**seed for seed in range(seeds)]
-    models = {
-        side: {"runs": [{level: {"smallest": {"0.9": n}} for level in ("head", "edge")} for n in found], "clean": 1.0}
-        for side, found in (("base", counts), ("sparse", [10] * seeds))
-    }
-    row = comparison([{"task": "t", "skipped": None, **models}], (0.9,))[0]
-    half = quantile * statistics.stdev(map(math.log, counts)) / math.sqrt(seeds)
-    assert math.log(row["ratio_high"] / row["ratio"]) == pytest.approx(half, rel=3e-4)  # quantiles have four digits
 
 
 def test_an_area_needs_every_fraction():

@@ -154,12 +154,16 @@ CONSTRAINT = "model.init_args.objective.constraint"
         ({"modell": {"class_path": "x"}}, "unknown key modell.class_path: did you mean model.class_path?"),
         ({"model.init_args.gat_lr": 1}, "unknown key model.init_args.gat_lr: did you mean model.init_args.gate_lr?"),
         (
-            {"model.init_args.gate": {"treshold": 1}},
-            "model.init_args.gate.treshold: did you mean model.init_args.gate.th",
+            {"model.init_args.gate": {"class_path": "lit_sparse.Probability", "init_args": {"treshold": 1}}},
+            "model.init_args.gate.init_args.treshold: did you mean model.init_args.gate.init_args.threshold?",
+        ),
+        (
+            {"model.init_args.gate": {"class_path": "lit_sparse.Contribution", "init_args": {"bias": 1}}},
+            "unknown key model.init_args.gate.init_args.bias; there are centered, learnable, normalisation, sharpness,",
         ),
         (
             {f"{CONSTRAINT}.init_args.tol": 1},
-            "init_args.constraint.init_args.tol; there are tolerance",
+            f"unknown key {CONSTRAINT}.init_args.tol; there are tolerance",
         ),
         (
             {"model.init_args.optimizer.init_args.lrr": 1},
@@ -177,7 +181,7 @@ CONSTRAINT = "model.init_args.objective.constraint"
         ({"model.class_path": "lit_sparse.SparsAttentionModule"}, "did you mean lit_sparse.SparseAttentionModule?"),
         (
             {f"{CONSTRAINT}.class_path": "lit_sparse.objective.KLL"},
-            "constraint: no class lit_sparse.objective.KLL: did you mean lit_sparse.objective.KL?",
+            f"{CONSTRAINT}: no class lit_sparse.objective.KLL: did you mean lit_sparse.objective.KL?",
         ),
         ({"model.init_args.optimizer.class_path": "torch.optim.AdamV"}, "no class torch.optim.AdamV: did you mean"),
         ({"model.class_path": "nowhere.Module"}, "cannot import nowhere.Module: No module named 'nowhere'"),
@@ -187,7 +191,8 @@ CONSTRAINT = "model.init_args.objective.constraint"
         ({"model.init_args.gate_lr": "fast"}, "model.init_args.gate_lr: got fast, expected float"),
         ({"model.init_args.start": {"kl": "x"}}, "model.init_args.start.kl: got x, expected float or null"),
         ({"on_existing": "keep"}, "on_existing: got keep, expected one of 'error', 'resume', 'overwrite'"),
-        ({"model.init_args.gate": {"family": "sigmoid"}}, "sigmoid"),
+        ({"model.init_args.gate": {"class_path": "lit_sparse.Sigmoid"}}, "gate: no class lit_sparse.Sigmoid"),
+        ({"model.init_args.gate": {"family": "logit"}}, "gate: class_path is missing: one of Contribution, Logit,"),
         ({"model.init_args.train": "heads"}, "error: train is 'all', 'attention' or 'none', got 'heads'"),
         ({f"{CONSTRAINT}.init_args.tolerance": -1}, "error: the constraint's tolerance must be a positive number"),
     ],

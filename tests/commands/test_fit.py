@@ -139,7 +139,7 @@ def test_the_exported_model_is_the_chosen_one(finished):
     assert all(torch.equal(best[f"model.{name}"], value) for name, value in model.state_dict().items())
     assert (finished / "model" / "tokenizer.json").is_file()
     record = RunRecord.load(finished / "record")
-    assert same_model(str(record.summary["model_digest"]), digest_of(model)), "reports compare other files with it"
+    assert same_model(str(record.summary.model_digest), digest_of(model)), "reports compare other files with it"
 
 
 @pytest.mark.parametrize("which", ["best", "last"])

@@ -13,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
-from lit_sparse import load_sparse, sparsify
+from lit_sparse import load_sparse
 from lit_sparse.commands.main import main
-from lit_sparse.downstream import SHIPPED, Estimate, TaskScore, compare_tasks, load_tasks, make_tasks, score_text
-from lit_sparse.downstream.scores import mean_of
+from lit_sparse.downstream import SHIPPED, score_text
 from lit_sparse.downstream.text import pack_text, text_files
 from lit_sparse.models.base import load_model
-from lit_sparse.models.sparse_folder import export_sparse
+from tests.tiny import export_sparse_llama
 
 QUESTIONS = [
     {"context": f"the {animal} {number}", "choices": choices, "answer": number % len(choices)}
@@ -47,10 +46,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture(scope="module")
 def sparse_folder(llama_folder, character_tokenizer, tmp_path_factory):
     """The tiny llama with a third of its edges closed, so that its answers are not the base's."""
-    folder = tmp_path_factory.mktemp("exported") / "model"
-    model = sparsify(load_model(str(llama_folder)), {"threshold": 0.15})
-    export_sparse(model, folder, measured={"model": str(llama_folder)}, tokenizer=character_tokenizer)
-    return folder
+    return export_sparse_llama(tmp_path_factory.mktemp("exported") / "model", llama_folder, character_tokenizer, 0.15)
 
 
 @pytest.fixture
@@ -295,52 +291,6 @@ def test_other_tokenizers_have_no_kl(sparse_folder, llama_folder, text_file, tmp
         capsys, "--model", sparse_folder, "--against", other, "--text", text_file, "--out", tmp_path / "o"
     )
     assert "different tokenizers" in message
-
-
-def test_shipped_questions_are_those_of_their_script(tmp_path):
-    make_tasks.main(tmp_path)
-    tasks = load_tasks(SHIPPED)["tasks"]
-    assert set(tasks) == set(SHIPPED) == {"agreement", "addition"}
-    for name, task in tasks.items():
-        made = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
-        assert made == list(task.eval_docs)
-        assert len({question["context"].rpartition("\n")[2] for question in made}) == 100
-        for question in made:
-            right = question["choices"][question["answer"]]
-            assert question["choices"].count(right) == 1 and len(set(question["choices"])) == len(question["choices"])
-            if name == "addition":
-                lines = (question["context"] + f" {right}").split("\n")
-                assert len(lines) == 5 == len(set(lines))
-                assert all(eval(line.replace("=", "==")) for line in lines)
-                assert len({len(choice) for choice in question["choices"]}) == 1, "a shorter answer would be likelier"
-            else:
-                subject, attractor = question["context"].split()[1], question["context"].split()[-1]
-                assert subject.endswith("s") == (question["answer"] == 1) != attractor.endswith("s")
-    assert sum(question["answer"] for question in tasks["agreement"].eval_docs) == 50
-
-
-def test_standard_errors():
-    generator = np.random.default_rng(0)
-    values = generator.normal(size=50)
-    assert mean_of(values.tolist()) == pytest.approx((values.mean(), values.std(ddof=1) / math.sqrt(50)))
-    assert mean_of([3.0], [2.0]) == (1.5, None)
-    # A ratio of sums over clusters of different sizes: against resampling the clusters.
-    sizes = generator.integers(5, 20, size=80)
-    sums = sizes * generator.normal(2.0, 0.5, size=80)
-    picks = generator.integers(80, size=(4000, 80))
-    resampled = sums[picks].sum(axis=1) / sizes[picks].sum(axis=1)
-    mean, stderr = mean_of(sums.tolist(), sizes.tolist())
-    assert mean == pytest.approx(sums.sum() / sizes.sum()) and stderr == pytest.approx(resampled.std(), rel=0.1)
-
-
-def test_differences_are_paired_only_where_questions_are_the_same():
-    def score(value, by_question):
-        return TaskScore("t", "acc", Estimate(value, 0.25), 4, 0.5, True, by_question)
-
-    ours, base = (1.0, 1.0, 0.0, 0.0), (1.0, 0.0, 0.0, 0.0)
-    assert compare_tasks([score(0.5, ours)], [score(0.25, base)])[0].difference == pytest.approx((0.25, 0.25))
-    assert compare_tasks([score(0.5, None)], [score(0.25, base)])[0].difference == (0.25, None)
-    assert compare_tasks([score(0.5, ours)], None)[0].difference is None
 
 
 @pytest.mark.slow

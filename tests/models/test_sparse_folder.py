@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, pipeline
 
-from lit_sparse import GateConfig, desparsify, sparsify
+from lit_sparse import Contribution, Logit, Probability, desparsify, sparsify
 from lit_sparse.attention import dense, gates_of
 from lit_sparse.models.adapters import LoraConfig, add_lora
 from lit_sparse.models.base import load_model
@@ -94,10 +94,17 @@ def test_exporting_leaves_the_model_as_it_was(llama_folder, ids, tmp_path):
     assert torch.equal(logits(model.eval(), ids), logits(load_sparse(tmp_path / "sparse"), ids))
 
 
-@pytest.mark.parametrize("family", ["logit", "probability"])
-@pytest.mark.parametrize("normalisation", ["all", "open"])
-def test_every_kind_of_gate_survives(llama_folder, ids, tmp_path, family, normalisation):
-    config = GateConfig(family=family, normalisation=normalisation, sharpness=3.0, bias=0.5, learnable=False)
+@pytest.mark.parametrize(
+    "config",
+    [
+        Logit(bias=0.5, learnable=False),
+        Logit(bias=0.5, normalisation="open"),
+        Probability(sharpness=3.0, normalisation="open", learnable=False),
+        Contribution(threshold=0.1, sharpness=3.0, sharpness_end=9.0),
+    ],
+    ids=str,
+)
+def test_every_kind_of_gate_survives(llama_folder, ids, tmp_path, config):
     model = sparsify(load_model(str(llama_folder)), config)
     export_sparse(model, tmp_path / "sparse", measured={})
     loaded = load_sparse(tmp_path / "sparse", backend="reference")
@@ -354,6 +361,7 @@ def change(exported, **keys):
         ({"gate": {"family": "unheard of"}}, "unknown gate family 'unheard of'"),
         ({"gate": {"family": "logit"}}, "gates in .* do not fit"),
         ({"gate": {"colour": 1}}, "unknown gate key.*colour"),
+        ({"gate": {"family": "logit", "threshold": 0.1}}, "threshold of family 'logit'; known keys:.*bias"),
     ],
 )
 def test_a_description_that_does_not_fit(exported, keys, complaint):

@@ -96,4 +96,4 @@ def test_circuits_show_the_bytes(byte_level, model):
     ids = tuple(byte_level(PROMPT)["input_ids"])
     with Stack(model) as stack:
         example = _example(stack, byte_level, Pair(ids, ids, (1,), (2,), "t"), None)
-    assert example["tokens"] == texts(byte_level, PROMPT)
+    assert example.tokens == texts(byte_level, PROMPT)

@@ -1,52 +1,19 @@
-"""The losses' Triton kernels against plain PyTorch in float64, on Triton's interpreter; no GPU is needed.
-
-Triton decides when it is imported whether it interprets, and other tests import it first. So the tests marked
-`interpreted` run in a process of their own, which `test_interpreted` starts; or with TRITON_INTERPRET=1 set by hand.
-"""
-
-import os
-import subprocess
-import sys
+"""The losses' Triton kernels against plain PyTorch in float64, on Triton's interpreter; no GPU is needed."""
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-triton = pytest.importorskip("triton")
+from tests.triton_interpreter import compiled, interpreted, like_a_gpu, run_interpreted  # noqa: F401 - a fixture
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-interpreted = pytest.mark.skipif(not INTERPRETED, reason="runs in the process that test_interpreted starts")
-compiled = pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
+triton = pytest.importorskip("triton")
 
 BATCH, QUERIES = 2, 9
 
 
 @compiled
 def test_interpreted():
-    result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-8000:] + result.stderr[-2000:]
-
-
-@pytest.fixture(autouse=INTERPRETED)
-def _bfloat16(monkeypatch):
-    """Triton's interpreter truncates to bfloat16 where a GPU rounds."""
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    cast = InterpreterBuilder.cast_impl
-
-    def truncate(self, x, dtype):
-        if (x.dtype.scalar, dtype.scalar) != (tl.float32, tl.bfloat16):
-            return cast(self, x, dtype)
-        bits = torch.as_tensor(x.data).bfloat16().view(torch.uint16)
-        return TensorHandle(bits.numpy(), tl.bfloat16)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_fp_trunc", truncate)
+    run_interpreted(__file__)
 
 
 def example(vocabulary, dtype=torch.float32, base_dtype=None, scale=3.0):

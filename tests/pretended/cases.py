@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lit_sparse import SparseAttentionModule, sparsify
 from lit_sparse.anatomy.stack import Stack
-from lit_sparse.attention import GateConfig, attention_pattern, gates_of, open_edges
+from lit_sparse.attention import Probability, attention_pattern, gates_of, open_edges
 from lit_sparse.attribution import Kind, build_graph, why_open
 from lit_sparse.circuits.edge_scores import eap, exact
 from lit_sparse.circuits.faithfulness import Evaluator, Ranking
@@ -196,7 +196,7 @@ def test_a_run(lora, llama_folder, tmp_path, device):
         torch.manual_seed(0)
         module = SparseAttentionModule(
             str(llama_folder),
-            gate=GateConfig(centered=True, sharpness_end=4.0),
+            gate=Probability(centered=True, sharpness_end=4.0),
             objective=Lagrangian(distillation=0.1),
             start=Calibration(edge_fraction=0.5, train_from_kl=0.2),
             lora=lora,

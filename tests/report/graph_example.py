@@ -3,21 +3,8 @@
 import numpy as np
 
 from lit_sparse.records.feature_examples import Example, Examples
-from lit_sparse.records.graph import (
-    FEATURE,
-    GraphFile,
-    Link,
-    Metadata,
-    Node,
-    QKTracing,
-    QParams,
-    cumulative,
-    error_node,
-    feature_node,
-    head_node,
-    logit_node,
-    token_node,
-)
+from lit_sparse.records.graph import FEATURE, GraphFile, Link, Metadata, Node, QKTracing, QParams
+from lit_sparse.records.graph_nodes import cumulative, error_node, feature_node, head_node, logit_node, token_node
 from lit_sparse.records.graph_summary import GraphSummary
 
 WORDS = [" The", " opposite", " of", " large", " is", " small", ",", " and", " the", " capital", " of", " France"]

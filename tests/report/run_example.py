@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lit_sparse.records.run import AttentionExample, RunRecord
+from lit_sparse.records.run_summary import RunSummary
 from tests.report.circuits_example import DIGEST
 
 _HOSTILE = [
@@ -55,14 +56,14 @@ def _make_record(
                     "val/edge_fraction": 0.28 * 0.97**step,
                 }
             )
-    summary: dict[str, object] = {
+    summary = RunSummary.model_validate({
         "model": model, "base_ce": 2.861, "ce": 2.884, "kl": 0.0978, "constraint_value": 0.0978,
         "constraint": "kl", "constraint_described": "KL divergence from the base model <= 0.1 nats per token",
         "tolerance": 0.1, "tolerance_in_training": 0.1, "satisfied": True, "edges_per_query_start": 43.84,
         "edge_fraction_start": 0.341, "edges_per_query": 4.77, "edge_fraction": 0.0371, "sequence_length": 256,
         "test_tokens": 4_096, "centered": True, "steps": steps, "tokens": 82_000, "seconds": 723.4,
         "model_digest": DIGEST,
-    }  # fmt: skip
+    })  # fmt: skip
     words = [" The", " cat", " sat", " on", " the", " mat", "."] if tokens is None else tokens
     return RunRecord(
         summary,

@@ -36,7 +36,7 @@ def test_it_parses(config, monkeypatch, capsys):
         main(["fit", "--config", str(config), "--print_config"])
     assert not exit.value.code
     resolved, written = yaml.safe_load(capsys.readouterr().out), yaml.safe_load(config.read_text())
-    assert resolved["model"]["init_args"]["gate"]["family"] == written["model"]["init_args"]["gate"]["family"]
+    assert resolved["model"]["init_args"]["gate"]["class_path"] == written["model"]["init_args"]["gate"]["class_path"]
     assert resolved["data"]["init_args"]["sources"] == written["data"]["init_args"]["sources"]
 
 
@@ -57,7 +57,7 @@ def test_info_needs_no_network(config, monkeypatch, capsys):
 def test_it_is_the_papers_method(config):
     settings = yaml.safe_load(config.read_text())
     model, data = settings["model"]["init_args"], settings["data"]["init_args"]
-    assert model["gate"]["family"] == "logit" and model["gate"]["bias"] > 0
+    assert model["gate"]["class_path"] == "lit_sparse.Logit" and model["gate"]["init_args"]["bias"] > 0
     assert model["objective"]["constraint"]["class_path"].endswith("Absolute")
     architecture = json.loads((ARCHITECTURES / model["model"] / "config.json").read_text())
     assert data["sequence_length"] <= architecture.get("max_position_embeddings", architecture.get("n_positions"))

@@ -12,8 +12,6 @@ from lit_sparse import sparsify
 from lit_sparse.anatomy.reach import reachable
 from lit_sparse.anatomy.stack import Stack
 from lit_sparse.attention import attention_modules, gates_of, open_edges
-from lit_sparse.commands.trace import trace_command
-from lit_sparse.models.sparse_folder import export_sparse
 from lit_sparse.records.trace import Ablation, TraceEdges, traces_json
 from lit_sparse.tracing import trace
 from lit_sparse.tracing.flow import contributions, cuts, keep_strongest, moving_edges, smallest
@@ -52,6 +50,14 @@ def make_sparse(make_model, tokens, seed):
         raise AssertionError("no draw with unreachable tokens")
 
     return make
+
+
+@pytest.fixture
+def frozen(family, make_sparse):
+    """A sparse model of the family, and what it did on some tokens."""
+    model, ids = make_sparse(family)
+    with Stack(model) as stack:
+        yield Frozen(stack, ids)
 
 
 def numpy_weights(frozen: Frozen) -> list[np.ndarray]:
@@ -123,25 +129,22 @@ def test_what_does_not_reach_does_not_matter(family, make_sparse):
 
 
 @families
-def test_the_walk_back_kept_alone_gives_the_same_logits(family, make_sparse):
-    model, ids = make_sparse(family)
-    with Stack(model) as stack:
-        frozen = Frozen(stack, ids)
-        answer = int(frozen.full.argmax())
-        edges = edges_of(frozen, answer)
-        every = sum(int(np.count_nonzero(weight * (1 - np.eye(weight.shape[-1])))) for weight in numpy_weights(frozen))
-        assert 0 < len(edges) < every, "some open edges must be off the walk back"
-        kept = keep_strongest(frozen, edges, [len(edges), len(edges) - 1, 0])
-        torch.testing.assert_close(kept[0], frozen.full, **EXACT)
-        assert (kept[2] - frozen.full).abs().max() > 1e-2
-        # Of some edges, those that are not connected to the answer can go as well.
-        for count in (len(edges) // 3, 2 * len(edges) // 3):
-            some = edges[:count]
-            on_the_way, _ = connected(some, len(frozen.weights), ids.shape[1])
-            fewer = some[on_the_way]
-            torch.testing.assert_close(
-                keep_strongest(frozen, some, [len(some)]), keep_strongest(frozen, fewer, [len(fewer)]), **EXACT
-            )
+def test_the_walk_back_kept_alone_gives_the_same_logits(frozen):
+    answer = int(frozen.full.argmax())
+    edges = edges_of(frozen, answer)
+    every = sum(int(np.count_nonzero(weight * (1 - np.eye(weight.shape[-1])))) for weight in numpy_weights(frozen))
+    assert 0 < len(edges) < every, "some open edges must be off the walk back"
+    kept = keep_strongest(frozen, edges, [len(edges), len(edges) - 1, 0])
+    torch.testing.assert_close(kept[0], frozen.full, **EXACT)
+    assert (kept[2] - frozen.full).abs().max() > 1e-2
+    # Of some edges, those that are not connected to the answer can go as well.
+    for count in (len(edges) // 3, 2 * len(edges) // 3):
+        some = edges[:count]
+        on_the_way, _ = connected(some, len(frozen.weights), frozen.embedding.shape[1])
+        fewer = some[on_the_way]
+        torch.testing.assert_close(
+            keep_strongest(frozen, some, [len(some)]), keep_strongest(frozen, fewer, [len(fewer)]), **EXACT
+        )
 
 
 @families
@@ -282,68 +285,3 @@ def test_hostile_tokens_print_and_are_json(make_model, seed):
 def test_a_prompt_of_one_token_is_refused(make_model):
     with pytest.raises(ValueError, match=r"at least two tokens, .*; '7' became one: 'É'"):
         trace(make_model("llama"), Hostile(), "7")
-
-
-@pytest.fixture(scope="module")
-def sparse_folder(tmp_path_factory, llama_folder, character_tokenizer):
-    from lit_sparse.models.base import load_model
-
-    folder = tmp_path_factory.mktemp("trace") / "sparse"
-    model = sparsify(load_model(str(llama_folder)), {"threshold": 0.2})
-    export_sparse(model, folder, measured={"model": str(llama_folder)}, tokenizer=character_tokenizer)
-    return folder
-
-
-def test_command_writes_page_picture_and_numbers(tmp_path, sparse_folder, llama_folder, capsys):
-    out = tmp_path / "out"
-    trace_command(["--model", str(sparse_folder), "--prompt", "12+34=", "--answer", "4", "--out", str(out)])
-    printed = capsys.readouterr().out
-    assert "12+34=" in printed.replace("\n", "") and "Strongest edges" in printed
-    assert sorted(file.name for file in out.iterdir()) == ["trace.html", "trace.json", "trace.png"]
-    content = json.loads((out / "trace.json").read_text())
-    assert [entry["sparse"] for entry in content["traces"]] == [True, False]
-    assert content["traces"][1]["model"] == str(llama_folder) and content["answer"] == "4"
-    assert content["traces"][0]["open"] < content["traces"][1]["open"] == 2 * 4 * 21
-    assert (out / "trace.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_command_with_many_prompts(tmp_path, sparse_folder, capsys):
-    file = tmp_path / "prompts.txt"
-    file.write_text("1+2=\n\nthe cat \n")
-    trace_command(["--model", str(sparse_folder), "--against", "none", "--prompts", str(file), "--out", str(tmp_path)])
-    content = json.loads((tmp_path / "traces.json").read_text())
-    assert [row["prompt"] for row in content["prompts"]] == ["1+2=", "the cat "]
-    rows = [row["models"][0] for row in content["prompts"]]
-    assert content["mean"][0]["reach"] == sum(row["reach"] for row in rows) / 2
-    assert "mean" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--prompt", "ab", "--answer", "ab"], "not one token"),
-        (["--prompt", "a"], "needs at least two tokens, .*; 'a' became one: 'a'"),
-        (["--prompt", ""], "empty"),
-        (["--prompt", "a" * 33], "33 tokens"),
-        (["--prompt", "a", "--keep", "0"], "share"),
-        ([], "either --prompt"),
-        (["--prompts", "missing.txt"], "no file of prompts"),
-    ],
-)
-def test_command_refuses_before_it_loads_weights(arguments, message, sparse_folder, monkeypatch):
-    import lit_sparse.models.compared as candidates
-
-    monkeypatch.setattr(candidates.Candidate, "load", lambda *_: pytest.fail("weights were loaded"))
-    with pytest.raises(ValueError, match=message):
-        trace_command(["--model", str(sparse_folder), *arguments])
-
-
-def test_a_base_that_is_gone_is_left_out_with_a_note(tmp_path, sparse_folder, capsys):
-    import shutil
-
-    folder = shutil.copytree(sparse_folder, tmp_path / "alone")
-    description = json.loads((folder / "sparse.json").read_text())
-    description["measured"] = {"model": str(tmp_path / "gone")}
-    (folder / "sparse.json").write_text(json.dumps(description))
-    trace_command(["--model", str(folder), "--prompt", "1+2="])
-    assert "without a base model" in capsys.readouterr().out

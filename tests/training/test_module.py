@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
-from lit_sparse import GateConfig, SparseAttentionModule
+from lit_sparse import Probability, SparseAttentionModule
 from lit_sparse.attention import gates_of
 from lit_sparse.data import AdditionData
 from lit_sparse.models.adapters import LoraConfig
@@ -173,7 +173,7 @@ def test_only_what_is_asked_for_is_trained(llama_folder, train):
 
 
 def test_nothing_to_train_is_refused(llama_folder):
-    module = make(llama_folder, train="none", gate=GateConfig(learnable=False))
+    module = make(llama_folder, train="none", gate=Probability(learnable=False))
     with pytest.raises(ValueError, match="nothing to train"):
         fit(module, steps=1)
 
@@ -384,7 +384,7 @@ def test_gates_sharpen_geometrically_over_the_run(llama_folder):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
             seen.append([float(gate.form().sharpness) for gate in gates_of(pl_module.model)])
 
-    module = make(llama_folder, gate=GateConfig(sharpness=2.0, sharpness_end=32.0))
+    module = make(llama_folder, gate=Probability(sharpness=2.0, sharpness_end=32.0))
     fit(module, callbacks=[Look()])
     assert seen == [pytest.approx([value] * 2) for value in (2.0, 4.0, 8.0, 16.0)]
 
@@ -419,8 +419,8 @@ def test_what_sharpens_or_tightens_needs_an_end(llama_folder):
     with pytest.raises(ValueError, match="relaxation multiplies the tolerance"):
         make(llama_folder, relaxation=0.5)
     with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
-        fit(make(llama_folder, gate=GateConfig(sharpness_end=8.0)), steps=-1, max_epochs=1)
+        fit(make(llama_folder, gate=Probability(sharpness_end=8.0)), steps=-1, max_epochs=1)
     with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
         fit(make(llama_folder, selection=Selection(after=0.5)), steps=-1, max_epochs=1)
     with pytest.raises(ValueError, match="sharpness_end must be positive"):
-        GateConfig(sharpness_end=0.0)
+        Probability(sharpness_end=0.0)

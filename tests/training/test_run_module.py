@@ -6,6 +6,7 @@ from lightning.pytorch import Trainer
 
 from lit_sparse.training.run_module import RunModule
 from lit_sparse.training.state import RunState
+from tests.tiny import QUIET
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
@@ -39,10 +40,7 @@ def test_gradients_are_clipped_fused_optimizers_included(tmp_path, precision, fu
         max_steps=2,
         gradient_clip_val=1.0,
         gradient_clip_algorithm=algorithm,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
         default_root_dir=tmp_path,
     )
     trainer.fit(module, torch.utils.data.DataLoader(range(2)))

@@ -8,31 +8,23 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from lit_sparse import SparseAttentionModule
-from lit_sparse.attention import GateConfig
+from lit_sparse.attention import Contribution
 from lit_sparse.models.adapters import LoraConfig
 from lit_sparse.objective import KL, Lagrangian, LogEdgeFraction, NuPI
 from lit_sparse.training import execution, step_graph
 from lit_sparse.training.execution import Execution, StepRunner
 from lit_sparse.training.start.calibration import Calibration
+from tests.tiny import QUIET, tiny_llama
 
 LENGTH = 16
 
 
 class TinyModule(SparseAttentionModule):
     def build_base(self) -> PreTrainedModel:
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=32,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-        )
-        return LlamaForCausalLM(config).eval()
+        return tiny_llama().eval()
 
 
 class Replayed:
@@ -56,7 +48,7 @@ class Replayed:
 def trained(record_steps: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
     module = TinyModule(
         "tiny",
-        gate=GateConfig(family="contribution", threshold=0.02, centered=True, sharpness_end=6.0),
+        gate=Contribution(threshold=0.02, centered=True, sharpness_end=6.0),
         objective=Lagrangian(KL(tolerance=0.05), LogEdgeFraction(), NuPI()),
         start=Calibration(kl=0.1),
         lora=LoraConfig(r=2),
@@ -72,10 +64,7 @@ def trained(record_steps: bool) -> tuple[dict[str, Tensor], dict[str, float]]:
         devices=1,
         max_steps=6,
         gradient_clip_val=1.0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **QUIET,
     )
     trainer.fit(module, train_dataloaders=DataLoader(data, batch_size=2))
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}

@@ -21,6 +21,7 @@ from lit_sparse.objective import KL, Lagrangian
 from lit_sparse.training import Calibration
 from lit_sparse.training.callbacks import SparsityProgressBar, StopAtStepBoundary, Throughput
 from lit_sparse.training.checkpoint_io import AtomicCheckpointIO
+from lit_sparse.transcoders import TranscoderConfig, TranscoderModule, load_transcoder
 
 DATA = {"digits": 1, "batch_size": 8, "eval_batch_size": 16, "held_out": 0.2}
 TRAINER = {
@@ -125,6 +126,14 @@ class Others(LightningDataModule):
         return DataLoader(self.batches["val"], batch_size=None)
 
 
+def test_a_transcoder_is_trained_alike(fit, llama_folder, tmp_path):
+    optimizer = partial(torch.optim.Adam, lr=1e-2)
+    module = TranscoderModule(str(llama_folder), TranscoderConfig(features=16, k=4), optimizer=optimizer)
+    fit("run", module=module)
+    assert load_transcoder(tmp_path / "run/transcoder").config.features == 16
+    assert {"best.ckpt", "last.ckpt"} == {path.name for path in (tmp_path / "run/checkpoints").iterdir()}
+
+
 def test_anybodys_data_module_serves(fit, llama_folder, tmp_path):
     module = make(llama_folder, start=Calibration(kl=0.05))
     fit("run", data=Others(), module=module)
@@ -138,9 +147,9 @@ def test_loaders_without_a_data_module_serve(llama_folder, tmp_path):
     loaders = [DataLoader(batches[split], batch_size=None) for split in ("train", "val")]
     trainer.fit(make(llama_folder), *loaders)
     assert summary_of(tmp_path / "run")["steps"] == 6
-    trainer = Trainer(default_root_dir=tmp_path / "other", logger=False, **TRAINER)
-    with pytest.raises(ValueError, match="calibration reads text before training"):
-        trainer.fit(make(llama_folder, start=Calibration(kl=0.05)), *loaders)
+    trainer = Trainer(default_root_dir=tmp_path / "calibrated", logger=False, **TRAINER)
+    trainer.fit(make(llama_folder, start=Calibration(kl=0.05)), *loaders)
+    assert 0 < summary_of(tmp_path / "calibrated")["edge_fraction_start"] < 1
 
 
 def test_a_trainer_without_a_folder_of_its_own_writes_to_runs_default(llama_folder, tmp_path, monkeypatch):

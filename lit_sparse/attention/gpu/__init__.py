@@ -20,12 +20,14 @@ def forward(*args: Any) -> Forward:
     Raises:
         ImportError: Triton is not installed.
     """
-    return _launch().forward(*args)
+    result: Forward = _launch().forward(*args)
+    return result
 
 
 def backward(*args: Any) -> Gradients:
     """See `launch.backward`."""
-    return _launch().backward(*args)
+    result: Gradients = _launch().backward(*args)
+    return result
 
 
 def _launch() -> ModuleType:

@@ -10,7 +10,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 
-from lit_sparse.attention.gpu.kernels import SIZES
+from lit_sparse.attention.gpu.forward_kernel import SIZES
 from lit_sparse.attention.gpu.launch import KERNELS, Blocks, padded
 
 _CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"

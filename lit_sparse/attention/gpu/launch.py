@@ -6,7 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lit_sparse.attention.gpu import MAX_DIM, kernels
+from lit_sparse.attention.gpu import MAX_DIM, backward_kernels, forward_kernel
 from lit_sparse.attention.interface import Formula, Forward, Gradients
 from lit_sparse.attention.masks import EdgeMask
 
@@ -20,7 +20,11 @@ class Blocks(NamedTuple):
     stages: int
 
 
-KERNELS = {"forward": kernels.forward_kernel, "query": kernels.query_kernel, "key": kernels.key_kernel}
+KERNELS = {
+    "forward": forward_kernel.forward_kernel,
+    "query": backward_kernels.query_kernel,
+    "key": backward_kernels.key_kernel,
+}
 
 # By kernel, bytes of an element and largest head dimension: what to choose from on compute capability 9.0 (wgmma) and
 # on all others (mma.sync), the default first. Defaults spill no registers, but for a few addresses in the loops of the
@@ -76,7 +80,7 @@ def blocks(kernel: str, itemsize: int, dim: int, capability: int, *, weighed: bo
 
 def padded(dim: int) -> int:
     """The power of two that a head dimension takes inside a block, at least the depth of a tensor core's product."""
-    return max(16, triton.next_power_of_2(dim))
+    return max(16, int(triton.next_power_of_2(dim)))
 
 
 def constants(

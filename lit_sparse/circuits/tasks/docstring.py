@@ -35,13 +35,11 @@ class Docstring(Task):
             def draft(random: Random) -> Draft:
                 function, a, b, c, d = random.sample(arguments, 5)
                 words = random.sample(subjects, 6)
-                slots = {"function": function, "a": a, "b": b, "mark": mark}
-                return Draft(
-                    clean=SURFACE.format(a, b, c, d, *words, **slots),
-                    corrupted=SURFACE.format(a, b, d, c, *words, **slots),
-                    answers=[f" {c}"],
-                    wrong=[f" {d}"],
-                )
+
+                def prompt(third: str, fourth: str) -> str:
+                    return SURFACE.format(a, b, third, fourth, *words, function=function, a=a, b=b, mark=mark)
+
+                return Draft(prompt(c, d), prompt(d, c), answers=[f" {c}"], wrong=[f" {d}"])
 
             return draft
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from random import Random
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from transformers import PreTrainedTokenizerBase
 
@@ -15,6 +15,7 @@ class NotExpressible(ValueError):
     """A task that a tokenizer cannot express, with the reason."""
 
 
+@runtime_checkable
 class CharacterTokenizer(Protocol):
     """One token a character, nothing added: `lit_sparse.data.AdditionTokenizer`."""
 

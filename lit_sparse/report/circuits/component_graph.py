@@ -5,8 +5,9 @@ l + 1, its MLP half a layer above, the logits on top. Queries arrive at their he
 the heads that share them.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from lit_sparse.records.circuits import Circuit, Shape
 
 MLP_LIFT, BAR_DROP = 0.5, 0.34
 
@@ -29,8 +30,8 @@ class Grid(NamedTuple):
     kv_heads: int
 
     @classmethod
-    def of(cls, shape: Mapping[str, int]) -> "Grid":
-        return cls(shape["layers"], shape["heads_per_layer"], shape["kv_heads_per_layer"])
+    def of(cls, shape: Shape) -> "Grid":
+        return cls(shape.layers, shape.heads_per_layer, shape.kv_heads_per_layer)
 
     @property
     def mlp_x(self) -> float:
@@ -88,11 +89,10 @@ class Edge(NamedTuple):
     score: float
 
 
-def circuit_edges(model: Mapping[str, Any], most: int | None = None) -> list[Edge]:
+def circuit_edges(grid: Grid, circuit: Circuit, most: int | None = None) -> list[Edge]:
     """The strongest edges of a model's circuit, strongest first."""
-    grid = Grid.of(model["shape"])
-    listed = sorted(model["circuit"]["edges"], key=lambda edge: -abs(edge[2]))[:most]
-    return [Edge(grid.place(writer), grid.place(reader), score) for writer, reader, score in listed]
+    listed = sorted(circuit.edges, key=lambda edge: -abs(edge.score))[:most]
+    return [Edge(grid.place(edge.writer), grid.place(edge.reader), edge.score) for edge in listed]
 
 
 def curve(edge: Edge) -> list[tuple[float, float]]:

@@ -1,69 +1,69 @@
 """What the table, the plots and the page of a comparison of circuits have in common: look-ups and wording."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from lit_sparse.common.formatting import MISSING, decimal, number, percent
+from lit_sparse.common.formatting import MISSING, decimal, percent
+from lit_sparse.records.circuits import SIDES, Comparison, ComparisonRow, Level, Side, TaskResult
 
-SIDES = ("base", "sparse")
-LEVELS = ("head", "edge")
-PLURAL = {"head": "heads", "edge": "edges"}
-
-Details = Mapping[str, Any]
-Comparison = Sequence[Mapping[str, Any]]
+PLURAL: dict[Level, str] = {"head": "heads", "edge": "edges"}
 
 
-def headline_share(details: Details) -> float:
-    """The share of the effect that the headline and the drawings are about: 0.9, or else the largest measured."""
-    shares = details["shares"]
-    return 0.9 if 0.9 in shares else max(shares)
+class Kept(NamedTuple):
+    """How many heads or edges keep a share of a task's effect, in words; a dash is not known.
+
+    smaller: whether the sparse model's circuit is the smaller one; None where the interval does not tell.
+    """
+
+    base: str = MISSING
+    sparse: str = MISSING
+    ratio: str = MISSING
+    interval: str = ""
+    smaller: bool | None = None
+
+    @classmethod
+    def of(cls, found: Comparison, task: str, level: Level, share: float) -> "Kept":
+        row = found.row(task, level, share)
+        if row is None:
+            return cls()
+        return cls(size(row.base), size(row.sparse), times(row.ratio), interval(row), smaller(row))
+
+    @property
+    def css(self) -> str:
+        """The class of the ratio."""
+        return {True: "yes", False: "no", None: ""}[self.smaller]
 
 
-def entry(comparison: Comparison, task: str, level: str, share: float) -> Mapping[str, Any]:
-    """The comparison's row, empty where there is none."""
-    wanted = (task, level, share)
-    rows = (row for row in comparison if (row["task"], row["level"], row["fraction"]) == wanted)
-    return next(rows, {})
-
-
-def attention_edges(task: Mapping[str, Any], side: str, share: float) -> float | None:
+def attention_edges(task: TaskResult, side: Side, share: float) -> float | None:
     """Open attention edges per prompt inside the smallest circuit of heads; None where the share is not reached."""
-    found = (task[side] or {}).get("attention_edges") or {}
-    return next((number(value) for key, value in found.items() if float(key) == share), None)
+    model = task.of(side)
+    return None if model is None else model.attention_edges.get(share)
 
 
-def measured(details: Details) -> list[Mapping[str, Any]]:
-    """The tasks that claims may rest on."""
-    return [task for task in details["tasks"] if not task["skipped"]]
-
-
-def ratios(details: Details, comparison: Comparison, level: str) -> list[float]:
+def ratios(found: Comparison, level: Level) -> list[float]:
     """The measured tasks' ratios at the headline share, ascending."""
-    share = headline_share(details)
-    found = (number(entry(comparison, task["task"], level, share).get("ratio")) for task in measured(details))
-    return sorted(ratio for ratio in found if ratio is not None)
+    rows = (found.row(task.task, level, found.result.headline_share) for task in found.result.measured)
+    return sorted(row.ratio for row in rows if row is not None and row.ratio is not None)
 
 
-def size(value: object) -> str:
+def size(found: float | None) -> str:
     """A mean number of heads or edges: 5,321 or 402, below 100 with the half of a mean: 59.3."""
-    found = number(value)
     if found is None:
         return MISSING
     return f"{found:.1f}" if found < 100 and found != round(found) else f"{round(found):,}"
 
 
-def times(ratio: object) -> str:
+def times(ratio: float | None) -> str:
     """A ratio base / sparse in words, three significant digits: 13.2x fewer, and 4.33x more where it is 0.231."""
-    found = number(ratio)
-    if not found:
+    if not ratio:
         return MISSING
-    size = _significant(max(found, 1 / found), 3)
-    return "as many" if size == "1.00" else f"{size}x {'fewer' if found > 1 else 'more'}"
+    size = _significant(max(ratio, 1 / ratio), 3)
+    return "as many" if size == "1.00" else f"{size}x {'fewer' if ratio > 1 else 'more'}"
 
 
-def interval(row: Mapping[str, Any]) -> str:
+def interval(row: ComparisonRow) -> str:
     """The ratio's interval, the way round that `times` puts it: 9.1-18; empty where it is not known."""
-    ratio, low, high = (number(row.get(key)) for key in ("ratio", "ratio_low", "ratio_high"))
+    ratio, low, high = row.ratio, row.ratio_low, row.ratio_high
     if not ratio or not low or not high:
         return ""
     if ratio < 1:
@@ -71,9 +71,9 @@ def interval(row: Mapping[str, Any]) -> str:
     return f"{_significant(low, 2)}-{_significant(high, 2)}"
 
 
-def smaller(row: Mapping[str, Any]) -> bool | None:
+def smaller(row: ComparisonRow) -> bool | None:
     """Whether the sparse model's circuit is the smaller one; None where the interval does not tell."""
-    low, high = number(row.get("ratio_low")), number(row.get("ratio_high"))
+    low, high = row.ratio_low, row.ratio_high
     if low is None or high is None or low <= 1 <= high:
         return None
     return low > 1
@@ -95,13 +95,13 @@ def tile_class(values: Sequence[float]) -> str:
     return "no" if values and values[0] < 1 else ""
 
 
-def score_words(task: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """(what, base, sparse) of the two models' abilities at a task."""
-    base, sparse = (task[side] or {} for side in SIDES)
-    return [
-        ("accuracy", percent(base.get("accuracy")), percent(sparse.get("accuracy"))),
-        ("log-odds", decimal(base.get("clean"), 2), decimal(sparse.get("clean"), 2)),
-    ]
+def score_words(task: TaskResult) -> list[tuple[str, str, str]]:
+    """(what, base, sparse) of the two models' abilities at a task, as far as they are known."""
+    models = [task.of(side) for side in SIDES]
+    accuracy = [percent(model and model.accuracy) for model in models]
+    clean = [decimal(model and model.clean, 2) for model in models]
+    words = [("accuracy", *accuracy), ("log-odds", *clean)]
+    return [(what, a, b) for what, a, b in words if (a, b) != (MISSING, MISSING)]
 
 
 def _significant(value: float, digits: int) -> str:

@@ -17,15 +17,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from lit_sparse.common.files import write_atomically
-from lit_sparse.common.formatting import CONSTRAINT_NAMES, constraint_kind, number, percent, visible
+from lit_sparse.common.formatting import percent
 from lit_sparse.records.run import RunRecord
+from lit_sparse.records.run_summary import RunSummary
 from lit_sparse.report.run.attention_maps import attention_example
+from lit_sparse.report.run.wording import constraint_name
 from lit_sparse.report.shared import style
 
 _BASE = "base model, validation"
 
 
-def training_curves(history: Sequence[Mapping[str, float]], summary: Mapping[str, object]) -> Figure:
+def training_curves(history: Sequence[Mapping[str, float]], summary: RunSummary) -> Figure:
     """Cross-entropy, constraint, multiplier and edge fraction over the optimizer steps: of training text, and of the
     validation split beside the base model's cross-entropy on it.
 
@@ -45,10 +47,10 @@ def training_curves(history: Sequence[Mapping[str, float]], summary: Mapping[str
     axes.set_ylabel("nats / token")
 
     # A record without the former is older: its only tolerance is that of training.
-    tolerance = number(summary.get("tolerance_in_training", summary.get("tolerance")))
-    kind = constraint_kind(summary)
-    name = f"Constraint: {CONSTRAINT_NAMES.get(kind, visible(kind))}" if kind else "Constraint"
-    axes = style.plain_axes(panels[1], name)
+    tolerance = summary.tolerance if summary.tolerance_in_training is None else summary.tolerance_in_training
+    axes = style.plain_axes(
+        panels[1], f"Constraint: {constraint_name(summary)}" if summary.constraint else "Constraint"
+    )
     _line(axes, history, "train/constraint", "train")
     _points(axes, history, "val/constraint", "validation")
     if tolerance is not None:

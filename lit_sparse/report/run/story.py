@@ -3,31 +3,25 @@
 Works offline and loads nothing; links lead, by relative path, to the explorers that other commands wrote.
 """
 
-import base64
 import os
 import shlex
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from lit_sparse.common import formatting as fmt
-from lit_sparse.common.files import write_atomically
-from lit_sparse.records.run import RunRecord
+from lit_sparse.records.circuits import LEVELS
 from lit_sparse.records.run_parts import RunParts
-from lit_sparse.report.circuits.values import LEVELS, PLURAL, ratio_range, tile_class
-from lit_sparse.report.run.explorer import explorer
+from lit_sparse.records.run_summary import RunSummary
+from lit_sparse.report.circuits.values import PLURAL, ratio_range, tile_class
+from lit_sparse.report.run.explorer import Explorer
 from lit_sparse.report.run.plots import render_plots
-from lit_sparse.report.run.story_sections import (
-    all_ratios,
-    circuits_section,
-    evaluation_section,
-    graphs_section,
-    heads_words,
-    missing,
-    text,
-    transcoders_section,
-)
-from lit_sparse.report.shared.frame import html_page
+from lit_sparse.report.run.story_graphs import GraphsPart, heads_words
+from lit_sparse.report.run.story_sections import Abilities, CircuitsPart, all_ratios, transcoder_rows
+from lit_sparse.report.run.wording import constraint_name, edges_tile, open_edges, summary_rows
+from lit_sparse.report.shared.picture import Picture
+from lit_sparse.report.shared.rendering import render, write_html
+from lit_sparse.report.shared.tile import Tile
 
 PAGE = "story.html"
 
@@ -58,9 +52,7 @@ def write_run_report(
         graphs=[Path(one) for one in graphs],
     )
     path = run_dir / PAGE if out is None else Path(out)
-    plots = {} if parts.record is None else render_plots(parts.record)
-    write_atomically(path, run_html(parts, path, plots).encode())
-    return path
+    return write_html(run_html(parts, path, {} if parts.record is None else render_plots(parts.record)), path)
 
 
 def run_html(parts: RunParts, out: Path, plots: Mapping[str, bytes]) -> str:
@@ -71,118 +63,98 @@ def run_html(parts: RunParts, out: Path, plots: Mapping[str, bytes]) -> str:
         out: where the page will be, which its links start from.
         plots: PNG by file name as from `render_plots`.
     """
-    sections = _sections(parts, out, plots)
-    contents = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, title, _ in sections)
-    body = "".join(f'<section id="{name}"><h2>{title}</h2>{html}</section>' for name, title, html in sections)
-    return html_page(
-        escape(_title(parts)),
-        f"""{_headline(parts)}
-<nav aria-label="Contents"><ul class="contents">{contents}</ul></nav>
-{body}""",
-        styles=["run.css"],
-        scripts=["page.js"],
+    summary = RunSummary() if parts.record is None else parts.record.summary
+    return render(
+        "story.html",
+        title=open_edges(summary) or "The story of a run",
+        model=summary.model or parts.run_dir.name,
+        run=parts.run_dir.name,
+        tiles=_tiles(parts, summary),
+        sections=_sections(parts, out, plots),
     )
 
 
-def _summary(parts: RunParts) -> Mapping[str, object]:
-    return {} if parts.record is None else parts.record.summary
+class _Section(NamedTuple):
+    """A part of the story: what `templates/story/NAME.html` shows, or nothing yet and the command that makes it."""
+
+    name: str
+    title: str
+    shown: Any
+    missing: str
+    command: str = ""
 
 
-def _title(parts: RunParts) -> str:
-    kept = fmt.open_edges(_summary(parts))
-    return "The story of a run" if kept == fmt.MISSING else kept
+class _Training(NamedTuple):
+    rows: list[tuple[str, str]]
+    picture: Picture | None
 
 
-def _headline(parts: RunParts) -> str:
-    summary = _summary(parts)
+class _Edges(NamedTuple):
+    picture: Picture | None
+    explorer: Explorer | None
+
+
+def _tiles(parts: RunParts, summary: RunSummary) -> list[Tile]:
     tiles = []
     if parts.record is not None:
-        edges = f"{fmt.edge_share(summary)}; {fmt.edges_at_start(summary)} at the start"
-        tiles.append(("Open edges per query and head", fmt.decimal(summary.get("edges_per_query"), 2), edges, ""))
-        value, tolerance = fmt.constraint_value(summary), summary.get("tolerance")
-        name = fmt.CONSTRAINT_NAMES.get(fmt.constraint_kind(summary) or "", "constraint")
-        tiles.append(("Constraint", fmt.decimal(value), f"{name}; tolerance {fmt.decimal(tolerance)}", ""))
+        more = f"{constraint_name(summary)}; tolerance {fmt.decimal(summary.tolerance)}"
+        tiles += [edges_tile(summary), Tile("Constraint", fmt.decimal(summary.constraint_value), more)]
     for level in LEVELS if parts.circuits else ():
         ratios = all_ratios(parts.circuits, level)
         label = f"{PLURAL[level].capitalize()} in the sparse model's circuits"
-        tiles.append((label, ratio_range(ratios), "than the base, by task", tile_class(ratios)))
-    for one in parts.graphs:
-        words = "of the attention attribution, mean over prompts"
-        tiles.append(("Heads for 80 %", heads_words(one.summary), words, ""))
-    cells = "".join(
-        f'<div><dt>{escape(a)}</dt><dd class="{css}">{escape(b)}<small>{escape(c)}</small></dd></div>'
-        for a, b, c, css in tiles
-    )
-    model = fmt.visible(summary.get("model") or parts.run_dir.name)
-    return (
-        f'<p class="eyebrow"><bdi>{escape(model)}</bdi> · run {text(parts.run_dir.name)}</p>'
-        f"<h1>{escape(_title(parts))}</h1>" + (f'<dl class="tiles">{cells}</dl>' if tiles else "")
-    )
+        tiles.append(Tile(label, ratio_range(ratios), "than the base, by task", tile_class(ratios)))
+    words = "of the attention attribution, mean over prompts"
+    return [*tiles, *(Tile("Heads for 80 %", heads_words(one.summary), words) for one in parts.graphs)]
 
 
-def _sections(parts: RunParts, out: Path, plots: Mapping[str, bytes]) -> list[tuple[str, str, str]]:
-    """(id, title, HTML) of each section; what is missing says how it is made."""
-
+def _sections(parts: RunParts, out: Path, plots: Mapping[str, bytes]) -> list[_Section]:
     def inside(*names: str) -> str:
         return shlex.quote(str(parts.run_dir.joinpath(*names)))
 
-    model = inside("model")
-    training = missing(
-        "This run has not ended: its record is not written yet.",
-        f"python main.py fit --config {inside('config.yaml')} --on_existing resume",
-    )
-    edges = "<p>They come with the record of the run.</p>"
-    if parts.record is not None:
-        training, edges = _training(parts.record, plots), _edges(parts.record, plots)
+    record, model = parts.record, inside("model")
+    training, edges = None, None
+    if record is not None:
+        training = _Training(summary_rows(record.summary), _training_picture(plots))
+        explorer = None if record.example is None else Explorer.of(record.example)
+        edges = _Edges(_edges_picture(plots), explorer)
     return [
-        ("training", "Training", training),
-        ("edges", "Edges", edges),
-        ("abilities", "What the sparse model still knows", evaluation_section(parts.evaluations) or missing(
+        _Section(
+            "training", "Training", training, "This run has not ended: its record is not written yet.",
+            f"python main.py fit --config {inside('config.yaml')} --on_existing resume",
+        ),
+        _Section("edges", "Edges", edges, "They come with the record of the run."),
+        _Section(
+            "abilities", "What the sparse model still knows", [Abilities.of(one) for one in parts.evaluations],
             "There is no evaluation on tasks.",
             f"python main.py evaluate --model {model} --tasks agreement,addition --out {inside('evaluation')}",
-        )),
-        ("circuits", "Circuits", circuits_section(parts.circuits, out) or missing(
+        ),
+        _Section(
+            "circuits", "Circuits", [CircuitsPart.of(one, out) for one in parts.circuits],
             "There is no comparison of task circuits.",
             f"python main.py circuits --model {model} --task all --out {inside('circuits')}",
-        )),
-        ("transcoders", "Transcoders", transcoders_section(parts.transcoders) if parts.transcoders else missing(
+        ),
+        _Section(
+            "transcoders", "Transcoders", parts.transcoders and transcoder_rows(parts.transcoders),
             "There are no transcoders.",
             "python main.py fit --config configs/transcoder_smollm2.yaml "
             f"--model.init_args.model {model} --run_dir {inside('transcoder')}",
-        )),
-        ("graphs", "Attribution graphs", graphs_section(parts.graphs, out) or missing(
+        ),
+        _Section(
+            "graphs", "Attribution graphs", [GraphsPart.of(one, out) for one in parts.graphs],
             "There are no attribution graphs.",
             f"python main.py graph --model {model} --transcoders {inside('transcoder', 'transcoder')} "
             f'--prompt "The opposite of hot is" --out {inside("graphs")}',
-        )),
+        ),
     ]  # fmt: skip
 
 
-def _training(record: RunRecord, plots: Mapping[str, bytes]) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{escape(label)}</th><td>{text(value)}</td></tr>'
-        for label, value in fmt.summary_rows(record.summary)
-    )
+def _training_picture(plots: Mapping[str, bytes]) -> Picture | None:
     alt = "Curves over training steps: cross-entropy, the constraint, its multiplier, and the share of open edges."
     caption = "In training the gates are drawn at random; on the validation split they are deterministic."
-    return (
-        f"<p>Measured on the test split; the curves show the validation split.</p><table><tbody>{rows}</tbody></table>"
-        + _figure(plots, "training.png", alt, caption)
-    )
+    return Picture(plots["training.png"], alt, caption) if "training.png" in plots else None
 
 
-def _edges(record: RunRecord, plots: Mapping[str, bytes]) -> str:
+def _edges_picture(plots: Mapping[str, bytes]) -> Picture | None:
     alt = "Two heat maps of layers by heads: the share of each head's edges that are open, before and after training."
     caption = "Open edges of every head before and after training, on the test split, logarithmic colours."
-    html = _figure(plots, "edges.png", alt, caption)
-    return html if record.example is None else html + explorer(record.example)
-
-
-def _figure(plots: Mapping[str, bytes], name: str, alt: str, caption: str) -> str:
-    if name not in plots:
-        return ""
-    data = base64.b64encode(plots[name]).decode()
-    return (
-        f'<figure><div class="pan"><img src="data:image/png;base64,{data}" alt="{escape(alt)}"></div>'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+    return Picture(plots["edges.png"], alt, caption) if "edges.png" in plots else None

@@ -1,221 +1,114 @@
-"""The report of a run, section by section: each function gives the HTML of one, all text from files escaped."""
+"""What the story of a run says of abilities, circuits and transcoders; `templates/story/` lays it out."""
 
 import os
-from collections.abc import Mapping, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 from urllib.parse import quote
 
-from lit_sparse.common.formatting import MISSING, count, decimal, duration, percent, signed, visible, visible_token
-from lit_sparse.records.graph_summary import GraphSummary, ModelSpread, PromptsSummary, Spread
-from lit_sparse.records.run_parts import Circuits, Graphs, Transcoders
-from lit_sparse.report.circuits.values import (
-    LEVELS,
-    SIDES,
-    entry,
-    headline_share,
-    interval,
-    ratios,
-    size,
-    smaller,
-    times,
-)
-
-Row = Sequence[str]
+from lit_sparse.common.formatting import MISSING, count, decimal, duration, number, percent, signed
+from lit_sparse.records.circuits import LEVELS, Level
+from lit_sparse.records.evaluation import Estimate, Evaluation
+from lit_sparse.records.run_parts import Circuits, Transcoders
+from lit_sparse.report.circuits.values import Kept, ratios
 
 
-def table(head: Sequence[str], rows: Sequence[Row]) -> str:
-    """A table that scrolls where it is too wide; the cells of `rows` are HTML, the first one heads its row."""
-    heads = "".join(f'<th scope="col">{escape(one)}</th>' for one in head)
-    body = "".join(
-        f'<tr><th scope="row">{row[0]}</th>' + "".join(f"<td>{cell}</td>" for cell in row[1:]) + "</tr>" for row in rows
-    )
-    return (
-        f'<div class="scroll"><table class="numbers"><thead><tr>{heads}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+class Cell(NamedTuple):
+    """A number, and in small letters how far it may be off."""
+
+    value: str
+    small: str = ""
 
 
-def missing(what: str, command: str) -> str:
-    """That a part is not there, and the command that makes it."""
-    return f'<p class="missing">{escape(what)} To make it:</p><pre><code>{escape(command)}</code></pre>'
+class AbilityRow(NamedTuple):
+    name: str
+    metric: str
+    cells: list[Cell]
 
 
-def text(value: object, width: int | None = None) -> str:
-    """Text from a file as HTML, set apart from what surrounds it."""
-    shown = visible(value)
-    return f"<bdi>{escape(shown if width is None or len(shown) <= width else shown[: width - 1] + '…')}</bdi>"
+class Abilities(NamedTuple):
+    """Tasks and text, of the sparse model beside the base."""
+
+    model: str
+    against: str | None
+    complete: bool
+    rows: list[AbilityRow]
+
+    @classmethod
+    def of(cls, found: Evaluation) -> "Abilities":
+        rows = [
+            AbilityRow(task.task, task.metric, [
+                _share(task.base), _share(task.model), _share(task.difference, sign=True), Cell(percent(task.chance)),
+            ])
+            for task in found.tasks
+        ]  # fmt: skip
+        if found.text is not None:
+            text = found.text
+            cells = [_nats(text.base_ce), _nats(text.ce), _nats(text.difference, sign=True), Cell(MISSING)]
+            rows.append(AbilityRow("Cross-entropy", "nats per token", cells))
+        return cls(found.model, found.against, found.complete, rows)
 
 
-def link(target: Path, out: Path, words: str) -> str:
-    """A link from the page `out` to a file, by relative path."""
+class CircuitsPart(NamedTuple):
+    """How many heads and edges keep the headline share of each task's effect, and a link to the circuits' page."""
+
+    share: float
+    names: list[str]
+    rows: list[tuple[str, list[Kept]]]
+    href: str | None
+
+    @classmethod
+    def of(cls, one: Circuits, out: Path) -> "CircuitsPart":
+        result = one.found.result
+        share, page = result.headline_share, one.folder / "circuits.html"
+        rows = [(task.task, [Kept.of(one.found, task.task, level, share) for level in LEVELS]) for task in result.tasks]
+        return cls(share, result.names, rows, link(page, out) if page.is_file() else None)
+
+
+class TranscoderRows(NamedTuple):
+    """What each transcoder reproduces; the columns are transcoders."""
+
+    transcoders: Sequence[Transcoders]
+    rows: list[tuple[str, list[str]]]
+
+
+def transcoder_rows(found: Sequence[Transcoders]) -> TranscoderRows:
+    all_of = [one.summary for one in found]
+    return TranscoderRows(found, [
+        ("Features a layer", [count(one.features) for one in all_of]),
+        ("Training tokens", [count(one.tokens) for one in all_of]),
+        ("Training time", [duration(one.seconds) for one in all_of]),
+        ("Active features per layer and token (L0)", [decimal(one.l0, 1) for one in all_of]),
+        ("Explained variance", [percent(one.explained_variance) for one in all_of]),
+        ("Features that never fire", [percent(one.dead_fraction) for one in all_of]),
+        ("Model's cross-entropy", [decimal(one.ce) for one in all_of]),
+        ("… with transcoders for all MLPs", [decimal(one.replacement_ce) for one in all_of]),
+        ("… with the MLPs' mean outputs", [decimal(one.mean_ablation_ce) for one in all_of]),
+    ])  # fmt: skip
+
+
+def all_ratios(found: Sequence[Circuits], level: Level) -> list[float]:
+    """The ratios base / sparse of all comparisons, ascending."""
+    return sorted(ratio for one in found for ratio in ratios(one.found, level))
+
+
+def link(target: Path, out: Path) -> str:
+    """The address of a file for the page `out`, by relative path."""
     relative = Path(os.path.relpath(target.resolve(), out.resolve().parent)).as_posix()
     # Without the dot a first part with a colon would read as a scheme.
-    return f'<a href="./{quote(relative)}">{words}</a>'
+    return f"./{quote(relative)}"
 
 
-def evaluation_section(evaluations: Sequence[Mapping[str, Any]]) -> str:
-    """Tasks and text, of the sparse model beside the base."""
-    return "".join(_evaluation(one) for one in evaluations)
+def _share(found: Estimate | None, sign: bool = False) -> Cell:
+    return _cell(found, 100, 1, " %", sign)
 
 
-def _evaluation(record: Mapping[str, Any]) -> str:
-    rows = []
-    for task in record["tasks"]:
-        name = f"{text(task['task'])} <small>{text(task['metric'])}</small>"
-        cells = [_estimate(task[key]) for key in ("base", "model")] + [_estimate(task["difference"], sign=True)]
-        rows.append((name, *cells, percent(task["chance"])))
-    words = record.get("text")
-    if words:
-        # Cross-entropy is in nats, not a share.
-        cells = [_estimate(words[key], share=False) for key in ("base_ce", "ce")]
-        cells.append(_estimate(words["difference"], share=False, sign=True))
-        rows.append(("Cross-entropy <small>nats per token</small>", *cells, MISSING))
-    note = "" if record.get("complete", True) else '<p class="missing">This evaluation is not complete.</p>'
-    head = ("Task", "Base", "Sparse", "Difference", "Chance")
-    against = text(record["against"]) if record.get("against") else "no base model"
-    return f"<p>{text(record['model'])} against {against}.</p>{note}{table(head, rows)}"
+def _nats(found: Estimate | None, sign: bool = False) -> Cell:
+    return _cell(found, 1, 3, "", sign)
 
 
-def _estimate(found: Mapping[str, Any] | None, share: bool = True, sign: bool = False) -> str:
-    if found is None or found.get("value") is None:
-        return MISSING
-    factor, digits = (100, 1) if share else (1, 3)
-    show = signed if sign else decimal
-    spread = f" <small>± {decimal(factor * found['stderr'], digits)}</small>" if found.get("stderr") is not None else ""
-    return f"{show(factor * found['value'], digits)}{' %' if share else ''}{spread}"
-
-
-def circuits_section(found: Sequence[Circuits], out: Path) -> str:
-    """How many heads and edges keep the headline share of each task's effect."""
-    return "".join(_circuits(one, out) for one in found)
-
-
-def _circuits(one: Circuits, out: Path) -> str:
-    details, share = one.details, headline_share(one.details)
-    rows = []
-    for task in details["tasks"]:
-        cells = [text(task["task"])]
-        for level in LEVELS:
-            row = entry(one.comparison, task["task"], level, share)
-            css = {True: "yes", False: "no", None: ""}[smaller(row)]
-            cells += [size(row.get(side)) for side in SIDES]
-            cells.append(f'<b class="{css}">{times(row.get("ratio"))}</b> <small>{escape(interval(row))}</small>')
-        rows.append(cells)
-    head = ["Task"]
-    for level in ("Heads", "Edges"):
-        head += [f"{level}, base", "sparse", "ratio"]
-    names = " against ".join(text(details["models"][side]["name"]) for side in SIDES)
-    page = one.folder / "circuits.html"
-    more = f"<p>{link(page, out, 'The circuits, to explore')}</p>" if page.is_file() else ""
-    return (
-        f"<p>The smallest circuits that keep {percent(share)} of each task's effect, {names}. "
-        "Coloured where the ratio's interval leaves out 1.</p>" + table(head, rows) + more
-    )
-
-
-def all_ratios(found: Sequence[Circuits], level: str) -> list[float]:
-    """The ratios base / sparse of all comparisons, ascending."""
-    return sorted(ratio for one in found for ratio in ratios(one.details, one.comparison, level))
-
-
-def transcoders_section(found: Sequence[Transcoders]) -> str:
-    """What each transcoder reproduces; the columns are transcoders."""
-    rows = [
-        ["Model", *(text(one.summary.get("model") or MISSING) for one in found)],
-        ["Kind", *(_transcoder_kind(one.summary) for one in found)],
-    ]
-    for label, key, show in (
-        ("Features a layer", "features", count),
-        ("Training tokens", "tokens", count),
-        ("Training time", "seconds", duration),
-        ("Active features per layer and token (L0)", "l0", lambda value: decimal(value, 1)),
-        ("Explained variance", "explained_variance", percent),
-        ("Features that never fire", "dead_fraction", percent),
-        ("Model's cross-entropy", "ce", decimal),
-        ("… with transcoders for all MLPs", "replacement_ce", decimal),
-        ("… with the MLPs' mean outputs", "mean_ablation_ce", decimal),
-    ):
-        rows.append([label, *(show(one.summary.get(key)) for one in found)])
-    return (
-        "<p>Transcoders stand in for the MLPs, so that what these do can be read as features. Measured on held-out "
-        "text; cross-entropy in nats per token.</p>" + table(["", *(visible(one.name) for one in found)], rows)
-    )
-
-
-def _transcoder_kind(summary: Mapping[str, Any]) -> str:
-    kinds = {True: "cross-layer", False: "layer by layer"}
-    return f"{kinds.get(bool(summary.get('cross_layer')))}, {text(summary.get('activation') or MISSING)}"
-
-
-def graphs_section(found: Sequence[Graphs], out: Path) -> str:
-    """Heads for 80 % over prompts, and each prompt with a link to its explorer."""
-    return "".join(_graphs(one, out) for one in found)
-
-
-def _graphs(one: Graphs, out: Path) -> str:
-    summary = one.summary
-    lead = f"<p>{len(summary.prompts)} prompt{'s' if len(summary.prompts) > 1 else ''}."
-    if summary.fewer_heads is not None:
-        ratio = summary.fewer_heads
-        lead += (
-            f" 80 % of the attention attribution comes from <b>{times(ratio.mean)}</b> heads in "
-            f"{kind(summary.models[0])} than in {kind(summary.models[1])} (mean over prompts; from {times(ratio.min)} "
-            f"to {times(ratio.max)})."
-        )
-    if summary.fewer_heads_by_connection is not None:
-        lead += f" Between two positions, it comes from <b>{times(summary.fewer_heads_by_connection.mean)}</b>."
-    head = ["Mean ± standard deviation", *(_column(model).capitalize() for model in summary.models)]
-    labels = (
-        ("heads_for_80", "Heads for 80 % of the attention attribution", 1),
-        ("heads_for_80_by_connection", "The same between two positions, mean over pairs", 1),
-        ("heads_for_80_by_influence", "Heads for 80 % of the heads' influence", 1),
-        ("nodes", "Nodes", 0),
-        ("links", "Links", 0),
-        ("replacement_error", "Replacement error", 3),
-        ("explained_variance", "Explained variance on the prompt", 3),
-        ("seconds", "Seconds", 1),
-    )
-    rows = [
-        [label, *(_spread(model.measured.get(key), digits) for model in summary.models)]
-        for key, label, digits in labels
-        if any(key in model.measured for model in summary.models)
-    ]
-    return f"{lead}</p>{table(head, rows)}{_prompts(one, out)}"
-
-
-def _prompts(one: Graphs, out: Path) -> str:
-    columns = [f"Heads for 80 %, {_column(model)}" for model in one.summary.models]
-    rows = []
-    for prompt in one.summary.prompts:
-        words = text(prompt.prompt, 90)
-        page = None if prompt.page is None else (one.folder / prompt.page)
-        # Only pages of this folder: a summary from elsewhere shall not lead anywhere else.
-        if page is not None and page.is_file() and page.resolve().is_relative_to(one.folder.resolve()):
-            words = link(page, out, words)
-        answer = MISSING if prompt.answer is None else f"<bdi>{escape(visible_token(prompt.answer, 20))}</bdi>"
-        sides: list[GraphSummary | None] = [prompt, prompt.against][: len(columns)]
-        rows.append([words, answer, *(MISSING if side is None else count(side.heads_for_80) for side in sides)])
-    body = table(["Prompt", "Answer", *columns], rows)
-    return body if len(rows) <= 12 else f"<details><summary>All {len(rows)} prompts</summary>{body}</details>"
-
-
-def kind(model: ModelSpread) -> str:
-    """What a model is called: the sparse or the dense one."""
-    return {True: "the sparse model", False: "the dense model", None: "the model"}[model.sparse]
-
-
-def _column(model: ModelSpread) -> str:
-    return kind(model).removeprefix("the ")
-
-
-def heads_words(summary: PromptsSummary) -> str:
-    """Heads for 80 % by model: 5 against 41."""
-    found = [model.measured["heads_for_80"].mean for model in summary.models if "heads_for_80" in model.measured]
-    return " against ".join(f"{mean:.3g}" for mean in found) or MISSING
-
-
-def _spread(found: Spread | None, digits: int) -> str:
-    if found is None:
-        return MISSING
-    return f"{found.mean:,.{digits}f} <small>± {found.std:,.{digits}f}</small>"
+def _cell(found: Estimate | None, factor: int, digits: int, unit: str, sign: bool) -> Cell:
+    if found is None or number(found.value) is None:
+        return Cell(MISSING)
+    spread = "" if found.stderr is None else f"± {decimal(factor * found.stderr, digits)}"
+    return Cell(f"{(signed if sign else decimal)(factor * found.value, digits)}{unit}", spread)

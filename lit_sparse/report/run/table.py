@@ -1,18 +1,17 @@
 """The summary as a table in the terminal."""
 
-from collections.abc import Mapping
-
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lit_sparse.common.formatting import summary_rows
+from lit_sparse.records.run_summary import RunSummary
+from lit_sparse.report.run.wording import summary_rows
 
 ASCII = str.maketrans({"→": "->", "≤": "<=", "…": "..."})  # the report has to survive a log file in any encoding
 
 
-def summary_table(summary: Mapping[str, object]) -> Table:
-    """The summary of a run for `rich.print`, 80 columns wide at most; keys may be missing or None."""
+def summary_table(summary: RunSummary) -> Table:
+    """The summary of a run for `rich.print`, 80 columns wide at most."""
     title = "Sparse post-training, measured on the test split"
     table = Table(box=box.SIMPLE_HEAD, show_header=False, title=title, title_justify="left", width=80)
     table.add_column(style="dim", no_wrap=True)

@@ -44,11 +44,11 @@ def merged(edges: TraceEdges) -> list[tuple[int, int, int, float]]:
 def _graph(axes: Axes, trace: Trace) -> None:
     style.plain_axes(axes, grid=False)
     shown = trace.shown
-    kind = "sparse" if trace.sparse else "dense"
     style.heading(
         axes,
         f"{_short_name(trace.model)}: {count(shown.connected)} of {count(trace.open)} open edges keep\n"
-        f"p = {decimal(shown.probability)} of {decimal(trace.probability)} ({kind}, {count(trace.allowed)} allowed)",
+        f"p = {decimal(shown.probability)} of {decimal(trace.probability)} "
+        f"({trace.kind}, {count(trace.allowed)} allowed)",
     )
     last = len(trace.tokens) - 1
     arcs = merged(trace.edges[: shown.edges])
@@ -100,7 +100,7 @@ def _cuts(axes: Axes, traces: Sequence[Trace]) -> None:
     wide = 0.8 / len(traces)
     for index, (trace, colour) in enumerate(zip(traces, COLOURS, strict=False)):
         places = np.arange(size) + wide * (index - (len(traces) - 1) / 2)
-        axes.bar(places, trace.cut, wide, color=colour, label=_label(trace))
+        axes.bar(places, trace.cut, wide, color=colour, label=trace.kind)
     axes.set_xlim(-0.7, size - 0.3)
     _token_ticks(axes, traces[0], np.ones(size, dtype=bool))
     axes.set_ylabel("Δ log p(answer), nats")
@@ -115,7 +115,7 @@ def _ablations(axes: Axes, traces: Sequence[Trace]) -> None:
         most = max(most, *(edges for edges, _ in points), 1)
         if points:
             axes.plot(*zip(*points, strict=True), color=colour, linewidth=1.3, marker=".", markersize=4,
-                      label=_label(trace))  # fmt: skip
+                      label=trace.kind)  # fmt: skip
         axes.axhline(trace.keep * trace.probability, color=colour, linewidth=0.8, linestyle=":")
         axes.plot([max(1, trace.shown.edges)], [trace.shown.probability], "o", color=colour, markersize=6)
     axes.set_xscale("log")
@@ -127,10 +127,6 @@ def _ablations(axes: Axes, traces: Sequence[Trace]) -> None:
     axes.set_xlabel(f"edges kept (dot: shown; dotted: {traces[0].keep:.0%} of p)")
     axes.set_ylabel("p(answer)")
     style.legend(axes)
-
-
-def _label(trace: Trace) -> str:
-    return "sparse" if trace.sparse else "dense"
 
 
 def _short_name(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.fabric.utilities.throughput import get_available_flops
@@ -15,6 +15,7 @@ from lit_sparse.costs.flops import flops_of_model
 _H200 = {torch.bfloat16: 989.4e12, torch.float16: 989.4e12, "tfloat32": 494.7e12, torch.float32: 66.9e12}
 
 
+@runtime_checkable
 class Mark(Protocol):
     """A moment in a device's work, as `torch.cuda.Event` is."""
 

@@ -3,7 +3,6 @@
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,6 +13,7 @@ from lit_sparse.models.adapters import has_adapters
 from lit_sparse.models.sparse_folder import export_adapters, export_sparse
 from lit_sparse.models.tokens import token_text
 from lit_sparse.records.run import AttentionExample, RunRecord, read_history
+from lit_sparse.records.run_summary import RunSummary
 from lit_sparse.report.run.page import write_page
 from lit_sparse.report.run.plots import render_plots
 from lit_sparse.report.run.table import summary_table
@@ -25,7 +25,7 @@ from lit_sparse.training.pair_module import PairModule
 EXAMPLE = "When Mary and John went to the store, John gave a drink to Mary because she was thirsty."
 
 
-def finish_run(module: PairModule, run_dir: Path) -> dict[str, Any] | None:
+def finish_run(module: PairModule, run_dir: Path) -> RunSummary | None:
     """Writes summary.json, model/, plots/, report.html and the record they can be rebuilt from, and prints and
     returns the summary.
 
@@ -62,10 +62,9 @@ def finish_run(module: PairModule, run_dir: Path) -> dict[str, Any] | None:
     export_folder = run_dir / "model"
     if has_adapters(module.model):
         _remove(run_dir / "adapters")
-        export_adapters(module.model, run_dir / "adapters", measured=summary, tokenizer=tokenizer)
+        export_adapters(module.model, run_dir / "adapters", measured=summary.as_json(), tokenizer=tokenizer)
     _remove(export_folder)
-    digest = export_sparse(module.model, export_folder, measured=summary, tokenizer=tokenizer)
-    summary["model_digest"] = digest  # what reports compare circuits, transcoders and graphs with
+    summary.model_digest = export_sparse(module.model, export_folder, measured=summary.as_json(), tokenizer=tokenizer)
     history_file = merge_history(run_dir)
     start = end if module.state.start is None else module.state.start
     record = RunRecord(
@@ -80,51 +79,47 @@ def finish_run(module: PairModule, run_dir: Path) -> dict[str, Any] | None:
     for name, picture in plots.items():
         write_atomically(run_dir / "plots" / name, picture)
     write_page(record, run_dir / "report.html", plots)
-    summary["report_seconds"] = round(time.perf_counter() - started, 1)
-    write_atomically(run_dir / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    summary.report_seconds = round(time.perf_counter() - started, 1)
+    write_atomically(run_dir / "summary.json", (json.dumps(summary.as_json(), indent=2) + "\n").encode())
     console = Console()
     console.print(summary_table(summary))
     console.print(f"report: {run_dir / 'report.html'}   model: {run_dir / 'model'}", highlight=False)
     return summary
 
 
-def summarise(module: PairModule, end: Evaluation, chosen_at: int) -> dict[str, Any]:
-    """The run in numbers: the test split throughout, start and end, in nats per token with deterministic gates.
-
-    `satisfied` compares with `tolerance`, which holds for the test split. `tolerance_in_training` is the one that
-    lambda followed and the checkpoint was chosen by, on the validation split.
-    """
+def summarise(module: PairModule, end: Evaluation, chosen_at: int) -> RunSummary:
+    """The run in numbers."""
     start, constraint = module.state.start, module.objective.constraint
     tolerance = constraint.tolerance_for(end.base_ce)
-    summary: dict[str, Any] = {
-        "model": module.base_name,
-        "base_ce": end.base_ce,
-        "ce": end.ce,
-        "kl": end.kl,
-        "edges_per_query_start": start.edges_per_query if start is not None else None,
-        "edge_fraction_start": start.edge_fraction if start is not None else None,
-        "ce_start": start.ce if start is not None else None,
-        "kl_start": start.kl if start is not None else None,
-        "edges_per_query": end.edges_per_query,
-        "edge_fraction": end.edge_fraction,
-        "sequence_length": module.run_data.sequence_length,
-        "test_tokens": end.tokens,
-        "constraint": constraint.name,
-        "constraint_described": constraint.described(),
-        "constraint_value": end.constraint,
-        "tolerance": tolerance,
-        "tolerance_in_training": constraint.tolerance,
-        "satisfied": end.constraint <= tolerance,
-        "steps": module.trainer.global_step,
-        "chosen_step": chosen_at,
-        "tokens": module.state.tokens,
-        "seconds": module.state.seconds,
-        "gate": module.gate_config.family,
-        "centered": module.gate_config.centered,
-        "lambda": float(module.objective.multiplier.value),
-    }
+    summary = RunSummary(
+        model=module.base_name,
+        base_ce=end.base_ce,
+        ce=end.ce,
+        kl=end.kl,
+        edges_per_query_start=start.edges_per_query if start is not None else None,
+        edge_fraction_start=start.edge_fraction if start is not None else None,
+        ce_start=start.ce if start is not None else None,
+        kl_start=start.kl if start is not None else None,
+        edges_per_query=end.edges_per_query,
+        edge_fraction=end.edge_fraction,
+        sequence_length=module.run_data.sequence_length,
+        test_tokens=end.tokens,
+        constraint=constraint.name,
+        constraint_described=constraint.described(),
+        constraint_value=end.constraint,
+        tolerance=tolerance,
+        tolerance_in_training=constraint.tolerance,
+        satisfied=end.constraint <= tolerance,
+        steps=module.trainer.global_step,
+        chosen_step=chosen_at,
+        tokens=module.state.tokens,
+        seconds=module.state.seconds,
+        gate=module.gate_config.family,
+        centered=module.gate_config.centered,
+        multiplier=float(module.objective.multiplier.value),
+    )
     if end.exact_match == end.exact_match:  # NaN where sequences were not scored
-        summary["exact_match"] = end.exact_match
+        summary.exact_match = end.exact_match
     return summary
 
 

@@ -185,7 +185,9 @@ def _measuring(model: nn.Module) -> Iterator[list[LayerSensitivity]]:
     modules = attention_modules(model)
     layers = {id(module): LayerSensitivity(module) for module in modules}
 
-    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, **kwargs: Any):
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+    ) -> tuple[Tensor, None]:
         mask = allowed_edges(attention_mask, query.shape[2], key.shape[2], query.device)
         softcap, scaling = kwargs.get("softcap"), kwargs.get("scaling")
         scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -27,7 +27,16 @@ class LayerSensitivity:
         self.gate: Gate = module.edge_gate
         self.cutoffs: Tensor | None = None  # (H, levels), ascending; the first closes nothing
 
-    def add(self, query: Tensor, key: Tensor, value: Tensor, mask: EdgeMask, scaling: float, softcap, gradient):
+    def add(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: EdgeMask,
+        scaling: float,
+        softcap: float | None,
+        gradient: Tensor,
+    ) -> None:
         """Shapes as in `gated_attention`, values as `Gate.deviation` gives them; gradient (B, T, H, Dv) of the log
         likelihood. A block of queries at a time."""
         groups = query.shape[1] // key.shape[1]

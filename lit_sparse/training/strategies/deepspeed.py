@@ -65,7 +65,7 @@ class SparseDeepSpeedStrategy(Sharding, DeepSpeedStrategy):
 
     def _init_deepspeed_distributed(self) -> None:
         super()._init_deepspeed_distributed()
-        from deepspeed.comm import comm  # type: ignore[import-untyped]
+        from deepspeed.comm import comm
 
         # Without this function DeepSpeed gathers in buckets of allgather_bucket_size; see `_format_config`.
         buckets = self._over_gloo and not self.zero_stage_3
@@ -78,7 +78,7 @@ class SparseDeepSpeedStrategy(Sharding, DeepSpeedStrategy):
     # --- building ----------------------------------------------------------------------------------------------
 
     @contextmanager
-    def model_sharded_context(self) -> Iterator[None]:  # type: ignore[override]
+    def model_sharded_context(self) -> Iterator[None]:
         # Not Lightning's zero.Init around everything: adapters initialise themselves after their construction, when
         # it would have emptied their weights. transformers enters it for base models, the engine shards the rest.
         self._init_config_if_needed()
@@ -108,7 +108,7 @@ class SparseDeepSpeedStrategy(Sharding, DeepSpeedStrategy):
         if not self.zero_stage_3:
             yield
             return
-        from transformers.integrations import HfDeepSpeedConfig
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig
 
         self._init_config_if_needed()
         config = HfDeepSpeedConfig(self.config)  # transformers holds it by a weak reference only
@@ -126,7 +126,7 @@ class SparseDeepSpeedStrategy(Sharding, DeepSpeedStrategy):
     def shard(self, model: nn.Module) -> None:
         if not self.zero_stage_3:
             return
-        import deepspeed  # type: ignore[import-untyped]
+        import deepspeed
 
         for module in attention_modules(model):
             gate = module.edge_gate
@@ -192,7 +192,7 @@ class SparseDeepSpeedStrategy(Sharding, DeepSpeedStrategy):
     def save_folder(self, checkpoint: dict[str, Any], folder: Path) -> None:
         super().save_checkpoint(checkpoint, str(folder))
 
-    def save_checkpoint(self, checkpoint: dict, filepath: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         self.save_sharded(checkpoint, filepath)
 
     def check_resumable(self, path: Path) -> None:
@@ -251,7 +251,7 @@ def _gathering_as_it_runs(model: nn.Module) -> Iterator[None]:
             continue
         stack = ExitStack()
 
-        def gather(module: nn.Module, args: Any, own: list = own, stack: ExitStack = stack) -> None:
+        def gather(module: nn.Module, args: Any, own: list[nn.Parameter] = own, stack: ExitStack = stack) -> None:
             stack.enter_context(deepspeed.zero.GatheredParameters(own))
 
         def release(module: nn.Module, args: Any, output: Any, stack: ExitStack = stack) -> None:

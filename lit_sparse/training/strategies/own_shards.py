@@ -48,7 +48,7 @@ def put_stand_ins(model: nn.Module) -> None:
                 if id(parameter) not in stand_ins:
                     zeros = torch.zeros((), dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
                     stand_in = nn.Parameter(zeros, requires_grad=parameter.requires_grad)
-                    stand_in.share = parameter.detach()  # type: ignore[attr-defined]
+                    stand_in.share = parameter.detach()
                     stand_ins[id(parameter)] = stand_in
                 module._parameters[name] = stand_ins[id(parameter)]
 
@@ -61,7 +61,7 @@ def take_shares(model: nn.Module) -> Held:
         for name, parameter in module._parameters.items():
             if hasattr(parameter, "share"):
                 assert parameter is not None
-                held.append((module, name, parameter.share))  # type: ignore[attr-defined]
+                held.append((module, name, parameter.share))
                 if id(parameter) not in empty:
                     values = torch.empty(parameter.shape, dtype=parameter.dtype, device="meta")
                     empty[id(parameter)] = nn.Parameter(values, requires_grad=parameter.requires_grad)

@@ -11,23 +11,19 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from lit_sparse.records.circuits import Behaviour, CircuitExample, Comparison, TaskResult
 from lit_sparse.report.circuits.component_graph import Grid, circuit_edges, curve
+from lit_sparse.report.circuits.drawing import DRAWN, circuit_drawing
 from lit_sparse.report.circuits.explorer import encode_example, encode_task
 from lit_sparse.report.circuits.page import circuits_html, write_circuits_page
-from lit_sparse.report.circuits.plots import DRAWN, circuit_drawing, ratio_plot, render_circuits
+from lit_sparse.report.circuits.plots import ratio_plot, render_circuits
 from lit_sparse.report.circuits.table import circuits_table
 from lit_sparse.report.circuits.values import ratio_range, tile_class
 from lit_sparse.report.shared import style
 from tests.report.circuits_example import make_circuits
 
 TOY = {"layers": 4, "heads_per_layer": 4, "kv_heads_per_layer": 2}
-SKIPPED = {
-    "task": "docstring",
-    "description": "d",
-    "skipped": "no token for ' ***' [red]",
-    "base": None,
-    "sparse": None,
-}
+SKIPPED = TaskResult(task="docstring", description="d", skipped="no token for ' ***' [red]")
 
 # What a reader does with keyboard and mouse; runs in a test's copy of the page, after its own script.
 DRIVER = """<script>
@@ -80,18 +76,19 @@ def toy():
     return make_circuits(("ioi", "add"), seeds=2, shape=TOY, edges=(90, 14), tokens=["a", " b", " c"])
 
 
-def printed(details, comparison) -> str:
+def printed(found) -> str:
     output = StringIO()
-    Console(width=80, file=output).print(circuits_table(comparison, details))
+    Console(width=80, file=output).print(circuits_table(found))
     return output.getvalue()
 
 
 def test_table_has_every_size_and_fits_80_columns(made):
-    details, comparison = copy.deepcopy(made)
-    details["tasks"].append(SKIPPED)
-    details["models"]["sparse"]["name"] = "[red]name[/red]"
-    comparison[6] |= {"base": 1_234_567.0, "sparse": 123_456.0, "ratio": 0.5, "ratio_low": 0.25, "ratio_high": 104.0}
-    text = printed(details, comparison)
+    found = copy.deepcopy(made)
+    found.result.tasks.append(SKIPPED)
+    found.result.models.sparse.name = "[red]name[/red]"
+    numbers = {"base": 1_234_567.0, "sparse": 123_456.0, "ratio": 0.5, "ratio_low": 0.25, "ratio_high": 104.0}
+    found.rows[6] = found.rows[6].model_copy(update=numbers)
+    text = printed(found)
     assert max(map(len, text.splitlines())) <= 80
     assert re.search(r"90 % +95 +40 +2\.38x fewer +1\.23M +123k +2\.00x more +12,025 +908", text)
     assert re.search(r"\n +1\.6-3\.5 +0\.0096-4\.0", text)
@@ -101,12 +98,11 @@ def test_table_has_every_size_and_fits_80_columns(made):
 
 
 def test_plots_are_drawn_for_every_measured_task(toy):
-    details, comparison = toy
-    details["tasks"][1]["base"]["circuit"] = None
-    details["tasks"].append(SKIPPED)
+    toy.result.tasks[1].base.circuit = None
+    toy.result.tasks.append(SKIPPED)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plots = render_circuits(details, comparison)
+        plots = render_circuits(toy)
     assert set(plots) == {"ratios.png", "ioi_curves.png", "ioi_circuit_base.png", "ioi_circuit_sparse.png",
                           "add_curves.png", "add_circuit_sparse.png"}  # fmt: skip
     for content in plots.values():
@@ -115,28 +111,28 @@ def test_plots_are_drawn_for_every_measured_task(toy):
 
 
 def test_results_with_nothing_in_them_are_shown(toy):
-    details, comparison = toy
-    for row in comparison:
-        row |= dict.fromkeys(("base", "sparse", "ratio", "ratio_low", "ratio_high"))
-    for side in ("base", "sparse"):
-        details["tasks"][0][side] |= {"runs": [], "circuit": None, "attention_edges": {}}
-    details["tasks"][1]["sparse"] = None
+    unknown = dict.fromkeys(("base", "sparse", "ratio", "ratio_low", "ratio_high"))
+    toy.rows[:] = [row.model_copy(update=unknown) for row in toy.rows]
+    first, second = toy.result.tasks
+    for model in (first.base, first.sparse):
+        model.runs, model.circuit, model.attention_edges = [], None, {}
+    second.sparse = None
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        plots = render_circuits(details, comparison)
+        plots = render_circuits(toy)
     assert set(plots) == {"ratios.png", "ioi_curves.png", "add_curves.png", "add_circuit_base.png"}
-    html = circuits_html(details, comparison, plots)
+    html = circuits_html(toy, plots)
     data = json.loads(re.search(r'id="circuits-data">(.*?)</script>', html)[1])
     assert [(task["task"], task["base"] is None, task["sparse"]) for task in data] == [("add", False, None)]
-    assert "50 %" in printed(details, comparison)
-    nothing = details | {"tasks": [SKIPPED]}
-    assert render_circuits(nothing, []) == {}
-    assert '<section class="circuits"' not in circuits_html(nothing, [], {})
+    assert "50 %" in printed(toy)
+    nothing = Comparison(toy.result.model_copy(update={"tasks": [SKIPPED]}), [])
+    assert render_circuits(nothing) == {}
+    assert '<section class="circuits"' not in circuits_html(nothing, {})
 
 
 def test_the_drawing_shows_the_strongest_edges(made):
-    task = made[0]["tasks"][0]
-    axes = circuit_drawing(task, "base").axes[0]
+    model = made.result.tasks[0].base
+    axes = circuit_drawing("ioi", model.shape, model.circuit).axes[0]
     lines = axes.collections[0]
     assert len(lines.get_paths()) == DRAWN
     assert np.all(np.diff(lines.get_linewidths()) >= 0) and lines.get_linewidths()[-1] == 3.0
@@ -144,11 +140,11 @@ def test_the_drawing_shows_the_strongest_edges(made):
 
 
 def test_edges_go_up_and_end_where_they_are_read(made):
-    model = made[0]["tasks"][0]["base"]
-    for edge in circuit_edges(model):
+    model = made.result.tasks[0].base
+    grid = Grid.of(model.shape)
+    for edge in circuit_edges(grid, model.circuit):
         heights = [y for _, y in curve(edge)]
         assert heights == sorted(heights)
-    grid = Grid.of(model["shape"])
     assert grid.place("key 3.1").nodes == grid.place("value 3.1").nodes == ("head 3.3", "head 3.4", "head 3.5")
     assert grid.place("query 3.4").nodes == ("head 3.4",)
     assert grid.place("mlp 3").y < grid.place("head 4.0").y < grid.place("mlp 4").y < grid.place("logits").y
@@ -159,7 +155,7 @@ def test_edges_go_up_and_end_where_they_are_read(made):
 
 def test_weak_attention_is_left_out_of_a_large_example():
     edges = [[q, k, (k + 1) / 1000] for q in range(40) for k in range(q + 1)]
-    example = {"tokens": ["t"] * 40, "heads": {"0.0": edges, "9.9": edges}}
+    example = CircuitExample(tokens=["t"] * 40, heads={"0.0": edges, "9.9": edges})
     whole, cut = (encode_example(example, {"0.0", "1.1"}, budget) for budget in (10**6, 3000))
     assert whole["floor"] == 0 and whole["attention"]["0.0"][:5] == [820, 0, 1, 40, 1]
     assert cut["floor"] == 0.02 and cut["attention"]["0.0"][0] == 820
@@ -168,9 +164,9 @@ def test_weak_attention_is_left_out_of_a_large_example():
 
 
 def test_page_is_one_file_that_loads_nothing(tmp_path, made):
-    details, comparison = made
-    png = render_circuits(details | {"tasks": details["tasks"][:1]}, comparison)
-    path = write_circuits_page(details, comparison, tmp_path / "deep" / "circuits.html", png)
+    first = made.result.model_copy(update={"tasks": made.result.tasks[:1]})
+    png = render_circuits(Comparison(first, made.rows))
+    path = write_circuits_page(made, tmp_path / "deep" / "circuits.html", png)
     html = path.read_text(encoding="utf-8")
     assert (
         "content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:\"" in html
@@ -202,33 +198,33 @@ def test_a_ratio_below_one_is_called_more_and_warned_of(values, words, css):
 
 
 def test_a_larger_circuit_of_the_sparse_model_is_no_success(toy):
-    details, comparison = toy
-    for row in comparison:
-        row |= {"ratio": 0.231, "ratio_low": 0.2, "ratio_high": 0.25}
-    html = circuits_html(details, comparison, {})
+    worse = {"ratio": 0.231, "ratio_low": 0.2, "ratio_high": 0.25}
+    toy.rows[:] = [row.model_copy(update=worse) for row in toy.rows]
+    html = circuits_html(toy, {})
     assert html.count('<dd class="no">4.33x more<small>') == 2 and "Fewer" not in html
     assert '<b class="no">4.33x more</b> <small>4.0-5.0</small>' in html
-    axes = ratio_plot(details, comparison).axes[0]
+    axes = ratio_plot(toy).axes[0]
     assert {text.get_text() for text in axes.texts} == {"4.33x more"}
     assert {line.get_color() for line in axes.lines[1:]} == {style.VERMILLION}
 
 
 def hostile_circuits(hostile):
-    details, comparison = make_circuits((hostile[1], "add"), seeds=1, shape=TOY, edges=(90, 14), tokens=hostile)
-    details["models"]["sparse"]["name"] = hostile[0]
-    details["tasks"][1] |= {"description": hostile[2], "skipped": hostile[2]}
-    details["tasks"][0]["base"]["templates"] = {hostile[1]: {"accuracy": 1.0, "clean": 1.0, "prompts": 1}}
-    return details, comparison
+    found = make_circuits((hostile[1], "add"), seeds=1, shape=TOY, edges=(90, 14), tokens=hostile)
+    found.result.models.sparse.name = hostile[0]
+    first, second = found.result.tasks
+    second.description = second.skipped = hostile[2]
+    first.base.templates = {hostile[1]: Behaviour(accuracy=1.0, clean=1.0, prompts=1)}
+    return found
 
 
 def test_hostile_text_is_escaped(hostile):
-    html = circuits_html(*hostile_circuits(hostile), {})
+    html = circuits_html(hostile_circuits(hostile), {})
     assert re.findall(r"<script[^>]*>", html) == ['<script type="application/json" id="circuits-data">', "<script>"]
     assert html.count("</script>") == 2 and "<img" not in html
 
 
 def in_browser(open_page, path, made, head="0.0"):
-    write_circuits_page(*made, path, {})
+    write_circuits_page(made, path, {})
     path.write_text(path.read_text().replace("</body>", DRIVER.replace("HEAD", head) + "</body>"))
     page = open_page(path)
     assert page.console == [] and 'data-ready="yes"' in page.dom
@@ -237,9 +233,9 @@ def in_browser(open_page, path, made, head="0.0"):
 
 
 def test_page_in_chromium(tmp_path, open_page, made):
-    task = encode_task(made[0]["tasks"][0])
-    sparse = made[0]["tasks"][0]["sparse"]
-    edges = circuit_edges(sparse)
+    task = encode_task(made.result.tasks[0])
+    sparse = made.result.tasks[0].sparse
+    edges = circuit_edges(Grid.of(sparse.shape), sparse.circuit)
     head = edges[0].writer.name.removeprefix("head ")
     seen = in_browser(open_page, tmp_path / "page.html", made, head)
     assert seen["start"]["lines"] == seen["all"]["lines"] == [2000, 402]
@@ -258,24 +254,24 @@ def test_page_in_chromium(tmp_path, open_page, made):
     assert hovered["text"].startswith(f"Head {head}")
     own = [edge for edge in edges if edge.writer.name == f"head {head}"]
     assert f"{sum(edge.score for edge in own):.2g}".replace("-", "\N{MINUS SIGN}") in hovered["text"]
-    assert hovered["arcs"][1] == len(sparse["example"]["heads"][head])
+    assert hovered["arcs"][1] == len(sparse.example.heads[head])
     assert f"Sparse: {hovered['arcs'][1]} of 120 edges open" in hovered["text"]
-    assert hovered["tokens"] == [token.strip() for token in sparse["example"]["tokens"]]
+    assert hovered["tokens"] == [token.strip() for token in sparse.example.tokens]
     assert seen["left"]["lit"] == [0, 0] and seen["left"]["tokens"] == []
     assert seen["focused"]["focus"] == "embedding" and re.match(
         "base: embedding, score \N{MINUS SIGN}[0-9.]+, reads 0 edges, writes [0-9]+ edges", seen["focused"]["label"]
     )
     assert seen["up"]["focus"].startswith("head 0.")
     assert (seen["escaped"]["focus"], seen["escaped"]["lit"]) == (None, [0, 0])
-    assert seen["other"]["lines"][1] == made[0]["tasks"][1]["sparse"]["circuit"]["count"]
+    assert seen["other"]["lines"][1] == made.result.tasks[1].sparse.circuit.count
 
 
 def test_hostile_page_in_chromium(tmp_path, open_page, hostile):
-    details, comparison = hostile_circuits(hostile)
-    details["tasks"][1]["skipped"] = None
-    details["tasks"][1]["base"]["circuit"] = None
-    head = next(iter(details["tasks"][0]["sparse"]["example"]["heads"]))
-    seen = in_browser(open_page, tmp_path / "page.html", (details, comparison), head)
+    found = hostile_circuits(hostile)
+    first, second = found.result.tasks
+    second.skipped = second.base.circuit = None
+    head = next(iter(first.sparse.example.heads))
+    seen = in_browser(open_page, tmp_path / "page.html", found, head)
     assert seen["hovered"]["tokens"][:2] == ["<script>document.title='pwned'</script>", hostile[1]]
     assert seen["other"]["caption"][0] == "has no circuit that keeps this much of the effect"
     assert seen["other"]["lines"][0] == 0 < seen["other"]["lines"][1]

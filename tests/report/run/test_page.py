@@ -1,12 +1,11 @@
-import base64
 import json
 import re
-import urllib.parse
 
 import numpy as np
 import pytest
 
 from lit_sparse.records.run import RunRecord
+from lit_sparse.records.run_summary import RunSummary
 from lit_sparse.report.run.explorer import encode_attention
 from lit_sparse.report.run.page import page_html, write_page
 from lit_sparse.report.shared.page_data import json_for_html
@@ -58,7 +57,8 @@ def shown(weight: float) -> str:
 @pytest.fixture
 def hostile_record(make_record, hostile) -> RunRecord:
     record = make_record(hostile, model=hostile[1])
-    record.summary["note</script>" + hostile[0]] = hostile[2]
+    foreign = {"note</script>" + hostile[0]: hostile[2]}
+    record.summary = RunSummary.model_validate(record.summary.as_json() | foreign)
     record.example.title = hostile[1] + hostile[2]
     return record
 
@@ -84,28 +84,28 @@ def test_page_is_one_file_that_loads_nothing(tmp_path, make_record):
 )
 def test_verdict(satisfied, words, make_record):
     record = make_record()
-    record.summary["satisfied"] = satisfied
+    record.summary.satisfied = satisfied
     assert words in page_html(record, {})
 
 
 @pytest.mark.parametrize(
     ("centered", "words"),
     [
-        (True, "that token; where it is closed, the head&#x27;s mean value takes that token&#x27;s place."),
-        (False, "that token; where it is closed, that token adds nothing to the head&#x27;s output."),
+        (True, "that token; where it is closed, the head's mean value takes that token's place."),
+        (False, "that token; where it is closed, that token adds nothing to the head's output."),
         (None, "that token."),
     ],
 )
 def test_what_a_closed_edge_gives_is_said_as_far_as_it_is_known(centered, words, make_record):
     record = make_record()
-    record.summary["centered"] = centered
+    record.summary.centered = centered
     assert f"the head reads {words}</dd>" in page_html(record, {})
 
 
 def test_the_split_of_the_figures_is_named(make_record):
     record = make_record()
     assert page_html(record, {}).count("on the test split") == 1
-    del record.summary["test_tokens"]  # an older record, whose start was measured on the validation split
+    record.summary.test_tokens = None  # an older record, whose start was measured on the validation split
     assert "on the test split" not in page_html(record, {})
 
 
@@ -147,15 +147,10 @@ def test_page_stays_small(make_record):
     assert len(page_html(record, {})) < 1_600_000
 
 
-def test_page_in_chromium(tmp_path, open_page, make_record):
+def test_page_in_chromium(tmp_path, drive_page, make_record):
     record = make_record()
     path = write_page(record, tmp_path / "report.html", plots={})
-    driven = tmp_path / "driven.html"
-    driven.write_text(path.read_text().replace("</body>", DRIVER + "</body>"))
-    page = open_page(driven)
-    assert page.console == []
-    assert 'data-ready="yes"' in page.dom
-    seen = json.loads(urllib.parse.unquote(base64.b64decode(page.text_of("result")).decode()))
+    seen = drive_page(path, DRIVER)
     example = record.example
     weights = {"before": np.where(example.before >= 0.01, example.before, 0), "after": example.after}
 
@@ -202,7 +197,7 @@ def test_hostile_page_in_chromium(tmp_path, open_page, hostile_record):
 
 def test_page_of_an_empty_record_in_chromium(tmp_path, open_page):
     nan = np.full((1, 1), np.nan)
-    page = open_page(write_page(RunRecord({}, [], nan, nan), tmp_path / "report.html"))
+    page = open_page(write_page(RunRecord(RunSummary(), [], nan, nan), tmp_path / "report.html"))
     assert page.console == []
     assert "<h1>Sparse attention</h1>" in page.dom
     assert page.dom.count("<figure>") == 2

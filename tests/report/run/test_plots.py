@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from lit_sparse.records.run import AttentionExample, RunRecord
+from lit_sparse.records.run_summary import RunSummary
 from lit_sparse.report.run.attention_maps import attention_example, strongest_heads
 from lit_sparse.report.run.plots import edges_by_head, render_plots, training_curves, write_plots
 from lit_sparse.report.shared.style import log_ticks, percent_tick, png
@@ -63,13 +64,13 @@ NAN = float("nan")
 def test_training_curves_of_odd_histories(history, summary):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert drawn(quick(training_curves(history, summary)))
+        assert drawn(quick(training_curves(history, RunSummary.model_validate(summary))))
 
 
 def test_the_curves_and_their_lines_are_of_one_split(make_record):
     """The summary is the test split's: neither its cross-entropies nor its tolerance belong beside the validation's."""
     record = make_record()
-    summary = record.summary | {"base_ce": 2.5, "tolerance": 2.55, "tolerance_in_training": 3.02}
+    summary = record.summary.model_copy(update={"base_ce": 2.5, "tolerance": 2.55, "tolerance_in_training": 3.02})
     ce, constraint = (
         {line.get_label(): line.get_ydata() for line in axes.lines}
         for axes in training_curves(record.history, summary).axes[:2]
@@ -133,5 +134,5 @@ def test_ticks():
 
 
 def test_record_without_example_has_two_plots():
-    record = RunRecord({}, [], np.ones((1, 1)), np.zeros((1, 1)))
+    record = RunRecord(RunSummary(), [], np.ones((1, 1)), np.zeros((1, 1)))
     assert sorted(render_plots(record)) == ["edges.png", "training.png"]

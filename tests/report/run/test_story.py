@@ -1,13 +1,16 @@
 """The report that joins a run's whole story: what is there is shown, what is not is said."""
 
 import json
+import math
 import re
 from pathlib import Path
 
 import pytest
 
 from lit_sparse.commands.report import report_command
+from lit_sparse.records.evaluation import Estimate, Evaluation, TaskComparison, TextComparison
 from lit_sparse.records.graph_summary import GraphSummary, summarise
+from lit_sparse.records.transcoder import TranscoderSummary
 from lit_sparse.report.graph.page import write_graph_page
 from lit_sparse.report.run.story import write_run_report
 from tests.report.circuits_example import DIGEST, make_circuits
@@ -26,36 +29,31 @@ def write(path: Path, content) -> None:
     path.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
-def estimate(value: float) -> dict:
-    return {"value": value, "stderr": 0.01}
-
-
 def make_run(folder: Path, record, hostile: str = "") -> Path:
     """A run's folder with everything in it."""
     run = folder / "my run"
     write(run / "config.yaml", "run_dir: x\n")
     record.save(run / "record")
-    details, comparison = make_circuits()
-    write(run / "circuits" / "circuits.json", details)
-    write(run / "circuits" / "comparison.json", comparison)
+    make_circuits().write(run / "circuits")
     write(run / "circuits" / "circuits.html", "<!doctype html>")
-    task = {
-        "task": "blimp" + hostile, "metric": "acc", "questions": 100, "chance": 0.5, "higher_is_better": True,
-        "base": estimate(0.81), "model": estimate(0.8), "difference": estimate(-0.01),
-    }  # fmt: skip
-    words = {"ce": estimate(2.884), "base_ce": estimate(2.861), "difference": estimate(0.023)}
-    write(
-        run / "evaluation" / "evaluation.json",
-        {"complete": True, "model": "sparse" + hostile, "against": "base", "tasks": [task], "text": words},
-    )
-    write(
-        run / "transcoder" / "transcoder" / "summary.json",
-        {
-            "model": "sparse" + hostile, "model_digest": DIGEST, "features": 128, "cross_layer": True,
-            "activation": "topk", "tokens": 300_000, "seconds": 1500.0, "l0": 15.2, "explained_variance": 0.71,
-            "dead_fraction": 0.02, "ce": 2.884, "replacement_ce": 3.9, "mean_ablation_ce": 9.1,
-        },
+    task = TaskComparison(
+        task="blimp" + hostile, metric="acc", questions=100, chance=0.5, higher_is_better=True,
+        base=Estimate(0.81, 0.01), model=Estimate(0.8, 0.01), difference=Estimate(-0.01, 0.01),
     )  # fmt: skip
+    text = TextComparison(
+        tokens=4096, sequences=16, sequence_length=256, ce=Estimate(2.884, 0.01), base_ce=Estimate(2.861, 0.01),
+        difference=Estimate(0.023, 0.01), kl=Estimate(math.nan, None), edge_fraction=0.02, edges_per_query=2.6,
+        perplexity=Estimate(17.9, 0.2), base_perplexity=Estimate(17.5, 0.2),
+    )  # fmt: skip
+    Evaluation(
+        complete=True, model="sparse" + hostile, against="base", settings={}, versions={}, tasks=[task], text=text
+    ).write(run / "evaluation" / "evaluation.json")
+    TranscoderSummary(
+        model="sparse" + hostile, model_digest=DIGEST, layers=2, features=128, cross_layer=True, activation="topk",
+        tokens=300_000, steps=1000, seconds=1500.0, l0=15.2, l0_by_layer=[15.0, 15.4], explained_variance=0.71,
+        explained_variance_by_layer=[0.7, 0.72], dead_fraction=0.02, ce=2.884, replacement_ce=3.9,
+        mean_ablation_ce=9.1,
+    ).write(run / "transcoder" / "transcoder")  # fmt: skip
     write_graph_page([make_graph(nodes=20, links=30)], run / "graphs" / "000" / "graph.html")
     prompts = [
         GraphSummary(
@@ -99,9 +97,10 @@ def test_whole_story(tmp_path, open_page, make_record):
 
 def test_a_sparse_model_that_needs_more_is_not_praised(tmp_path, make_record):
     run = make_run(tmp_path, make_record())
-    _, comparison = make_circuits()
-    rows = [row | {"ratio": 0.231, "ratio_low": 0.2, "ratio_high": 0.25} for row in comparison]
-    write(run / "circuits" / "comparison.json", rows)
+    found = make_circuits()
+    worse = {"ratio": 0.231, "ratio_low": 0.2, "ratio_high": 0.25}
+    found.rows[:] = [row.model_copy(update=worse) for row in found.rows]
+    found.write(run / "circuits")
     html = write_run_report(run).read_text()
     assert html.count('<dd class="no">4.33x more<small>than the base, by task') == 2
     assert '<b class="no">4.33x more</b> <small>4.0-5.0</small>' in html
@@ -133,8 +132,29 @@ def test_named_folders_must_hold_what_they_should(tmp_path, make_record):
     with pytest.raises(ValueError, match=r"no circuits.json in .*graphs"):
         write_run_report(run, circuits=[run / "graphs"])
     write(tmp_path / "other" / "summary.json", {"edge_fraction": 0.1})
-    with pytest.raises(ValueError, match="prompt"):
+    with pytest.raises(ValueError, match=r"other.summary.json cannot be read by this version: prompt: Field required"):
         write_run_report(run, graphs=[tmp_path / "other"])
+
+
+@pytest.mark.parametrize(
+    ("file", "place", "field"),
+    [
+        ("circuits/circuits.json", ("models", "sparse", "name"), "models.sparse.name"),
+        ("circuits/comparison.json", (3, "level"), "3.level"),
+        ("evaluation/evaluation.json", ("tasks", 0, "difference"), "tasks.0.difference"),
+        ("transcoder/transcoder/summary.json", ("l0",), "l0"),
+    ],
+)
+def test_a_file_of_another_version_is_refused_by_its_field(tmp_path, make_record, file, place, field):
+    run = make_run(tmp_path, make_record())
+    content = json.loads((run / file).read_text())
+    holder = content
+    for key in place[:-1]:
+        holder = holder[key]
+    del holder[place[-1]]
+    write(run / file, content)
+    with pytest.raises(ValueError, match=rf"{file} cannot be read by this version: {field}: Field required"):
+        write_run_report(run)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +182,7 @@ def test_parts_of_another_model_are_refused(tmp_path, make_record, part, file, p
 
 def test_a_run_must_say_which_model_it_made(tmp_path, make_record):
     record = make_record()
-    del record.summary["model_digest"]
+    record.summary.model_digest = None
     run = make_run(tmp_path, record)
     with pytest.raises(ValueError, match=r"does not record which model it made.*: main.py fit .* --on_existing resume"):
         write_run_report(run)

@@ -3,8 +3,10 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from lit_sparse.common.formatting import duration, percent, signed, summary_rows, visible, visible_token
+from lit_sparse.common.formatting import duration, percent, signed, visible, visible_token
+from lit_sparse.records.run_summary import RunSummary
 from lit_sparse.report.run.table import summary_table
+from lit_sparse.report.run.wording import summary_rows
 
 KEYS = [
     "model",
@@ -26,14 +28,14 @@ KEYS = [
 ]
 
 
-def printed(summary: dict[str, object]) -> str:
+def printed(summary: RunSummary) -> str:
     output = StringIO()
     Console(width=80, file=output).print(summary_table(summary))
     return output.getvalue()
 
 
 def test_table_fits_80_columns(make_record):
-    text = printed(make_record(model="an/organisation-" + "x" * 90).summary | {"exact_match": 1.0})
+    text = printed(make_record(model="an/organisation-" + "x" * 90).summary.model_copy(update={"exact_match": 1.0}))
     assert max(map(len, text.splitlines())) <= 80
     assert "measured on the test split" in text
     for part in ("2.861 -> 2.884 (+0.023)", "43.84 (34.1 %)", "4.77 (3.71 % of the allowed ones, T = 256)",
@@ -43,24 +45,24 @@ def test_table_fits_80_columns(make_record):
 
 @pytest.mark.parametrize("summary", [{}, dict.fromkeys(KEYS), {"constraint": "kl", "satisfied": False}])
 def test_table_bears_missing_values(summary):
-    assert "Model" in printed(summary)
+    assert "Model" in printed(RunSummary.model_validate(summary))
 
 
 def test_a_start_on_another_split_is_not_shown_beside_the_end():
     """Older summaries have the start's share on the validation split, and no edges per query of it."""
-    rows = dict(summary_rows({"edge_fraction_start": 0.191, "edge_fraction": 0.0223, "edges_per_query": 2.59}))
+    rows = dict(summary_rows(RunSummary(edge_fraction_start=0.191, edge_fraction=0.0223, edges_per_query=2.59)))
     assert rows["Open edges per query and head"] == "2.59 (2.23 % of the allowed ones)"
     assert rows["… at the start"] == "-"
 
 
 def test_model_name_is_not_markup():
-    assert "[red]name[/red]" in printed({"model": "[red]name[/red]"})
+    assert "[red]name[/red]" in printed(RunSummary(model="[red]name[/red]"))
 
 
 def test_constraint_may_be_a_name_or_a_value():
-    rows = dict(summary_rows({"constraint": "kl", "constraint_value": 0.2, "tolerance": 0.1}))
+    rows = dict(summary_rows(RunSummary(constraint="kl", constraint_value=0.2, tolerance=0.1)))
     assert rows["Constraint (kl)"] == "0.200 > 0.100 (tolerance)"
-    assert dict(summary_rows({"constraint_value": 0.2}))["Constraint"] == "0.200 (tolerance -)"
+    assert dict(summary_rows(RunSummary(constraint_value=0.2)))["Constraint"] == "0.200 (tolerance -)"
 
 
 def test_numbers_as_people_read_them():

@@ -1,9 +1,6 @@
 """The page of a trace, looked at in Chromium."""
 
-import base64
-import json
 import re
-import urllib.parse
 
 import numpy as np
 import pytest
@@ -91,14 +88,9 @@ def test_page_is_one_file_that_loads_nothing(tmp_path, result):
     assert "gates and softmax normalisers also see the keys of closed edges" in html
 
 
-def test_page_in_chromium(tmp_path, open_page, result):
+def test_page_in_chromium(tmp_path, drive_page, result):
     path = write_trace_page([result, make_trace(result.tokens, seed=1, sparse=False)], tmp_path / "trace.html")
-    driven = tmp_path / "driven.html"
-    driven.write_text(path.read_text().replace("</body>", DRIVER + "</body>"))
-    page = open_page(driven)
-    assert page.console == []
-    assert 'data-ready="yes"' in page.dom
-    seen = json.loads(urllib.parse.unquote(base64.b64decode(page.text_of("result")).decode()))
+    seen = drive_page(path, DRIVER)
     edges, shown = result.edges, result.shown
     number = len(edges)
 

@@ -5,13 +5,14 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from lit_sparse.attention import attention_pattern, dense, edge_counts, gates_of, sparsify
 from lit_sparse.attention.bridge import set_implementation
 from lit_sparse.attention.masks import boolean_mask
 from lit_sparse.training.start.calibration import Calibrated, Calibration, _measuring, _sensitivity_pass, calibrate
 from lit_sparse.training.start.sensitivity import LEVELS, _levels
+from tests.tiny import tiny_llama
 
 FAMILIES = ["logit", "probability"]
 LENGTH, BATCH = 24, 4
@@ -19,18 +20,7 @@ LENGTH, BATCH = 24, 4
 
 def make_model(gate: dict[str, object] | None = None, **options) -> PreTrainedModel:
     """2 layers of 4 heads with peaked attention; heads matter to the output by factors 0.05 to 2."""
-    config = LlamaConfig(
-        vocab_size=32,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=LENGTH,
-        initializer_range=0.2,
-    )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config).eval()
+    model = tiny_llama(max_position_embeddings=LENGTH, initializer_range=0.2).eval()
     with torch.no_grad():
         for layer in model.model.layers:
             layer.self_attn.q_proj.weight *= 1.5

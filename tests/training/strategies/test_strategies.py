@@ -22,7 +22,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_sparse import GateConfig, SparseAttentionModule, load_sparse
+from lit_sparse import Probability, SparseAttentionModule, load_sparse
 from lit_sparse.commands.main import main
 from lit_sparse.common.errors import NonFiniteLossError
 from lit_sparse.data import AdditionData
@@ -156,7 +156,7 @@ def make_module(case):
     }
     return (Built if case.get("evaluate") else Spoiled if case.get("spoiled") else SparseAttentionModule)(
         case["model"],
-        gate=GateConfig(threshold=0.1, centered=case.get("calibrate", False)),
+        gate=Probability(threshold=0.1, centered=case.get("calibrate", False)),
         # A logarithm is not the mean of the halves' logarithms; but rounding to bfloat16 shows more in it.
         objective=Lagrangian(KL(0.5), (EdgeFraction if case.get("precision") else LogEdgeFraction)(1.0)),
         optimizer=optimizers[case.get("optimizer", "sgd")],
@@ -477,7 +477,7 @@ def test_a_sharded_run_ends_in_a_report_and_exports(make_config, start_python, t
 
     last = run_dir / "checkpoints" / "last.ckpt"
     assert last.is_dir()
-    monkeypatch.syspath_prepend(str(REPOSITORY / "tests"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
     main(["export", "--ckpt", str(last), "--out", str(tmp_path / "out")])
     exported = load_sparse(tmp_path / "out").state_dict()
     expected = weights(last.parent, last.name)

@@ -1,0 +1,69 @@
+"""Nodes of graph.json: the forms of their ids, by kind."""
+
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from lit_sparse.records.graph import ERROR, FEATURE, HEAD, LOGIT, TOKEN, Node
+
+
+def feature_node(layer: int, feature: int, position: int, *, features: int, **extra: Any) -> Node:
+    """A transcoder's feature that is active at a position; `features`: how many the transcoder has in a layer."""
+    # Viewers keep names by this number alone, so it has to tell layers apart.
+    number = feature + layer * 10 ** math.ceil(math.log10(max(2, features)))
+    return _node(f"{layer}_{feature}_{position}", f"{layer}_{feature}-0", FEATURE, number, layer, position, extra)
+
+
+def error_node(layer: int, position: int, **extra: Any) -> Node:
+    """What the transcoders miss of the MLP's output."""
+    return _node(f"{layer}_error_{position}", f"{layer}_error-{position}", ERROR, -1, layer, position, extra)
+
+
+def token_node(token_id: int, position: int, **extra: Any) -> Node:
+    """The embedding of the token at a position."""
+    return _node(f"E_{token_id}_{position}", f"E_{token_id}-{position}", TOKEN, position, "E", position, extra)
+
+
+def head_node(layer: int, head: int, position: int, **extra: Any) -> Node:
+    """A head at its query position; `activation` is its attribution to the explained logits."""
+    return _node(f"{layer}_h{head}_{position}", f"{layer}_h{head}-0", HEAD, head, layer, position, extra)
+
+
+def logit_node(
+    layers: int, token_id: int, position: int, *, token: str, probability: float, target: bool = False, **extra: Any
+) -> Node:
+    """A next token's logit; `layers`: how many the model has; `target`: it is the answer that is explained."""
+    extra |= {
+        "token_prob": probability,
+        "is_target_logit": target,
+        "clerp": f'Output "{token}" (p={probability:.3f})',  # viewers read token and probability out of this
+    }
+    layer = layers + 1
+    return _node(f"{layer}_{token_id}_{position}", f"L_{token_id}-{position}", LOGIT, token_id, layer, position, extra)
+
+
+def cumulative(own: Float[np.ndarray, " node"]) -> Float[np.ndarray, " node"]:
+    """By node, the share of all influence that it and the more influential ones have together, in [0, 1]."""
+    order = np.argsort(-own, kind="stable")
+    result = np.empty(len(own))
+    result[order] = np.cumsum(own[order]) / (own.sum() or 1.0)
+    return result
+
+
+def _node(
+    node_id: str,
+    js_node_id: str,
+    kind: str,
+    feature: int,
+    layer: int | str,
+    position: int,
+    extra: dict[str, Any],
+) -> Node:
+    unknown = extra.keys() - Node.model_fields.keys()
+    assert not unknown, f"no fields of a node: {unknown}"
+    return Node(
+        node_id=node_id, jsNodeId=js_node_id, feature_type=kind, feature=feature, layer=str(layer), ctx_idx=position,
+        **extra,
+    )  # fmt: skip

@@ -1,0 +1,67 @@
+"""summary.json of a run: what it reached, in numbers."""
+
+import math
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+# A loss may be infinite or not a number: that is not known, in files as here.
+Number = Annotated[
+    float | None,
+    BeforeValidator(lambda value: None if isinstance(value, float) and not math.isfinite(value) else value),
+]
+
+
+class RunSummary(BaseModel):
+    """A run in numbers: the test split throughout, start and end, in nats per token with deterministic gates.
+
+    What an older version did not measure is None. Fields of other versions are kept as they are.
+
+    edges_per_query, edge_fraction: open edges per query and head, and their share of the allowed ones at
+        `sequence_length`; with `_start` before training.
+    satisfied: compares `constraint_value` with `tolerance`, which holds for the test split. `tolerance_in_training` is
+        the one that lambda followed and the checkpoint was chosen by, on the validation split.
+    chosen_step: of the checkpoint that was measured and exported.
+    exact_match: the share of sequences that are right in every scored token, for tasks with an answer.
+    model_digest: of the exported model, with which reports compare circuits, transcoders and graphs.
+    """
+
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+
+    model: str | None = None
+    base_ce: Number = None
+    ce: Number = None
+    kl: Number = None
+    sequence_length: int | None = None
+    edges_per_query: Number = None
+    edge_fraction: Number = None
+    edges_per_query_start: Number = None
+    edge_fraction_start: Number = None
+    ce_start: Number = None
+    test_tokens: int | None = None
+    kl_start: Number = None
+    constraint: str | None = None
+    constraint_described: str | None = None
+    satisfied: bool | None = None
+    constraint_value: Number = None
+    tolerance: Number = None
+    tolerance_in_training: Number = None
+    steps: int | None = None
+    chosen_step: int | None = None
+    tokens: int | None = None
+    seconds: Number = None
+    gate: str | None = None
+    centered: bool | None = None
+    multiplier: Number = Field(default=None, validation_alias="lambda", serialization_alias="lambda")
+    exact_match: Number = None
+    model_digest: str | None = None
+    report_seconds: Number = None
+
+    @property
+    def ce_change(self) -> float | None:
+        """Cross-entropy of the sparse model minus that of the base model."""
+        return None if self.ce is None or self.base_ce is None else self.ce - self.base_ce
+
+    def as_json(self) -> dict[str, Any]:
+        """The file's content: what was given."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
