@@ -353,7 +353,7 @@ def test_a_users_own_module_and_its_hooks(make_config, tmp_path, monkeypatch):
 
 def test_the_terminal_shows_what_matters(make_config, start_python, tmp_path):
     """Lightning's tips and warnings about how it is used here are noise; the table and the paths are not."""
-    process = start_python("main.py", "fit", "--config", make_config())
+    process = start_python("main.py", "fit", "--config", make_config(), COLUMNS="200")
     out, errors = process.communicate(timeout=120)
     assert process.returncode == 0, errors
     assert "report.html" in out and "Open edges per query and head" in out
