@@ -162,9 +162,10 @@ def _dotted(path: Sequence[_Part]) -> str:
 
 
 def _is_plain(of_class: str | None) -> bool:
-    """What has no bases but dataclasses is written without class_path and init_args."""
-    bases = getattr(_class(of_class), "__mro__", (None, object))[:-1] if of_class else ()
-    return all(is_dataclass(base) for base in bases)
+    """What has no bases but dataclasses, or no subclasses, is written without class_path and init_args."""
+    found = _class(of_class) if of_class else None
+    bases = getattr(found, "__mro__", (None, object))[:-1] if of_class else ()
+    return getattr(found, "__final__", False) or all(is_dataclass(base) for base in bases)
 
 
 def _class(name: str) -> Any:

@@ -315,7 +315,7 @@ class TestNowhereToWrite:
         arguments = ("--model", tmp_path, "--against", "none", "--prompts", tmp_path / "prompts.txt")
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("lit_sparse.commands.trace.find_candidates", lambda *_: [None])
-            patch.setattr("lit_sparse.commands.trace.prompt_lines", lambda path: path.read_text())
+            patch.setattr("lit_sparse.tracing.prompts.prompt_lines", lambda path: path.read_text())
             says(refused("trace", *arguments), "prompts.txt", "directory")
 
 
