@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
@@ -94,7 +94,7 @@ def test_a_signal_stops_it_at_a_step_and_it_goes_on_from_there(fit, tmp_path):
 
 def test_what_the_user_brings_stays(fit, tmp_path):
     own = ModelCheckpoint(dirpath=tmp_path / "own", every_n_train_steps=2, save_top_k=-1)
-    throughput, bar = Throughput(peak_flops=1e12), RichProgressBar()
+    throughput, bar = Throughput(peak_flops=1e12), RichProgressBar(leave=True)
     logger = CSVLogger(tmp_path, name="log")
     trainer, _ = fit("run", own, throughput, bar, logger=logger)
     assert {own, throughput, bar} <= set(trainer.callbacks)
@@ -102,6 +102,13 @@ def test_what_the_user_brings_stays(fit, tmp_path):
     assert not any(isinstance(callback, SparsityProgressBar) for callback in trainer.callbacks)
     assert len(list((tmp_path / "own").glob("*.ckpt"))) == 3 and (tmp_path / "run/checkpoints/last.ckpt").is_file()
     assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+
+
+@pytest.mark.parametrize("bar", [[], [TQDMProgressBar()], [RichProgressBar()]], ids=["none", "tqdm", "rich"])
+def test_lightnings_own_progress_bar_makes_room(llama_folder, tmp_path, bar):
+    trainer = Trainer(default_root_dir=tmp_path, logger=False, callbacks=bar, **TRAINER)
+    trainer.fit(make(llama_folder), AdditionData(**DATA))
+    assert [type(one) for one in trainer.callbacks if isinstance(one, ProgressBar)] == [SparsityProgressBar]
 
 
 def test_nothing_is_written_without_checkpoints(fit, tmp_path):

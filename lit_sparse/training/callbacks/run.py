@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, TQDMProgressBar
 
 from lit_sparse.training.callbacks.checkpoints import BestCheckpoint, StepBoundaryCheckpoint
 from lit_sparse.training.callbacks.finish import FinishRun
@@ -16,12 +16,13 @@ def run_callbacks(trainer: Trainer, run_dir: Path, *more: Callback) -> list[Call
     """What belongs to a run of this trainer: our figures in the progress bar, training speed, a clean stop,
     checkpoints, what the run is for at its end, and `more`.
 
-    Lightning's own progress bar and checkpoint make room. All that the user gave the trainer stays, and of a kind that
-    the user gave, none is added. With `enable_checkpointing=False`, or in a dry run, nothing is written.
+    Lightning's own progress bar, as it comes, and its checkpoint make room. All else that the trainer has stays, and of
+    a kind that it was given, none is added. With `enable_checkpointing=False`, or in a dry run, nothing is written.
     """
     given: list[Callback] = list(trainer.callbacks)  # type: ignore[attr-defined]
     brought: list[Callback] = []
-    if any(type(callback) is TQDMProgressBar for callback in given):
+    if (bar := trainer.progress_bar_callback) is not None and _as_it_comes(bar):
+        trainer.callbacks.remove(bar)  # type: ignore[attr-defined]
         brought.append(SparsityProgressBar())
     checkpoints = [callback for callback in given if isinstance(callback, ModelCheckpoint)]
     if trainer.training and not trainer.fast_dev_run and checkpoints:  # type: ignore[attr-defined]
@@ -31,6 +32,15 @@ def run_callbacks(trainer: Trainer, run_dir: Path, *more: Callback) -> list[Call
     added = [callback for callback in brought if type(callback) not in kinds]
     # Lightning takes out what ours are special cases of: the user's own come back.
     return [*added, *(callback for callback in checkpoints if not _is_lightnings(callback))]
+
+
+def _as_it_comes(bar: ProgressBar) -> bool:
+    """Whether it is a bar of Lightning's with none of its settings changed, as a trainer has that was given none."""
+    names = ("_refresh_rate", "_leave", "_process_position", "theme", "_console_kwargs")
+    if type(bar) not in (RichProgressBar, TQDMProgressBar):
+        return False
+    mine, fresh = ({name: vars(one).get(name) for name in names} for one in (bar, type(bar)()))
+    return mine == fresh
 
 
 def _is_lightnings(callback: ModelCheckpoint) -> bool:
