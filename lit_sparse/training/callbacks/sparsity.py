@@ -5,17 +5,13 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_sparse.report.run.plots import edges_by_head
 
+_CLOSED_BELOW = 1e-4  # of its allowed edges: such a head is as good as closed
+
 
 class SparsityByHead(Callback):
     """After each validation logs the open fraction of every layer, how many heads are closed entirely, and to
     TensorBoard a heat map of all heads.
-
-    Args:
-        closed_below: a head with a smaller open fraction counts as closed.
     """
-
-    def __init__(self, closed_below: float = 1e-4):
-        self.closed_below = closed_below
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         result = getattr(pl_module, "last_evaluation", None)
@@ -23,7 +19,7 @@ class SparsityByHead(Callback):
             return
         step = trainer.global_step
         values = {f"layers/{layer:02d}": float(row.mean()) for layer, row in enumerate(result.open_fraction)}
-        values["val/closed_heads"] = float((result.open_fraction < self.closed_below).sum())
+        values["val/closed_heads"] = float((result.open_fraction < _CLOSED_BELOW).sum())
         for logger in trainer.loggers:
             logger.log_metrics(values, step=step)
             if isinstance(logger, TensorBoardLogger):
