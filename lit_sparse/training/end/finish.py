@@ -83,7 +83,7 @@ def finish_run(module: PairModule, run_dir: Path) -> RunSummary | None:
     write_atomically(run_dir / "summary.json", (json.dumps(summary.as_json(), indent=2) + "\n").encode())
     console = Console()
     console.print(summary_table(summary))
-    console.print(f"report: {run_dir / 'report.html'}   model: {run_dir / 'model'}", highlight=False)
+    console.print(f"report: {run_dir / 'report.html'}   model: {run_dir / 'model'}", highlight=False, soft_wrap=True)
     return summary
 
 
