@@ -4,15 +4,13 @@ A score is the change of the metric when the edge carries the corrupted prompt's
 one's, averaged over prompts: positive means that the edge speaks against the answer, and ranks use its magnitude.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from lit_sparse.anatomy.stack import Projected, Stack
 from lit_sparse.circuits.forward import Ids, Metric, Writers, activations
+from lit_sparse.common.progress import Bar
 
 
 def eap(
@@ -22,7 +20,7 @@ def eap(
     metric: Metric,
     *,
     interpolations: int = 1,
-    bar: "tqdm[Any] | None" = None,
+    bar: Bar | None = None,
 ) -> Float[Tensor, "writer reader"]:
     """Edge attribution patching, (a_corrupted - a_clean) . d metric / d reader input (Syed et al., arXiv 2310.10348).
 
@@ -95,7 +93,7 @@ def _reader_gradients(
 
 @torch.no_grad()
 def exact(
-    stack: Stack, clean: Ids, corrupted: Ids, metric: Metric, *, bar: "tqdm[Any] | None" = None
+    stack: Stack, clean: Ids, corrupted: Ids, metric: Metric, *, bar: Bar | None = None
 ) -> Float[Tensor, "writer reader"]:
     """Every edge patched for itself in the clean run. A forward pass an edge, from the reader's layer on: for small
     models, and the oracle of the rest. Memory: writers x batch x time x model floats several times over."""

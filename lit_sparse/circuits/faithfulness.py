@@ -8,16 +8,16 @@ smallest k such that the k best edges keep 90 % of the behaviour, and every larg
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from lit_sparse.anatomy.stack import Stack
 from lit_sparse.circuits.forward import Writers, activations, run, run_edges, run_nodes
 from lit_sparse.circuits.prompts import Prompts
+from lit_sparse.common.progress import Bar
 
 Ablation = Literal["patch", "mean"]
 Level = Literal["head", "edge"]
@@ -144,7 +144,7 @@ def curve(
     ranking: Ranking,
     evaluator: Evaluator,
     shares: Sequence[float] = (0.5, 0.8, 0.9, 0.95),
-    bar: "tqdm[Any] | None" = None,
+    bar: Bar | None = None,
 ) -> Curve:
     """Faithfulness at sizes spaced evenly in their logarithm and at `FRACTIONS`, and for every share the smallest
     circuit that keeps it: bisected between the last measured size that falls short and the next one.

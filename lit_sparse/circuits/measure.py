@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from lit_sparse.circuits.forward import run
 from lit_sparse.circuits.node_scores import patch_nodes
 from lit_sparse.circuits.prompts import Prompts, group
 from lit_sparse.circuits.tasks import Pair, Task, Tokenizer
+from lit_sparse.common.progress import Bar
 from lit_sparse.models.tokens import token_text
 from lit_sparse.records.circuits import Behaviour, Circuit, CircuitEdge, CircuitExample, Shape, SizeCurve, TaskRun
 
@@ -64,7 +65,7 @@ class Settings:
             raise ValueError(f"shares are in (0, 1], not {self.shares}")
 
 
-Bars = Callable[[str, int | None], "tqdm[Any]"]
+Bars = Callable[[str, int | None], Bar]
 """Makes a progress bar from a description and a total."""
 
 

@@ -1,12 +1,10 @@
 """Greedy pruning of a circuit, edge by edge, from the logits back (ACDC, Conmy et al., arXiv 2304.14997)."""
 
-from typing import Any
-
 from jaxtyping import Bool, Float
 from torch import Tensor
-from tqdm import tqdm
 
 from lit_sparse.circuits.faithfulness import Evaluator
+from lit_sparse.common.progress import Bar
 
 
 def prune(
@@ -15,7 +13,7 @@ def prune(
     scores: Float[Tensor, "writer reader"],
     threshold: float,
     *,
-    bar: "tqdm[Any] | None" = None,
+    bar: Bar | None = None,
 ) -> Bool[Tensor, "writer reader"]:
     """Leaves out every edge without which faithfulness falls by less than `threshold`. A run an edge, so give it the
     few hundred edges that a cheaper method prefers, not a whole graph.

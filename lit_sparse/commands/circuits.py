@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import BaseModel
@@ -23,6 +23,7 @@ from lit_sparse.circuits.measure import NotDone, Settings, measure
 from lit_sparse.circuits.tasks import TASKS, NotExpressible, Task, get_task
 from lit_sparse.commands.parser import CommandParser
 from lit_sparse.common.files import check_writable, write_atomically
+from lit_sparse.common.progress import Bar
 from lit_sparse.models.compared import Candidate, find_candidates
 from lit_sparse.models.digest import digest_of
 from lit_sparse.records.circuits import (
@@ -125,7 +126,7 @@ def _measure_model(
 
 
 def _measure(stack: Stack, candidate: Candidate, name: str, seed: int, settings: Settings, digest: str) -> Part:
-    def bars(description: str, total: int | None) -> "tqdm[Any]":
+    def bars(description: str, total: int | None) -> Bar:
         return tqdm(total=total, desc=f"{name}, seed {seed}: {description}", leave=False, unit="run")
 
     try:
