@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_sparse.attention import EdgeCounts, GateConfig
+from lit_sparse.data.base import Batch
 from lit_sparse.models.adapters import LoraConfig
 from lit_sparse.models.base import load_model
 from lit_sparse.objective import Lagrangian, TokenLosses, token_losses
@@ -30,7 +31,6 @@ from lit_sparse.training.callbacks.sparsity import SparsityByHead
 from lit_sparse.training.end.finish import finish_run
 from lit_sparse.training.execution import Execution
 from lit_sparse.training.held_out import EvaluationMetric
-from lit_sparse.training.pair import Batch
 from lit_sparse.training.pair_module import PairModule
 from lit_sparse.training.selection import Selection
 from lit_sparse.training.start.calibration import Calibration

@@ -10,14 +10,13 @@ from transformers import PreTrainedModel
 from lit_sparse.attention import EdgeCounts, GateConfig, attention_modules, edge_counts, fused_dense, gates_of, sparsify
 from lit_sparse.attention.bridge import separates_documents_only_when_gated
 from lit_sparse.attention.masks import is_causal_only, packed_causal_mask
+from lit_sparse.data.base import Batch
 from lit_sparse.models.adapters import BaseSwitch, LoraConfig, add_lora
 from lit_sparse.models.sparse_folder import continue_from
 from lit_sparse.training.execution import Execution
 from lit_sparse.training.gate_noise import give_seeds
 from lit_sparse.training.start.calibration import Calibration
 from lit_sparse.training.strategies import Sharding
-
-Batch = dict[str, Tensor]
 
 
 @runtime_checkable

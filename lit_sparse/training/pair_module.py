@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from lit_sparse.attention import GateConfig
 from lit_sparse.common.modes import evaluating
 from lit_sparse.common.progress import progress_bar
+from lit_sparse.data.base import Batch
 from lit_sparse.models.adapters import LoraConfig
 from lit_sparse.objective import Constraint, Lagrangian
 from lit_sparse.training.checkpoint_io import BEST, LAST, AtomicCheckpointIO, recover
@@ -25,7 +26,7 @@ from lit_sparse.training.execution import Execution, StepRunner
 from lit_sparse.training.finite import FiniteGuard
 from lit_sparse.training.gate_noise import draw_step_seeds
 from lit_sparse.training.held_out import Evaluation, EvaluationMetric
-from lit_sparse.training.pair import Batch, Pair
+from lit_sparse.training.pair import Pair
 from lit_sparse.training.run_module import RunModule
 from lit_sparse.training.selection import Selection
 from lit_sparse.training.start.calibrated import calibrated_start
@@ -136,6 +137,13 @@ class PairModule(RunModule):
         self.model, self._is_whole = None, True
         self.configure_model()
         self.load_state_dict(weights)
+
+    def check_finish(self) -> None:
+        if self.run_data.test() is None:
+            raise ValueError(
+                "a run ends with a report on held-out text: give fit a test or validation loader, or a trainer with "
+                "enable_checkpointing=False, which writes nothing"
+            )
 
     # --- started -----------------------------------------------------------------------------------------------
 

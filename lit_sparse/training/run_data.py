@@ -6,12 +6,10 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lit_sparse.data.base import Batch
 from lit_sparse.models.base import load_tokenizer
-
-Batch = dict[str, Tensor]
 
 _CALIBRATION = 16
 """Batches that calibration reads of a data module that does not say which."""
@@ -39,7 +37,8 @@ class RunData:
 
     def test(self) -> Iterable[Batch] | None:
         """Batches to report on: of the test split, or of the validation split where there is no other."""
-        return self._of("test_dataloader") or self.validation()
+        test = self._of("test_dataloader")  # not its truth, which is its length: not every loader has one
+        return self.validation() if test is None else test
 
     def calibration(self) -> list[Batch] | None:
         """A few batches of training text."""

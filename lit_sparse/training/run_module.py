@@ -66,6 +66,13 @@ class RunModule(LightningModule):
     def on_train_end(self) -> None:
         self.state.stop_clock()
 
+    def check_finish(self) -> None:
+        """Called before training.
+
+        Raises:
+            ValueError: `finish` will lack something.
+        """
+
     def finish(self, run_dir: Path) -> None:
         """Writes what the run is for. Called once, after training, with the model's last weights."""
 

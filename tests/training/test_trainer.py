@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from lit_sparse import SparseAttentionModule, load_sparse
 from lit_sparse.commands.main import main
@@ -94,10 +94,11 @@ def test_a_signal_stops_it_at_a_step_and_it_goes_on_from_there(fit, tmp_path):
 
 def test_what_the_user_brings_stays(fit, tmp_path):
     own = ModelCheckpoint(dirpath=tmp_path / "own", every_n_train_steps=2, save_top_k=-1)
+    nameless = ModelCheckpoint(every_n_train_steps=4)  # into the run's folder
     throughput, bar = Throughput(peak_flops=1e12), RichProgressBar(leave=True)
     logger = CSVLogger(tmp_path, name="log")
-    trainer, _ = fit("run", own, throughput, bar, logger=logger)
-    assert {own, throughput, bar} <= set(trainer.callbacks)
+    trainer, _ = fit("run", own, nameless, throughput, bar, logger=logger)
+    assert {own, nameless, throughput, bar} <= set(trainer.callbacks)
     assert sum(isinstance(callback, Throughput) for callback in trainer.callbacks) == 1
     assert not any(isinstance(callback, SparsityProgressBar) for callback in trainer.callbacks)
     assert len(list((tmp_path / "own").glob("*.ckpt"))) == 3 and (tmp_path / "run/checkpoints/last.ckpt").is_file()
@@ -157,6 +158,27 @@ def test_loaders_without_a_data_module_serve(llama_folder, tmp_path):
     trainer = Trainer(default_root_dir=tmp_path / "calibrated", logger=False, **TRAINER)
     trainer.fit(make(llama_folder, start=Calibration(kl=0.05)), *loaders)
     assert 0 < summary_of(tmp_path / "calibrated")["edge_fraction_start"] < 1
+
+
+def test_a_run_that_could_not_be_reported_on_does_not_start(llama_folder, tmp_path):
+    loader = DataLoader(Others().batches["train"], batch_size=None)
+    trainer = Trainer(default_root_dir=tmp_path / "run", logger=False, **TRAINER)
+    with pytest.raises(ValueError, match="give fit a test or validation loader"):
+        trainer.fit(make(llama_folder), loader)
+    assert not (tmp_path / "run").exists() and trainer.global_step == 0
+
+
+def test_a_loader_without_a_length_is_reported_on(fit, tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter(Others().batches["val"])
+
+    class Streamed(Others):
+        def test_dataloader(self):
+            return DataLoader(Stream(), batch_size=None)
+
+    fit("run", data=Streamed())
+    assert summary_of(tmp_path / "run")["test_tokens"] > 0
 
 
 def test_a_trainer_without_a_folder_of_its_own_writes_to_runs_default(llama_folder, tmp_path, monkeypatch):

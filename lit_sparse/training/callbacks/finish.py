@@ -17,6 +17,10 @@ class FinishRun(Callback):
     def __init__(self, run_dir: Path):
         self.run_dir = run_dir
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module: Any = pl_module
+        module.check_finish()
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module: Any = pl_module
         module.finish(self.run_dir)

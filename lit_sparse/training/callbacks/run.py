@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgressBar, TQDMProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, TQDMProgressBar
 
 from lit_sparse.training.callbacks.checkpoints import BestCheckpoint, StepBoundaryCheckpoint
 from lit_sparse.training.callbacks.finish import FinishRun
@@ -25,24 +25,29 @@ def run_callbacks(trainer: Trainer, run_dir: Path, *more: Callback) -> list[Call
         trainer.callbacks.remove(bar)  # type: ignore[attr-defined]
         brought.append(SparsityProgressBar())
     checkpoints = [callback for callback in given if isinstance(callback, ModelCheckpoint)]
+    own = [callback for callback in checkpoints if not _as_it_comes(callback)]
     if trainer.training and not trainer.fast_dev_run and checkpoints:  # type: ignore[attr-defined]
         brought += [*more, Throughput(), StopAtStepBoundary(run_dir), FinishRun(run_dir)]
         brought += [BestCheckpoint(run_dir), StepBoundaryCheckpoint(run_dir)]
     kinds = {type(callback) for callback in given}
     added = [callback for callback in brought if type(callback) not in kinds]
     # Lightning takes out what ours are special cases of: the user's own come back.
-    return [*added, *(callback for callback in checkpoints if not _is_lightnings(callback))]
+    return [*added, *own]
 
 
-def _as_it_comes(bar: ProgressBar) -> bool:
-    """Whether it is a bar of Lightning's with none of its settings changed, as a trainer has that was given none."""
-    names = ("_refresh_rate", "_leave", "_process_position", "theme", "_console_kwargs")
-    if type(bar) not in (RichProgressBar, TQDMProgressBar):
+_SETTINGS: dict[type[Callback], tuple[str, ...]] = {
+    RichProgressBar: ("_refresh_rate", "_leave", "theme", "_console_kwargs"),
+    TQDMProgressBar: ("_refresh_rate", "_leave", "_process_position"),
+    ModelCheckpoint: (
+        *("dirpath", "filename", "monitor", "save_last", "save_top_k", "save_weights_only"),
+        *("_every_n_train_steps", "_every_n_epochs", "_train_time_interval", "_save_on_train_epoch_end"),
+    ),
+}
+
+
+def _as_it_comes(callback: Callback) -> bool:
+    """Whether it is one of Lightning's with none of its settings changed, as a trainer has that was given none."""
+    names = _SETTINGS.get(type(callback))
+    if names is None:
         return False
-    mine, fresh = ({name: vars(one).get(name) for name in names} for one in (bar, type(bar)()))
-    return mine == fresh
-
-
-def _is_lightnings(callback: ModelCheckpoint) -> bool:
-    """Whether it is what a trainer has that was given none."""
-    return type(callback) is ModelCheckpoint and callback.dirpath is None and callback.monitor is None
+    return all(vars(callback)[name] == value for name, value in vars(type(callback)()).items() if name in names)

@@ -46,11 +46,7 @@ def finish_run(module: PairModule, run_dir: Path) -> RunSummary | None:
         chosen_at = trainer.global_step
     module.to(trainer.strategy.root_device)  # Lightning moves it to the CPU when training ends
     held_out = data.test()
-    if held_out is None:
-        raise ValueError(
-            f"there is no text to report on: give fit a data module with a test or validation loader. The run is in "
-            f"{run_dir / 'checkpoints'}, which `export` makes a model of"
-        )
+    assert held_out is not None  # `check_finish`
     tokenizer = data.tokenizer(module.base_name)
     with trainer.precision_plugin.forward_context():
         end = module.evaluate(list(held_out), "evaluation on the test split")

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from lit_sparse.common.progress import progress_bar
+from lit_sparse.data.base import Batch
 from lit_sparse.training.held_out import Evaluation
 from lit_sparse.training.start.calibration import Calibration, Sensitivity
-
-Batch = dict[str, Tensor]
 
 
 def calibrated_start(

@@ -29,10 +29,10 @@ from lit_sparse.attention.dense_attention import dense_attention, measure_center
 from lit_sparse.attention.edges import edge_counts
 from lit_sparse.attention.masks import allowed_edges
 from lit_sparse.common.modes import evaluating
+from lit_sparse.data.base import Batch
 from lit_sparse.objective.losses import IGNORED, token_losses
 from lit_sparse.training.start.sensitivity import LEVELS, LayerSensitivity
 
-Batch = dict[str, Tensor]
 _ROWS = 1 << 10  # tokens whose labels are drawn together
 _MEASUREMENTS = 6  # forward passes over the batches, to meet a KL
 
