@@ -1,0 +1,44 @@
+"""A layer's attention as a matrix: the weight of every edge, differentiable. For prompts of up to a few hundred tokens."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lit_sparse.attention.gates import Gate
+from lit_sparse.attention.masks import EdgeMask
+from lit_sparse.attention.reference import attention_logits
+
+
+def edge_weights(
+    query: Float[Tensor, "batch head query dim"],
+    key: Float[Tensor, "batch kv_head key dim"],
+    value: Float[Tensor, "batch kv_head key value_dim"],
+    mask: EdgeMask,
+    gate: Gate,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+) -> Float[Tensor, "batch head query key"]:
+    """w in o_i = sum_j w_ij v_j, by deterministic gates: 0 at edges that are closed or not allowed.
+
+    With centered gates o_i = c + sum_j w_ij (v_j - c). Differentiable in queries and keys through the softmax; whether
+    a gate is open has no gradient.
+
+    Args:
+        value: what the model makes, before any centering.
+    """
+    logits = attention_logits(query, key, scaling=scaling, softcap=softcap)
+    allowed = mask.dense()
+    logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
+    log_normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
+    weights = torch.exp(logits - log_normaliser) * allowed
+    if not gate.closable:
+        return weights
+    with torch.no_grad():
+        offset = gate.key_offset(gate.deviation(value))
+        gate_logits = gate(logits, log_normaliser) if offset is None else gate(logits, log_normaliser, offset)
+    weights = weights * (gate_logits > 0)
+    if gate.config.normalisation == "open":
+        mass = weights.sum(dim=-1, keepdim=True)
+        weights = weights / torch.where(mass > 0, mass, 1.0)
+    return weights

@@ -1,0 +1,43 @@
+"""The edges of some prompts as one list, and sets of them as switches of every layer."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+class EdgeList:
+    """The places of some edges.
+
+    Args:
+        edges: per layer those that are listed. A first dimension of 1 stands for all prompts.
+
+    Attributes:
+        layer, prompt, head, query, key: of each edge, in the order of layers, prompts, heads, queries and keys.
+    """
+
+    layer: Int[Tensor, " edge"]
+    prompt: Int[Tensor, " edge"]
+    head: Int[Tensor, " edge"]
+    query: Int[Tensor, " edge"]
+    key: Int[Tensor, " edge"]
+
+    def __init__(self, edges: Sequence[Bool[Tensor, "#batch head query key"]]):
+        self._shapes = [some.shape for some in edges]
+        self._sizes = [some.numel() for some in edges]
+        self._place = torch.cat([some.flatten() for some in edges]).nonzero()[:, 0]
+        counts = [int(some.sum()) for some in edges]
+        device = self._place.device
+        self.layer = torch.arange(len(edges), device=device).repeat_interleave(torch.tensor(counts, device=device))
+        places = [some.nonzero().T for some in edges]
+        self.prompt, self.head, self.query, self.key = torch.cat(places, dim=1)
+
+    def __len__(self) -> int:
+        return len(self._place)
+
+    def switches(self, kept: Float[Tensor, "sample edge"]) -> list[Float[Tensor, "sample #batch head query key"]]:
+        """Switches of every layer from those of the listed edges; all others are off. Differentiable."""
+        flat = kept.new_zeros(len(kept), sum(self._sizes)).index_copy(1, self._place, kept)
+        parts = flat.split(self._sizes, dim=1)
+        return [part.view(-1, *shape) for part, shape in zip(parts, self._shapes, strict=True)]

@@ -1,0 +1,65 @@
+"""What a circuit of a sentence has to keep: a logit difference, or the whole distribution of the next token."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+
+class Goal(ABC):
+    """Keeps a loss at or below its tolerance. Of several prompts each has its own."""
+
+    tolerance: float
+
+    @abstractmethod
+    def loss(self, logits: Float[Tensor, "sample_batch token"]) -> Float[Tensor, "sample batch"]:
+        """What is lost in each pass, from next-token logits of samples x prompts."""
+
+
+class Distribution(Goal):
+    """KL(whole model || circuit) of the next token, in nats.
+
+    Args:
+        logits: of the whole model.
+        tolerance: in nats.
+    """
+
+    def __init__(self, logits: Float[Tensor, "batch token"], tolerance: float = 0.2):
+        self.tolerance = tolerance
+        self._whole = logits.log_softmax(-1)
+
+    def loss(self, logits: Float[Tensor, "sample_batch token"]) -> Float[Tensor, "sample batch"]:
+        log_p = logits.log_softmax(-1).unflatten(0, (-1, len(self._whole)))
+        return (self._whole.exp() * (self._whole - log_p)).sum(-1)
+
+
+class Difference(Goal):
+    """1 - f, f = (m_circuit - m_ablated) / (m_whole - m_ablated), m being the log-odds of right against wrong answers.
+
+    Args:
+        right, wrong: which tokens are.
+        whole, ablated: logits of the whole model, and with all edges off.
+        keep: the f that is wanted.
+    """
+
+    def __init__(
+        self,
+        right: Bool[Tensor, "batch token"],
+        wrong: Bool[Tensor, "batch token"],
+        whole: Float[Tensor, "batch token"],
+        ablated: Float[Tensor, "batch token"],
+        keep: float = 0.9,
+    ):
+        self.tolerance = 1 - keep
+        self._right, self._wrong = right, wrong
+        self.whole, self.ablated = self.metric(whole)[0], self.metric(ablated)[0]
+
+    def metric(self, logits: Float[Tensor, "sample_batch token"]) -> Float[Tensor, "sample batch"]:
+        """Log-odds of the right answers against the wrong ones, in nats."""
+        logits = logits.unflatten(0, (-1, len(self._right)))
+        right = logits.masked_fill(~self._right, -torch.inf).logsumexp(-1)
+        return right - logits.masked_fill(~self._wrong, -torch.inf).logsumexp(-1)
+
+    def loss(self, logits: Float[Tensor, "sample_batch token"]) -> Float[Tensor, "sample batch"]:
+        return (self.whole - self.metric(logits)) / (self.whole - self.ablated)
