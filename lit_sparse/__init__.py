@@ -13,6 +13,7 @@ if TYPE_CHECKING:
         Logit,
         Probability,
         desparsify,
+        edit,
         register_gate,
         sparsify,
     )
@@ -29,6 +30,7 @@ __all__ = [
     "Probability",
     "SparseAttentionModule",
     "desparsify",
+    "edit",
     "load_sparse",
     "register_gate",
     "sparsify",
@@ -36,7 +38,17 @@ __all__ = [
 
 _NAMES = {
     **dict.fromkeys(
-        ["Contribution", "Gate", "GateConfig", "Logit", "Probability", "desparsify", "register_gate", "sparsify"],
+        [
+            "Contribution",
+            "Gate",
+            "GateConfig",
+            "Logit",
+            "Probability",
+            "desparsify",
+            "edit",
+            "register_gate",
+            "sparsify",
+        ],
         "lit_sparse.attention",
     ),
     "load_sparse": "lit_sparse.models.sparse_folder",

@@ -1,7 +1,9 @@
 """Sparse-gated attention for any transformers causal language model. Knows nothing of Lightning."""
 
 from lit_sparse.attention.bridge import attention_modules, dense, desparsify, gates_of, sparsify
+from lit_sparse.attention.edge_edits import Edit
 from lit_sparse.attention.edges import AttentionPattern, EdgeCounts, attention_pattern, edge_counts
+from lit_sparse.attention.edit import edit
 from lit_sparse.attention.gates import (
     GATES,
     Contribution,
@@ -24,6 +26,7 @@ __all__ = [
     "Contribution",
     "DenseAttentionError",
     "EdgeCounts",
+    "Edit",
     "Gate",
     "GateConfig",
     "GateForm",
@@ -37,6 +40,7 @@ __all__ = [
     "dense",
     "desparsify",
     "edge_counts",
+    "edit",
     "gates_of",
     "open_edges",
     "register_gate",

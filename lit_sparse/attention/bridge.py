@@ -80,9 +80,7 @@ def gated_attention_forward(
             "sparse model's config. Load sparse models with lit_sparse.load_sparse(folder), or call "
             "lit_sparse.sparsify(model) on a dense one"
         )
-    for name, argument in kwargs.items():
-        if argument is not None and name not in _IGNORED:
-            raise ValueError(f"gated attention does not implement the keyword {name!r} that this model passes")
+    refuse_unknown_keywords(kwargs)
     gate: Gate = module.edge_gate
     module.edge_ran = True
     mask, scaling = attention_problem(module, query, key, attention_mask, {"scaling": scaling, **kwargs})
@@ -100,6 +98,16 @@ def gated_attention_forward(
         query, key, value, mask, gate, scaling=scaling, softcap=softcap, dropout=dropout, seeds=seeds
     )
     return gate.restored(output), edges
+
+
+def refuse_unknown_keywords(keywords: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        ValueError: a keyword, beside dropout, scaling and softcap, that would change what attention computes.
+    """
+    for name, argument in keywords.items():
+        if argument is not None and name not in _IGNORED:
+            raise ValueError(f"gated attention does not implement the keyword {name!r} that this model passes")
 
 
 def attention_problem(

@@ -1,4 +1,4 @@
-"""A layer's attention as a matrix: the weight of every edge, differentiable. For prompts of up to a few hundred tokens."""
+"""A layer's attention as a matrix: the weight of every edge, differentiable. For short prompts."""
 
 import torch
 from jaxtyping import Float
@@ -27,18 +27,32 @@ def edge_weights(
     Args:
         value: what the model makes, before any centering.
     """
+    return softmax_and_edge_weights(query, key, value, mask, gate, scaling=scaling, softcap=softcap)[1]
+
+
+def softmax_and_edge_weights(
+    query: Float[Tensor, "batch head query dim"],
+    key: Float[Tensor, "batch kv_head key dim"],
+    value: Float[Tensor, "batch kv_head key value_dim"],
+    mask: EdgeMask,
+    gate: Gate,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+) -> tuple[Float[Tensor, "batch head query key"], Float[Tensor, "batch head query key"]]:
+    """p and w of every edge: the softmax over all keys that are allowed, and what the gates make of it."""
     logits = attention_logits(query, key, scaling=scaling, softcap=softcap)
     allowed = mask.dense()
     logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)
     log_normaliser = torch.logsumexp(logits, dim=-1, keepdim=True)
     weights = torch.exp(logits - log_normaliser) * allowed
     if not gate.closable:
-        return weights
+        return weights, weights
     with torch.no_grad():
         offset = gate.key_offset(gate.deviation(value))
         gate_logits = gate(logits, log_normaliser) if offset is None else gate(logits, log_normaliser, offset)
-    weights = weights * (gate_logits > 0)
+    softmax, weights = weights, weights * (gate_logits > 0)
     if gate.config.normalisation == "open":
         mass = weights.sum(dim=-1, keepdim=True)
         weights = weights / torch.where(mass > 0, mass, 1.0)
-    return weights
+    return softmax, weights

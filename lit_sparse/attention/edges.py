@@ -38,8 +38,14 @@ class AttentionPattern(NamedTuple):
 
 @torch.no_grad()
 def attention_pattern(model: nn.Module, input_ids: Int[Tensor, "1 query"]) -> AttentionPattern:
-    """Every attention weight and gate of one sequence at evaluation. Memory L H T^2: for short inputs."""
+    """Every attention weight and gate of one sequence at evaluation. Memory L H T^2: for short inputs.
+
+    Raises:
+        RuntimeError: inside `lit_sparse.edit`.
+    """
     modules = attention_modules(model)
+    if any(hasattr(module, "edge_edits") for module in modules):
+        raise RuntimeError("the pattern of a model that is being edited is not shown: leave lit_sparse.edit first")
     seen: list[tuple[Tensor, Tensor]] = []
 
     def read(gate: nn.Module, inputs: tuple[Tensor, ...], gate_logits: Tensor) -> None:

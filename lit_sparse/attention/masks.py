@@ -141,6 +141,38 @@ def mask_for_transformers(
     return torch.cat(parts, dim=1)[:, None]
 
 
+def mask_with_slots(
+    batch_size: int, q_length: int, kv_length: int, q_offset: int | Tensor = 0, kv_offset: int = 0, **kwargs: Any
+) -> Tensor:
+    """`mask_for_transformers` with two more columns: the query's position in the whole sequence, and the first key's.
+
+    A cache may hold the last keys only. Intervals stay int32; what was boolean is int64.
+    """
+    mask = mask_for_transformers(batch_size, q_length, kv_length, q_offset, kv_offset, **kwargs)
+    query = torch.arange(q_length, device=mask.device) + q_offset
+    slots = torch.stack([query, torch.zeros_like(query) + kv_offset], dim=-1).expand(len(mask), 1, -1, -1)
+    dtype = torch.int64 if mask.dtype is torch.bool else torch.int32
+    return torch.cat([mask.to(dtype), slots.to(dtype)], dim=-1)
+
+
+def without_slots(mask: Tensor | None, rows: int, keys: int) -> tuple[Tensor | None, tuple[int, int]]:
+    """The mask that travels as ever, and the positions of the first query and the first key in the sequence.
+
+    Raises:
+        ValueError: a mask from elsewhere (of four dimensions, given to the model) while keys come from a cache.
+    """
+    if mask is not None and (mask.dtype is torch.int64 or (mask.dtype is torch.int32 and mask.shape[-1] == 4)):
+        first_query, first_key = mask[0, 0, 0, -2:].tolist()
+        mask = mask[..., :-2]
+        return mask.bool() if mask.dtype is torch.int64 else mask, (first_query, first_key)
+    if rows != keys:
+        raise ValueError(
+            "a mask of four dimensions does not say where in the sequence its queries are: give the whole sequence "
+            "without a cache, or a mask of two dimensions"
+        )
+    return mask, (0, 0)
+
+
 def boolean_mask(*args: Any, **kwargs: Any) -> Tensor:
     """Transformers' `sdpa_mask`, but never None."""
     mask = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})

@@ -1,0 +1,136 @@
+"""Interventions on attention edges: a model runs with some of them closed, opened, or of another weight.
+
+What comes after an edit, gates of later layers included, is computed anew from what it made of their inputs.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+
+from lit_sparse.attention import bridge
+from lit_sparse.attention.edge_edits import Edit
+from lit_sparse.attention.edge_weights import softmax_and_edge_weights
+from lit_sparse.attention.guard import DenseAttentionError, Watch
+from lit_sparse.attention.interface import three_counts
+from lit_sparse.attention.masks import mask_with_slots, without_slots
+from lit_sparse.attention.probe import probe_attention
+
+_EDITED = "lit_sparse_edited"
+
+Means = Sequence[Float[Tensor, "head value_dim"]]
+
+
+@contextmanager
+def edit(model: PreTrainedModel, *, instead: Means | None = None) -> Iterator[Edit]:
+    """A context in which a model's edges can be edited: `with lit_sparse.edit(model) as edit: edit.close(layer=3)`.
+
+    Forward passes and `generate` run with the edits made so far, the same for every sample of a batch. Afterwards the
+    model is what it was. Gates are deterministic, and gradients flow as in `edge_weights`. Layers with edits build
+    matrices (batch, heads, queries, keys), which is for sequences of up to a few thousand tokens. The counts of
+    `output_attentions=True` are of the edges that pass some of their value.
+
+    Args:
+        model: any causal language model that `sparsify` takes, in evaluation mode, with gates or without: one without
+            is, for as long as the context lasts, one whose gates are all open.
+        instead: what a closed edge passes per unit of its weight w_ij, a tensor (heads, value_dim) for each layer, such
+            as `lit_sparse.circuits.attention_edges.passes.means` gives. Default: a closed edge passes nothing.
+
+    Raises:
+        ValueError: a family that `sparsify` refuses; means that do not fit the model.
+        RuntimeError: the model is being edited already, or its gates are switched off. From a forward pass: the model
+            is in training mode, or something else has taken over its attention.
+    """
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    with ExitStack() as stack:
+        if not bridge.attention_modules(base):
+            bridge.sparsify(base, layers=lambda layer: False)
+            stack.callback(bridge.desparsify, base)
+        modules = bridge.attention_modules(base)
+        if hasattr(modules[0], "edge_edits"):
+            raise RuntimeError("this model is being edited already: one context holds all of its edits")
+        if base.config._attn_implementation != bridge.IMPLEMENTATION:
+            raise RuntimeError(f"this model's gates are off: it attends by {base.config._attn_implementation!r}")
+        stack.callback(bridge.set_implementation, base, bridge.IMPLEMENTATION)
+        if instead is not None:
+            modules[0].edge_watch.paused = True
+            _check_means(instead, [(call.heads, call.value_shape[1]) for call in probe_attention(base)])
+        made = Edit([module.edge_gate.num_heads for module in modules])
+        stack.callback(made.end)
+        for layer, module in enumerate(modules):
+            module.edge_edits = _EditedLayer(made, layer, None if instead is None else instead[layer])
+            stack.callback(delattr, module, "edge_edits")
+        watch = _Watch(modules, _EDITED)
+        watch.attach(base, base.base_model)
+        stack.callback(watch.detach)
+        bridge.set_implementation(base, _EDITED)
+        yield made
+
+
+class _EditedLayer(NamedTuple):
+    """What an attention module carries inside the context."""
+
+    edit: Edit
+    layer: int
+    mean: Float[Tensor, "head value_dim"] | None
+
+
+class _Watch(Watch):
+    """No pass without the edits."""
+
+    def before(self, model: Any, inputs: Any) -> None:
+        """
+        Raises:
+            RuntimeError: another attention implementation was set.
+        """
+        try:
+            super().before(model, inputs)
+        except DenseAttentionError as error:
+            raise RuntimeError(
+                "inside lit_sparse.edit something set another attention implementation, in which edits have no part. "
+                "What does so itself (Stack, open_edges, ...) runs outside of the context"
+            ) from error
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # it looks at values
+def _attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **keywords: Any
+) -> tuple[Tensor, Tensor]:
+    """As `gated_attention_forward`, by matrices where edits concern a layer."""
+    attention_mask, first = without_slots(attention_mask, query.shape[2], key.shape[2])
+    edits: _EditedLayer | None = getattr(module, "edge_edits", None)  # None: a model made from this one's config
+    if edits is not None and module.edge_gate.training:
+        raise RuntimeError("edits are made in evaluation mode, where gates are not drawn: call model.eval() first")
+    if edits is None or not edits.edit.concerns(edits.layer):
+        return bridge.gated_attention_forward(module, query, key, value, attention_mask, **keywords)
+    bridge.refuse_unknown_keywords({**keywords, "dropout": None, "scaling": None, "softcap": None})
+    mask, scaling = bridge.attention_problem(module, query, key, attention_mask, keywords)
+    softcap, gate, groups = keywords.get("softcap"), module.edge_gate, query.shape[1] // key.shape[1]
+    module.edge_ran = True
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    softmax, own = softmax_and_edge_weights(query, key, value, mask, gate, scaling=scaling, softcap=softcap)
+    passes, gone = edits.edit.applied(edits.layer, own, softmax, mask.dense().expand_as(own), first)
+    output = passes.to(value.dtype) @ gate.deviation(value).repeat_interleave(groups, dim=1)
+    if edits.mean is not None:
+        output = output + gone.sum(-1, keepdim=True).to(value.dtype) * edits.mean.to(output)[:, None]
+    is_open = passes != 0
+    counts = three_counts(is_open.sum((-2, -1)).float(), is_open, mask)
+    return gate.restored(output.transpose(1, 2).contiguous()), counts
+
+
+AttentionInterface.register(_EDITED, _attend)
+AttentionMaskInterface.register(_EDITED, mask_with_slots)
+
+
+def _check_means(means: Means, expected: list[tuple[int, int]]) -> None:
+    if len(means) != len(expected):
+        raise ValueError(f"`instead` has means of {len(means)} layers, and the model has {len(expected)}")
+    for layer, (mean, shape) in enumerate(zip(means, expected, strict=True)):
+        if tuple(mean.shape) != shape:
+            raise ValueError(
+                f"the means of layer {layer} have the shape {tuple(mean.shape)}, not (heads, value_dim) = {shape}"
+            )
