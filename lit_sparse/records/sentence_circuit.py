@@ -7,14 +7,14 @@ tokens from 0. `docs/circuits.md` says how circuits are found and what the numbe
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationInfo, field_validator, model_validator
 
 from lit_sparse.common.files import write_atomically
 from lit_sparse.records.reading import Finite, Text, read_json
 
-FORMAT = 1
+FORMAT: Literal[1] = 1
 Off = Literal["mean", "zero", "corrupted"]
 
 
@@ -25,12 +25,12 @@ class KeptEdge(NamedTuple):
     effect: what is lost when this edge alone is taken out of the circuit: of f, or nats of KL.
     """
 
-    layer: int
-    head: int
-    query: int
-    key: int
-    weight: float
-    effect: float
+    layer: NonNegativeInt
+    head: NonNegativeInt
+    query: NonNegativeInt
+    key: NonNegativeInt
+    weight: Finite
+    effect: Finite
 
 
 class Outcome(BaseModel):
@@ -98,15 +98,40 @@ class SentenceCircuit(BaseModel):
     agreement: float | None = None
     seconds: float
 
+    @field_validator("edges")
+    @classmethod
+    def _edges_exist(cls, edges: list[KeptEdge], info: ValidationInfo) -> list[KeptEdge]:
+        if not {"layers", "heads", "tokens"} <= info.data.keys():
+            return edges  # one of these is refused by its own name
+        layers, heads, size = info.data["layers"], info.data["heads"], len(info.data["tokens"])
+        for edge in edges:
+            if not (edge.layer < layers and edge.head < heads and edge.key <= edge.query < size):
+                raise ValueError(f"no edge of {layers} layers, {heads} heads and {size} tokens: {list(edge[:4])}")
+        return edges
+
+    @model_validator(mode="after")
+    def _goal_is_told(self) -> Self:
+        needed = ("keep", "wrong", "faithfulness") if self.goal == "difference" else ("nats",)
+        if missing := [name for name in needed if getattr(self, name) is None]:
+            raise ValueError(f"the goal {self.goal!r} needs {', '.join(missing)}")
+        return self
+
     @property
     def kind(self) -> str:
         return "sparse" if self.sparse else "dense"
+
+    @property
+    def enough(self) -> bool:
+        """The circuit reaches its goal."""
+        if self.goal == "difference":
+            return (self.faithfulness or 0.0) >= (self.keep or 0.0)
+        return self.circuit.kl <= (self.nats or 0.0)
 
 
 class SentenceCircuits(BaseModel):
     """circuit.json: the same prompt in one model or two, the one asked for first."""
 
-    circuits: list[SentenceCircuit]
+    circuits: Annotated[list[SentenceCircuit], Field(min_length=1, max_length=2)]
 
     @classmethod
     def load(cls, file: Path) -> Self:
