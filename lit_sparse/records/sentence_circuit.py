@@ -1,0 +1,151 @@
+"""circuit.json: the circuit of one sentence, as the attention edges that keep what a model says next.
+
+An edge is (layer, head, query, key): in that head the position `query` reads the position `key`. Positions count the
+tokens from 0. `docs/circuits.md` says how circuits are found and what the numbers mean.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple, Self
+
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationInfo, field_validator, model_validator
+
+from lit_sparse.common.files import write_atomically
+from lit_sparse.records.reading import Finite, Text, read_json
+
+FORMAT: Literal[1] = 1
+Off = Literal["mean", "zero", "corrupted"]
+
+
+class KeptEdge(NamedTuple):
+    """An edge of a circuit.
+
+    weight: the factor of the key's value in the query's output, in the whole model.
+    effect: what is lost when this edge alone is taken out of the circuit: of f, or nats of KL.
+    """
+
+    layer: NonNegativeInt
+    head: NonNegativeInt
+    query: NonNegativeInt
+    key: NonNegativeInt
+    weight: Finite
+    effect: Finite
+
+
+class Outcome(BaseModel):
+    """What the model says next in one forward pass.
+
+    difference: log-odds of the answers against the wrong ones, nats; None without wrong answers.
+    kl: KL(whole model || this pass) of the next token, nats.
+    probability: of the answer, or without one of the whole model's likeliest token.
+    predictions: the likeliest tokens with their probabilities.
+    """
+
+    difference: Finite | None
+    kl: Finite
+    probability: Finite
+    predictions: list[tuple[Text, Finite]]
+
+
+class Control(BaseModel):
+    """The same search for another answer, asked for as large a difference: how many edges that takes, None where it was
+    not reached."""
+
+    answer: Text
+    edges: int | None
+
+
+class SentenceCircuit(BaseModel):
+    """One prompt in one model.
+
+    goal: "difference": the circuit keeps the share `keep` of f; "distribution": its KL stays at or below `nats`.
+    off: what an edge passes that is switched off: nothing, what its head passes on average, or what it passes on a
+        corrupted prompt.
+    allowed, open: attention edges that causality allows, and that pass anything.
+    whole, circuit, without, ablated: forward passes with all edges, with the circuit's only, with all but the
+        circuit's, and with none.
+    faithfulness: f of the circuit, (m_circuit - m_ablated) / (m_whole - m_ablated); None without wrong answers.
+    left: the same of the pass without the circuit's edges: what is left of the effect.
+    controls: searches for arbitrary answers.
+    agreement: over searches from other seeds, the share of edges that two circuits have in common (Jaccard).
+    """
+
+    format: Literal[1] = FORMAT
+    model: Text
+    sparse: bool
+    model_digest: str | None = None
+    prompt: Text
+    tokens: list[Text]
+    goal: Literal["difference", "distribution"]
+    answer: Text
+    wrong: Text | None
+    keep: float | None
+    nats: float | None
+    off: Off
+    layers: int
+    heads: int
+    allowed: int
+    open: int
+    edges: list[KeptEdge]
+    whole: Outcome
+    circuit: Outcome
+    without: Outcome
+    ablated: Outcome
+    faithfulness: Finite | None
+    left: Finite | None
+    controls: list[Control] = []
+    agreement: float | None = None
+    seconds: float
+
+    @field_validator("edges")
+    @classmethod
+    def _edges_exist(cls, edges: list[KeptEdge], info: ValidationInfo) -> list[KeptEdge]:
+        if not {"layers", "heads", "tokens"} <= info.data.keys():
+            return edges  # one of these is refused by its own name
+        layers, heads, size = info.data["layers"], info.data["heads"], len(info.data["tokens"])
+        for edge in edges:
+            if not (edge.layer < layers and edge.head < heads and edge.key <= edge.query < size):
+                raise ValueError(f"no edge of {layers} layers, {heads} heads and {size} tokens: {list(edge[:4])}")
+        return edges
+
+    @model_validator(mode="after")
+    def _goal_is_told(self) -> Self:
+        needed = ("keep", "wrong", "faithfulness") if self.goal == "difference" else ("nats",)
+        if missing := [name for name in needed if getattr(self, name) is None]:
+            raise ValueError(f"the goal {self.goal!r} needs {', '.join(missing)}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return "sparse" if self.sparse else "dense"
+
+    @property
+    def enough(self) -> bool:
+        """The circuit reaches its goal."""
+        if self.goal == "difference":
+            return (self.faithfulness or 0.0) >= (self.keep or 0.0)
+        return self.circuit.kl <= (self.nats or 0.0)
+
+
+class SentenceCircuits(BaseModel):
+    """circuit.json: the same prompt in one model or two, the one asked for first."""
+
+    circuits: Annotated[list[SentenceCircuit], Field(min_length=1, max_length=2)]
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """
+        Raises:
+            ValueError: the file is not there, or not what it should be.
+        """
+        return read_json(file, cls)
+
+    def write(self, file: Path) -> None:
+        """Write the file whole or not at all."""
+        write_atomically(file, (json.dumps(self.model_dump(mode="json"), indent=1) + "\n").encode())
+
+
+def by_strength(edges: Sequence[KeptEdge]) -> list[KeptEdge]:
+    """The edges without which most is lost first."""
+    return sorted(edges, key=lambda edge: -edge.effect)

@@ -1,0 +1,1 @@
+"""The circuit of one sentence: its page, picture and table."""
