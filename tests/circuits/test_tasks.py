@@ -3,6 +3,7 @@ import importlib.util
 import re
 from collections import Counter
 from functools import cache
+from string import ascii_uppercase
 
 import pytest
 import torch
@@ -19,6 +20,8 @@ WORDS = [
     *(lists.ARGUMENTS + lists.SUBJECTS),
     *(word for pair in lists.NOUNS + lists.VERBS for word in pair),
     *("he", "she"),
+    *(lists.SEASONS + lists.TIMES + lists.WEATHER + lists.SKIES + lists.WINDS + lists.MOODS),
+    *ascii_uppercase,
 ]
 SYMBOLS = 'When Then, While After So isn\'t Yesterday. def (self): \n """Return :param @param 0123456789 += I the a'
 
@@ -97,8 +100,9 @@ def texts(tokenizer, name, number=24):
         yield pair, clean, corrupted, answers, wrong
 
 
-def test_ioi():
-    for pair, clean, corrupted, (receiver,), (giver,) in texts(byte_tokenizer(1), "ioi"):
+@pytest.mark.parametrize("name", ["ioi", "ioi_long"])
+def test_ioi(name):
+    for pair, clean, corrupted, (receiver,), (giver,) in texts(byte_tokenizer(1), name):
         names, other_names = (
             [word for word in re.findall(r"\w+", text) if word in WORDS[:80]] for text in (clean, corrupted)
         )
@@ -106,6 +110,21 @@ def test_ioi():
         assert names == [*couple, giver]
         assert other_names[:2] == couple and other_names[2] not in couple
         assert sum(a != b for a, b in zip(pair.clean, pair.corrupted, strict=True)) == 1
+
+
+def test_ioi_long_is_ioi_after_a_context():
+    tokenizer = byte_tokenizer(1)
+    sentence = re.compile(" (?=When|Then|While|After)")
+    short = {pair.template: len(pair.clean) for pair in get_task("ioi").pairs(tokenizer, 8, seed=0)}
+    contexts = set()
+    for pair, clean, corrupted, *_ in texts(tokenizer, "ioi_long"):
+        (context, asked), (same, _) = sentence.split(clean), sentence.split(corrupted)
+        assert context == same and re.fullmatch(r"(Once, )?[^.]+\. [^.]+\.", context)
+        assert not {*re.findall(r"\w+", context)} & {*WORDS[:80], *lists.PLACES, *lists.THINGS, "he", "she", "they"}
+        assert 18 <= len(context.split()) <= 28
+        assert asked[0] != " " and abs(len(tokenizer(asked)["input_ids"]) - short[pair.template]) <= 1
+        contexts.add(context)
+    assert len(contexts) > 16
 
 
 @pytest.mark.parametrize(("digits", "given", "dummy"), [(1, 2, "0"), (2, 2, "01"), (3, 3, "0")])
@@ -140,6 +159,18 @@ def test_induction():
             assert ids.count(ids[-1]) == 2
             assert ids[ids.index(ids[-1]) + 1] == expected[0]
         assert pair.wrong[0] not in pair.clean and pair.answers[0] not in pair.corrupted
+
+
+def test_letters():
+    for pair, clean, corrupted, answers, wrong in texts(byte_tokenizer(1), "letters"):
+        (first, again), (replaced, same) = (
+            [re.findall("[A-Z]", line) for line in text.split("\n")] for text in (clean, corrupted)
+        )
+        assert pair.template == f"length-{len(first)}" and len({*first}) == len({*replaced}) == len(first)
+        assert again == same == first[: len(again)] == replaced[: len(again)] and 0 < len(again) < len(first)
+        assert ([first[len(again)]], [replaced[len(again)]]) == (answers, wrong)
+        assert wrong[0] not in first and answers[0] not in replaced
+        assert sum(a != b for a, b in zip(pair.clean, pair.corrupted, strict=True)) == 1
 
 
 def test_gendered_pronoun():
@@ -238,6 +269,25 @@ def test_refusals():
         get_task("ioi").pairs(byte_tokenizer(1), 0, seed=0)
     with pytest.raises(ValueError, match="digits must be at least 1"):
         Addition(digits=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "reason"),
+    [
+        ("ioi_long", lists.WOMEN + lists.PLACES + lists.THINGS, "of 4 seasons are single tokens"),
+        ("letters", lists.WOMEN, "of 26 capital letters are single tokens"),
+    ],
+)
+def test_a_vocabulary_without_the_words(name, words, reason):
+    """Names, places and things alone are enough for `ioi`."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    backend.train_from_iterator([f" {word}" for word in words], trainer)
+    with pytest.raises(NotExpressible, match=rf"cannot express '{name}': only \d+ {reason}"):
+        get_task(name).pairs(PreTrainedTokenizerFast(tokenizer_object=backend), 4, seed=0)
 
 
 @pytest.mark.slow

@@ -9,12 +9,24 @@ from lit_sparse.circuits.tasks.gendered_pronoun import GenderedPronoun
 from lit_sparse.circuits.tasks.greater_than import GreaterThan
 from lit_sparse.circuits.tasks.induction import Induction
 from lit_sparse.circuits.tasks.ioi import IOI
+from lit_sparse.circuits.tasks.ioi_long import IOILong
+from lit_sparse.circuits.tasks.letters import LetterSequence
 from lit_sparse.circuits.tasks.task import Draft, Pair, Task, Template
 from lit_sparse.circuits.tasks.vocabulary import NotExpressible, Tokenizer, Vocabulary
 
 TASKS: dict[str, Callable[[], Task]] = {
     task.name: task
-    for task in (IOI, GreaterThan, Induction, GenderedPronoun, Docstring, SubjectVerbAgreement, Addition)
+    for task in (
+        IOI,
+        IOILong,
+        GreaterThan,
+        Induction,
+        LetterSequence,
+        GenderedPronoun,
+        Docstring,
+        SubjectVerbAgreement,
+        Addition,
+    )
 }
 """Every task by name."""
 
@@ -38,7 +50,9 @@ __all__ = [
     "Draft",
     "GenderedPronoun",
     "GreaterThan",
+    "IOILong",
     "Induction",
+    "LetterSequence",
     "NotExpressible",
     "Pair",
     "SubjectVerbAgreement",

@@ -1,6 +1,6 @@
 """Indirect object identification, after Wang et al., "Interpretability in the wild", arXiv 2211.00593."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from random import Random
 
 from lit_sparse.circuits.tasks.task import Draft, Task, Template
@@ -13,6 +13,9 @@ SURFACES = {
     "working": "While {0} and {1} were working at the {place}, {2} gave a {thing} to",
     "decided": "After {0} and {1} found a {thing} at the {place}, {2} decided to give it to",
 }
+
+Lead = Callable[[Random], str]
+"""Draws what stands before the sentence of a prompt."""
 
 
 class IOI(Task):
@@ -30,15 +33,17 @@ class IOI(Task):
         names = vocabulary.keep(WOMEN + MEN, 6, "names")
         places = vocabulary.keep(PLACES, 2, "places")
         things = vocabulary.keep(THINGS, 2, "things")
+        leads = self.leads(vocabulary)
 
-        def template(surface: str, receiver_first: bool) -> Template:
+        def template(surface: str, lead: Lead, receiver_first: bool) -> Template:
             def draft(random: Random) -> Draft:
                 receiver, giver, third = random.sample(names, 3)
                 couple = (receiver, giver) if receiver_first else (giver, receiver)
                 place, thing = random.choice(places), random.choice(things)
+                before = lead(random)
                 return Draft(
-                    clean=surface.format(*couple, giver, place=place, thing=thing),
-                    corrupted=surface.format(*couple, third, place=place, thing=thing),
+                    clean=before + surface.format(*couple, giver, place=place, thing=thing),
+                    corrupted=before + surface.format(*couple, third, place=place, thing=thing),
                     answers=[f" {receiver}"],
                     wrong=[f" {giver}"],
                 )
@@ -46,7 +51,15 @@ class IOI(Task):
             return draft
 
         return {
-            f"{order}-{name}": template(surface, order == "abba")
+            f"{order}-{name}": template(surface, leads[name], order == "abba")
             for name, surface in SURFACES.items()
             for order in ("abba", "baba")
         }
+
+    def leads(self, vocabulary: Vocabulary) -> Mapping[str, Lead]:
+        """By surface, what stands before the sentence, the same in a prompt and its corruption: here nothing.
+
+        Raises:
+            NotExpressible: the vocabulary lacks words for it.
+        """
+        return {name: lambda _: "" for name in SURFACES}

@@ -53,3 +53,11 @@ SUBJECTS = _words("""
     winter summer morning paper letter metal stone glass fire forest island mountain ocean animal plant
 """)
 """Words of no meaning to the code that they document."""
+
+SEASONS = _words("spring summer autumn winter")
+TIMES = _words("morning afternoon evening night")
+WEATHER = _words("warm cold cool dry wet mild hot rainy")
+SKIES = _words("blue grey white dark clear bright pale")
+WINDS = _words("warm cold light soft strong gentle fresh")
+MOODS = _words("quiet busy calm silent crowded peaceful")
+"""What a context says of a town and its weather."""

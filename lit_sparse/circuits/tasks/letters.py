@@ -1,0 +1,42 @@
+"""Copying a sequence of letters: induction (Olsson et al., arXiv 2209.11895) where no word means anything."""
+
+from collections.abc import Mapping
+from random import Random
+from string import ascii_uppercase
+
+from lit_sparse.circuits.tasks.task import Draft, Task, Template
+from lit_sparse.circuits.tasks.vocabulary import Vocabulary
+
+LENGTHS = (8, 12)
+"""Letters before the repetition."""
+
+
+class LetterSequence(Task):
+    """Different capital letters with commas, and on a new line the first three quarters again: what comes next?
+
+    The corruption replaces, in the first line, the letter that is asked for by one that the prompt does not have, which
+    becomes the letter to copy and is the wrong answer.
+    """
+
+    name = "letters"
+    description = "G, K, D, R (new line) G, K, -> D (copy of a letter sequence, one replaced in the corruption)"
+
+    def templates(self, vocabulary: Vocabulary) -> Mapping[str, Template]:
+        letters = vocabulary.keep(ascii_uppercase, max(LENGTHS) + 1, "capital letters")
+
+        def template(length: int) -> Template:
+            def draft(random: Random) -> Draft:
+                *first, other = random.sample(letters, length + 1)
+                asked = 3 * length // 4
+                corrupted = [*first[:asked], other, *first[asked + 1 :]]
+                again = ", ".join(first[:asked]) + ","
+                return Draft(
+                    clean=", ".join(first) + "\n" + again,
+                    corrupted=", ".join(corrupted) + "\n" + again,
+                    answers=[f" {first[asked]}"],
+                    wrong=[f" {other}"],
+                )
+
+            return draft
+
+        return {f"length-{length}": template(length) for length in LENGTHS}
