@@ -14,6 +14,7 @@ class EdgeList:
         edges: per layer those that are listed. A first dimension of 1 stands for all prompts.
 
     Attributes:
+        prompts: how many have edges of their own: 1 where they are listed once for all.
         layer, prompt, head, query, key: of each edge, in the order of layers, prompts, heads, queries and keys.
     """
 
@@ -24,6 +25,7 @@ class EdgeList:
     key: Int[Tensor, " edge"]
 
     def __init__(self, edges: Sequence[Bool[Tensor, "#batch head query key"]]):
+        self.prompts = len(edges[0])
         self._shapes = [some.shape for some in edges]
         self._sizes = [some.numel() for some in edges]
         self._place = torch.cat([some.flatten() for some in edges]).nonzero()[:, 0]

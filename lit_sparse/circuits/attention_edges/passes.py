@@ -3,38 +3,46 @@
 An edge (layer, head, query, key) passes w_ij u_j into its head's output, u_j being the key's value (less the gate's
 center where it has one). Of every edge a switch a_ij says whether it is kept:
 
-    o_i = c + sum_j a_ij w_ij u_j + (what the others pass)
+    o_i = c + sum_j a_ij w_ij u_j + sum_j (1 - a_ij) w'_ij u'_j
 
-    zero        nothing
-    mean        sum_j (1 - a_ij) w_ij mean        `mean` of the head: what it passes per unit of weight (`means`)
-    corrupted   sum_j (1 - a_ij) w'_ij u'_j       as on the corrupted prompt
+    zero        u' = 0: an edge that is off passes nothing
+    mean        w' is the weight in the whole model, u' what the head passes per unit of weight on average (`means`):
+                the edge passes what it did, but for its content. In a dense model, where weights sum to one, a head
+                without edges writes its mean output
+    corrupted   w' and u' as on the corrupted prompt
 
-In a dense model weights sum to one, so that a head without edges writes its mean output under `mean`. Weights and gates
-are computed anew from what queries and keys have become, unless they are frozen at those of the whole model.
+What an edge that is off passes is a constant. What is kept is computed anew, weights and gates included, from what
+queries and keys have become; or weights are frozen at those of the whole model.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_sparse.anatomy.stack import Projected, Stack
+from lit_sparse.records.sentence_circuit import Off
 
-Off = Literal["zero", "mean", "corrupted"]
 Means = Sequence[Float[Tensor, "head value_dim"]]
 Switches = Sequence[Float[Tensor, "sample #batch head query key"] | None]
 
 
+class Passed(NamedTuple):
+    """What one layer's edges pass: edge (i, j) of a head the product of its weight and the key's value."""
+
+    weights: Float[Tensor, "batch head query key"]
+    values: Float[Tensor, "batch head key value_dim"]
+
+
 @dataclass(frozen=True)
 class Recorded:
-    """The whole model on some prompts: per layer the residual stream before it, the edges' weights and values."""
+    """The whole model on some prompts: per layer the residual stream before it and what edges pass."""
 
     residuals: list[Float[Tensor, "batch time model"]]
-    weights: list[Float[Tensor, "batch head query key"]]
-    values: list[Float[Tensor, "batch head key value_dim"]]
+    passed: list[Passed]
     logits: Float[Tensor, "batch token"]
 
 
@@ -43,13 +51,19 @@ class Passes:
 
     Args:
         ids: the prompts, without padding.
-        means: of `means`; needed for `mean`.
-        corrupted: prompts of the same length; needed for `corrupted`.
+        off: what edges pass that are switched off.
+        means: for "mean".
+        corrupted: for "corrupted": prompts of the same length.
+        frozen: weights stay those of the whole model.
 
     Attributes:
-        full: the whole model on the prompts.
+        whole: the whole model on the prompts.
         open: per layer, the edges that pass anything: in a dense model all that causality allows. With corrupted
             prompts, those that are open on either.
+        instead: per layer what edges pass that are off; None where that is nothing.
+
+    Raises:
+        ValueError: means or corrupted prompts are missing.
     """
 
     @torch.no_grad()
@@ -57,60 +71,83 @@ class Passes:
         self,
         stack: Stack,
         ids: Int[Tensor, "batch time"],
+        off: Off = "mean",
+        *,
         means: Means | None = None,
         corrupted: Int[Tensor, "batch time"] | None = None,
+        frozen: bool = False,
     ):
-        self.stack, self.means = stack, means
-        self.full = record(stack, ids)
-        self.instead = None if corrupted is None else record(stack, corrupted)
-        self.open: list[Bool[Tensor, "batch head query key"]] = [weight > 0 for weight in self.full.weights]
-        if self.instead is not None:
-            self.open = [edges | (weight > 0) for edges, weight in zip(self.open, self.instead.weights, strict=True)]
+        self.stack, self.ids, self.off, self.frozen = stack, ids, off, frozen
+        self.whole = record(stack, ids)
+        self.open: list[Bool[Tensor, "batch head query key"]] = [layer.weights > 0 for layer in self.whole.passed]
+        self.instead: list[Passed] | None = None
+        if off == "mean":
+            if means is None:
+                raise ValueError("edges that pass their head's mean need the means: give `means(stack, prompts)`")
+            self.instead = [
+                Passed(layer.weights, mean[:, None].expand_as(layer.values))
+                for layer, mean in zip(self.whole.passed, means, strict=True)
+            ]
+        elif off == "corrupted":
+            if corrupted is None or corrupted.shape != ids.shape:
+                raise ValueError("edges that pass what they do on corrupted prompts need some of the same shape")
+            self.instead = record(stack, corrupted).passed
+            self.open = [here | (layer.weights > 0) for here, layer in zip(self.open, self.instead, strict=True)]
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
     def logits(
-        self, kept: Switches, off: Off = "mean", *, start: int = 0, frozen: bool = False
+        self, kept: Switches, *, start: int = 0, residuals: list[Tensor] | None = None
     ) -> Float[Tensor, "sample_batch token"]:
         """Next-token logits, differentiable in the switches: samples x prompts, the prompts of a sample together.
 
         Args:
             kept: per layer the switches, 1 for an edge that is kept; None keeps all of a layer.
-            start: the first layer in which something is off. Those before it are not run again.
-            frozen: weights are those of the whole model.
+            start: the first layer to run.
+            residuals: per layer the stream before it, of `self.residuals` for what is kept before `start`; default the
+                whole model's.
         """
         samples = max((len(some) for some in kept if some is not None), default=1)
-        residual = self.full.residuals[start].repeat(samples, 1, 1)
+        residual = (self.whole.residuals if residuals is None else residuals)[start].repeat(samples, 1, 1)
         for layer in range(start, self.stack.graph.layers):
-            parts = self.stack.anatomy.layers[layer]
-            heads = self._heads(layer, self.stack.project(layer, residual), kept[layer], off, frozen)
-            attention = parts.after_attention(parts.output(heads.transpose(1, 2).flatten(2)))
-            residual = self.stack.finish_layer(layer, residual, attention)
+            residual = self._layer(layer, residual, kept[layer])
         return self.stack.logits(residual)
 
+    @torch.no_grad()
+    def residuals(self, kept: Switches) -> list[Float[Tensor, "batch time model"]]:
+        """The stream before each layer with one sample of switches."""
+        residual, found = self.whole.residuals[0], []
+        for layer in range(self.stack.graph.layers):
+            found.append(residual)
+            residual = self._layer(layer, residual, kept[layer])
+        return found
+
+    def _layer(self, layer: int, residual: Tensor, kept: Tensor | None) -> Float[Tensor, "batch time model"]:
+        parts = self.stack.anatomy.layers[layer]
+        heads = self._heads(layer, self.stack.project(layer, residual), kept)
+        attention = parts.after_attention(parts.output(heads.transpose(1, 2).flatten(2)))
+        return self.stack.finish_layer(layer, residual, attention)
+
     def _heads(
-        self, layer: int, projected: Projected, kept: Tensor | None, off: Off, frozen: bool
+        self, layer: int, projected: Projected, kept: Tensor | None
     ) -> Float[Tensor, "batch head time value_dim"]:
-        samples = len(projected.query) // len(self.full.logits)
+        samples = len(projected.query) // len(self)
         gate = self.stack.anatomy.layers[layer].attention.edge_gate
-        if frozen:
-            weight = self.full.weights[layer].repeat(samples, 1, 1, 1)
+        value = _per_head(gate.deviation(projected.value), projected.query.shape[1])
+        if self.frozen:
+            weight = self.whole.passed[layer].weights.repeat(samples, 1, 1, 1)
         else:
             weight = self.stack.edge_weights(layer, projected)
-        value = gate.deviation(projected.value).repeat_interleave(weight.shape[1] // projected.value.shape[1], dim=1)
         weight = weight.to(value.dtype)
         if kept is None:
             output = weight @ value
         else:
-            switch = kept.to(weight.dtype).expand(samples, len(self.full.logits), -1, -1, -1).flatten(0, 1)
-            output = (weight * switch) @ value
-            if off == "mean":
-                assert self.means is not None, "means are needed"
-                gone = (weight * (1 - switch)).sum(-1, keepdim=True)
-                output = output + gone * self.means[layer].to(value.dtype)[:, None]
-            elif off == "corrupted":
-                assert self.instead is not None, "corrupted prompts are needed"
-                weights, values = self.instead.weights[layer], self.instead.values[layer]
-                gone = weights.repeat(samples, 1, 1, 1).to(value.dtype) * (1 - switch)
-                output = output + gone @ values.repeat(samples, 1, 1, 1)
+            switch = kept.to(value.dtype).expand(samples, len(self), -1, -1, -1)
+            output = (weight * switch.flatten(0, 1)) @ value
+            if self.instead is not None:
+                off = (self.instead[layer].weights.to(value.dtype) * (1 - switch)) @ self.instead[layer].values
+                output = output + off.flatten(0, 1)
         return gate.restored(output.transpose(1, 2)).transpose(1, 2)
 
 
@@ -118,28 +155,36 @@ class Passes:
 def record(stack: Stack, ids: Int[Tensor, "batch time"]) -> Recorded:
     """Runs the whole model and keeps what edges pass."""
     residual = stack.embed(ids)
-    residuals, weights, values = [], [], []
+    residuals, passed = [], []
     for layer in range(stack.graph.layers):
         projected = stack.project(layer, residual)
         gate = stack.anatomy.layers[layer].attention.edge_gate
+        values = _per_head(gate.deviation(projected.value), projected.query.shape[1])
         residuals.append(residual)
-        weights.append(stack.edge_weights(layer, projected))
-        group = projected.query.shape[1] // projected.value.shape[1]
-        values.append(gate.deviation(projected.value).repeat_interleave(group, dim=1))
+        passed.append(Passed(stack.edge_weights(layer, projected), values))
         residual = stack.layer(layer, residual)
-    return Recorded(residuals, weights, values, stack.logits(residual))
+    return Recorded(residuals, passed, stack.logits(residual))
 
 
-@torch.no_grad()
 def means(stack: Stack, prompts: Iterable[Sequence[int]]) -> list[Float[Tensor, "head value_dim"]]:
-    """What each head passes per unit of attention weight, on average over all positions of some prompts. 0 for a head
-    that passes nothing on any of them."""
+    """What each head passes per unit of attention weight, on average over all positions of some prompts (token ids). 0
+    for a head that passes nothing on any of them.
+
+    Raises:
+        ValueError: no prompts.
+    """
     passed: list[Tensor] = []
     weight: list[Tensor] = []
     for ids in prompts:
-        found = record(stack, torch.tensor([ids], device=stack.model.device))
-        some = [(w.to(u.dtype) @ u)[0].sum(1) for w, u in zip(found.weights, found.values, strict=True)]
-        of_each = [w[0].sum((1, 2)) for w in found.weights]
-        passed = [a + b for a, b in zip(passed, some, strict=True)] if passed else some
-        weight = [a + b for a, b in zip(weight, of_each, strict=True)] if weight else of_each
+        found = record(stack, torch.tensor([list(ids)], device=stack.model.device)).passed
+        outputs = [(layer.weights.to(layer.values.dtype) @ layer.values)[0].sum(1) for layer in found]
+        masses = [layer.weights[0].sum((1, 2)) for layer in found]
+        passed = [a + b for a, b in zip(passed, outputs, strict=True)] if passed else outputs
+        weight = [a + b for a, b in zip(weight, masses, strict=True)] if weight else masses
+    if not passed:
+        raise ValueError("a head's mean needs prompts to take it over")
     return [p / w.clamp_min(1e-9)[:, None] * (w > 0)[:, None] for p, w in zip(passed, weight, strict=True)]
+
+
+def _per_head(value: Float[Tensor, "batch kv_head key dim"], heads: int) -> Float[Tensor, "batch head key dim"]:
+    return value.repeat_interleave(heads // value.shape[1], dim=1)

@@ -1,0 +1,94 @@
+"""The last step to a small circuit, by real ablation: edges are taken out until none can go."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from lit_sparse.circuits.attention_edges.edges import EdgeList
+from lit_sparse.circuits.attention_edges.goals import Goal
+from lit_sparse.circuits.attention_edges.passes import Passes
+
+TOKENS_AT_ONCE = 640
+"""In one batch of passes: memory grows with it."""
+
+
+class Ablations:
+    """Passes of one prompt with sets of its edges, and what they lose of a goal."""
+
+    def __init__(self, passes: Passes, edges: EdgeList, goal: Goal):
+        self.passes, self.edges, self.goal = passes, edges, goal
+        self._at_once = max(1, TOKENS_AT_ONCE // passes.ids.shape[1])
+
+    @torch.no_grad()
+    def losses(self, kept: Bool[Tensor, "sample edge"]) -> Float[Tensor, " sample"]:
+        """What each set of edges loses."""
+        parts = []
+        for some in kept.float().split(self._at_once):
+            logits = self.passes.logits(self.edges.switches(some))
+            parts.append(self.goal.loss(logits)[:, 0])
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def switched(self, kept: Bool[Tensor, " edge"], places: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
+        """What is lost when one edge is switched, on if it is off and off if it is on; each of some edges by itself."""
+        residuals = self.passes.residuals(self.edges.switches(kept.float()[None]))
+        found = torch.empty(len(places), device=places.device)
+        order = self.edges.layer[places].argsort(stable=True)
+        for some in order.split(self._at_once):
+            rows = kept.float().repeat(len(some), 1)
+            rows[torch.arange(len(some)), places[some]] = (~kept[places[some]]).float()
+            start = int(self.edges.layer[places[some[0]]])
+            logits = self.passes.logits(self.edges.switches(rows), start=start, residuals=residuals)
+            found[some] = self.goal.loss(logits)[:, 0]
+        return found
+
+
+def shortest_prefix(ablations: Ablations, order: Int[Tensor, " some"]) -> Bool[Tensor, " edge"] | None:
+    """The smallest found prefix of an order of edges that meets the goal; None if none does."""
+    size = len(ablations.edges)
+    rank = torch.full((size,), size, device=order.device)
+    rank[order] = torch.arange(len(order), device=order.device)
+
+    def measure(counts: Sequence[int]) -> list[bool]:
+        limit = torch.tensor(counts, device=order.device)[:, None]
+        return (ablations.losses(rank < limit) <= ablations.goal.tolerance).tolist()
+
+    grid = sorted({min(len(order), round(1.5**i)) for i in range(1, 40)} | {len(order)})
+    fits = dict(zip(grid, measure(grid), strict=True))
+    while any(fits.values()):
+        best = min(count for count, fit in fits.items() if fit)
+        below = max((count for count in fits if count < best), default=0)
+        between = sorted({round(below + (best - below) * i / 9) for i in range(1, 9)} - set(fits))
+        between = [count for count in between if count > 0]
+        if not between or best - below <= max(1, best // 16):
+            return rank < best
+        fits |= dict(zip(between, measure(between), strict=True))
+    return None
+
+
+def minimal(ablations: Ablations, kept: Bool[Tensor, " edge"]) -> Bool[Tensor, " edge"]:
+    """Takes out edges, the least needed first, until the goal would be missed without any single one that is left.
+
+    In each round every edge is taken out by itself, for real; then of those without which the goal is still met as many
+    go together as can.
+    """
+    tolerance = ablations.goal.tolerance
+    while True:
+        (places,) = kept.nonzero(as_tuple=True)
+        if len(places) == 0:
+            return kept
+        losses = ablations.switched(kept, places)
+        free = places[losses <= tolerance]
+        if len(free) == 0:
+            return kept
+        order = free[losses[losses <= tolerance].argsort()]
+        counts = sorted(
+            {len(order), 1} | {max(1, round(len(order) * share)) for share in (0.08, 0.15, 0.25, 0.35, 0.5, 0.65, 0.8)}
+        )
+        trials = kept.repeat(len(counts), 1)
+        for row, count in enumerate(counts):
+            trials[row, order[:count]] = False
+        fits = (ablations.losses(trials) <= tolerance).tolist()
+        kept = trials[max([0] + [row for row, fit in enumerate(fits) if fit])]
