@@ -1,5 +1,7 @@
 """A layer's attention as a matrix: the weight of every edge, differentiable. For short prompts."""
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -7,6 +9,13 @@ from torch import Tensor
 from lit_sparse.attention.gates import Gate
 from lit_sparse.attention.masks import EdgeMask
 from lit_sparse.attention.reference import attention_logits
+
+
+class Passed(NamedTuple):
+    """What one layer's edges pass: edge (i, j) of a head the product of its weight and the key's value."""
+
+    weights: Float[Tensor, "batch head query key"]
+    values: Float[Tensor, "batch head key value_dim"]
 
 
 def edge_weights(

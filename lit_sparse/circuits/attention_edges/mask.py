@@ -1,7 +1,7 @@
 """A circuit learnt as a mask: as few edges as possible subject to a goal, by the project's own constrained objective.
 
-Every open edge has a logit x. A pass keeps it with probability sigmoid(x), drawn with a straight-through binary concrete
-gate (arXiv 1611.00712), and
+Every open edge has a logit x. A pass keeps it with probability sigmoid(x), drawn with a straight-through binary
+concrete gate (arXiv 1611.00712), and
 
     minimise log(1 + sum sigmoid(x))    subject to    E[loss] <= tolerance      (`Lagrangian`, one for each prompt)
 

@@ -17,24 +17,17 @@ queries and keys have become; or weights are frozen at those of the whole model.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lit_sparse.anatomy.stack import Projected, Stack
+from lit_sparse.attention.edge_weights import Passed
 from lit_sparse.records.sentence_circuit import Off
 
 Means = Sequence[Float[Tensor, "head value_dim"]]
-Switches = Sequence[Float[Tensor, "sample #batch head query key"] | None]
-
-
-class Passed(NamedTuple):
-    """What one layer's edges pass: edge (i, j) of a head the product of its weight and the key's value."""
-
-    weights: Float[Tensor, "batch head query key"]
-    values: Float[Tensor, "batch head key value_dim"]
+Switches = Sequence[Float[Tensor, "some #batch head query key"] | None]
 
 
 @dataclass(frozen=True)
@@ -148,7 +141,8 @@ class Passes:
             if self.instead is not None:
                 off = (self.instead[layer].weights.to(value.dtype) * (1 - switch)) @ self.instead[layer].values
                 output = output + off.flatten(0, 1)
-        return gate.restored(output.transpose(1, 2)).transpose(1, 2)
+        restored: Tensor = gate.restored(output.transpose(1, 2))
+        return restored.transpose(1, 2)
 
 
 @torch.no_grad()
