@@ -27,7 +27,7 @@ from lit_sparse.attention.edge_weights import Passed
 from lit_sparse.records.sentence_circuit import Off
 
 Means = Sequence[Float[Tensor, "head value_dim"]]
-Switches = Sequence[Float[Tensor, "some #batch head query key"] | None]
+Switches = Sequence[Float[Tensor, "some prompt head query key"] | None]
 
 
 @dataclass(frozen=True)
