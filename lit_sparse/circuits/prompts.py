@@ -51,3 +51,10 @@ def _prompts(pairs: Sequence[Pair], vocabulary: int, device: torch.device | str)
         torch.tensor([getattr(pair, name) for pair in pairs], device=device) for name in ("clean", "corrupted")
     )
     return Prompts(clean, corrupted, right, wrong)
+
+
+def answer_mask(tokens: Sequence[int], vocabulary: int, device: torch.device | str = "cpu") -> Bool[Tensor, "1 token"]:
+    """Marks some tokens among all."""
+    mask = torch.zeros(1, vocabulary, dtype=torch.bool, device=device)
+    mask[0, list(tokens)] = True
+    return mask

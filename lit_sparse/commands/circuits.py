@@ -1,11 +1,15 @@
-"""`python main.py circuits --model SPARSE --task ioi,induction --out FOLDER`: task circuits of a model and its base.
+"""`python main.py circuits --model SPARSE`: what a sentence or a task needs of a model, and of its base.
 
-Writes comparison.json and circuits.json (documented in docs/circuits.md), PNGs and circuits.html into --out, and keeps
+--prompt TEXT, with --answer and --wrong or without: the attention edges that are enough for what comes next, a small
+set that no edge can be taken from. Writes circuit.json, circuit.png and circuit.html.
+
+--task ioi,induction: heads and component edges that a task needs. Writes comparison.json and circuits.json (documented in docs/circuits.md), PNGs and circuits.html into --out, and keeps
 what each model, task and seed gave in --out/parts, so that the same command goes on after an interruption.
 """
 
 import hashlib
 import json
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +26,7 @@ from lit_sparse.circuits.faithfulness import NothingToExplain
 from lit_sparse.circuits.measure import NotDone, Settings, measure
 from lit_sparse.circuits.tasks import TASKS, NotExpressible, Task, get_task
 from lit_sparse.commands.parser import CommandParser
+from lit_sparse.commands.sentence import circuit_of_sentence
 from lit_sparse.common.files import check_writable, write_atomically
 from lit_sparse.common.progress import Bar
 from lit_sparse.models.compared import Candidate, find_candidates
@@ -41,6 +46,7 @@ from lit_sparse.report.circuits.page import write_circuits_page
 from lit_sparse.report.circuits.plots import render_circuits
 from lit_sparse.report.circuits.table import circuits_table
 
+NOTHING = "none"
 PAGE, PARTS = "circuits.html", "parts"
 _FORMAT = 3  # of the parts: those of another one are measured again
 
@@ -52,6 +58,12 @@ def circuits_command(args: Sequence[str]) -> None:
         ValueError: an unknown task, method or model, or settings out of range: before anything is measured.
     """
     parsed = _parser().parse_args(list(args))
+    if parsed.prompt is not None:
+        _sentence(parsed)
+        return
+    for option in ("answer", "wrong"):
+        if getattr(parsed, option) is not None:
+            raise ValueError(f"--{option} belongs to a sentence: add --prompt TEXT")
     names = list(TASKS) if parsed.task == "all" else [name.strip() for name in parsed.task.split(",") if name.strip()]
     tasks = [get_task(name) for name in names]
     if parsed.seeds < 1:
@@ -91,6 +103,15 @@ def circuits_command(args: Sequence[str]) -> None:
     write_circuits_page(compared, out / PAGE, plots)
     console.print(circuits_table(compared))
     console.print(f"page: {out / PAGE}   numbers: {out / COMPARISON}", highlight=False, markup=False)
+
+
+def _sentence(parsed: Namespace) -> None:
+    if parsed.against == NOTHING:
+        candidates = [find_candidates(parsed.model, parsed.model)[0]]
+    else:
+        model, base = find_candidates(parsed.model, parsed.against)
+        candidates = [model] if base is None else [model, base]
+    circuit_of_sentence(parsed, candidates)
 
 
 class Part(BaseModel):
@@ -166,7 +187,20 @@ def _fingerprint(candidate: Candidate, settings: Settings) -> str:
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="main.py circuits", description=__doc__)
-    parser.add_models("a sparse model folder", "default: the base that the export records")
+    parser.add_models(
+        "a sparse model folder; with --prompt any model",
+        f"default: the base that the export records; with --prompt also '{NOTHING}'",
+    )
+    parser.add_argument("--prompt", type=str | None, default=None, help="a sentence whose next token is explained")
+    parser.add_argument("--answer", type=str | None, default=None, help="that token; default: what --model predicts")
+    parser.add_argument(
+        "--wrong", type=str | None, default=None, help="keep the answer's log-odds against this one; default: keep all"
+    )
+    parser.add_argument("--keep", type=float, default=0.9, help="share of these log-odds to keep")
+    parser.add_argument("--nats", type=float, default=0.2, help="without --wrong: the largest KL of the next token")
+    parser.add_argument("--off", type=Literal["mean", "zero"], default="mean", help="what edges pass that are off")
+    parser.add_argument("--searches", type=int, default=1, help="of a sentence's circuit, the smallest is kept")
+    parser.add_argument("--controls", type=int, default=1, help="with --wrong: searches for arbitrary answers")
     parser.add_argument("--task", type=str, default="ioi", help=f"separated by commas, or all: {', '.join(TASKS)}")
     parser.add_argument(
         "--method", type=Literal["eap", "eap-ig", "exact"], default="eap-ig", help="exact: only for small models"

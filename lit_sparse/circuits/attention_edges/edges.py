@@ -43,3 +43,7 @@ class EdgeList:
         flat = kept.new_zeros(len(kept), sum(self._sizes)).index_copy(1, self._place, kept)
         parts = flat.split(self._sizes, dim=1)
         return [part.view(-1, *shape) for part, shape in zip(parts, self._shapes, strict=True)]
+
+    def some(self, kept: Bool[Tensor, " edge"]) -> "EdgeList":
+        """Those of the edges."""
+        return EdgeList([layer[0] > 0 for layer in self.switches(kept.float()[None])])

@@ -63,3 +63,11 @@ class Difference(Goal):
 
     def loss(self, logits: Float[Tensor, "sample_batch token"]) -> Float[Tensor, "sample batch"]:
         return (self.whole - self.metric(logits)) / (self.whole - self.ablated)
+
+    def for_another(self, right: Bool[Tensor, "batch token"], ablated: Float[Tensor, "batch token"]) -> "Difference":
+        """The same log-odds, to the same number of nats, for other answers: a control."""
+        other = Difference(right, self._wrong, ablated, ablated, keep=1 - self.tolerance)
+        other.whole = self.whole
+        nats = self.tolerance * (self.whole - self.ablated)
+        other.tolerance = float((nats / (other.whole - other.ablated)).min())
+        return other

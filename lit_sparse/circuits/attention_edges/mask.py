@@ -52,14 +52,17 @@ class Learning:
     margin: float = 0.3
 
 
+DEFAULT = Learning()
+
+
 def learn_mask(
     passes: Passes,
     edges: EdgeList,
     goal: Goal,
-    learning: Learning = Learning(),
+    learning: Learning = DEFAULT,
     *,
     seed: int = 0,
-    advance: Callable[[int], object] = lambda steps: None,
+    advance: Callable[[int], object] | None = None,
 ) -> Float[Tensor, " edge"]:
     """The logit of every listed edge. Prompts are learnt side by side, each its own mask; edges that are listed once
     for all prompts are learnt as one mask for their mean loss.
@@ -92,7 +95,8 @@ def learn_mask(
         for objective, loss in zip(objectives, losses.detach(), strict=True):
             objective.observe(loss, torch.ones((), dtype=torch.int64, device=device))
             objective.step(step, step / learning.steps, lambda total: total)
-        advance(1)
+        if advance is not None:
+            advance(1)
     return logits.detach()
 
 

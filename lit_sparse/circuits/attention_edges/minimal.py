@@ -13,6 +13,10 @@ from lit_sparse.circuits.attention_edges.passes import Passes
 TOKENS_AT_ONCE = 640
 """In one batch of passes: memory grows with it."""
 
+_SHARES = (0.0, 0.08, 0.15, 0.25, 0.35, 0.5, 0.65, 0.8, 1.0)
+"""Of the edges that can go one by one, how many are tried together."""
+_CANDIDATES = 24
+
 
 class Ablations:
     """Passes of one prompt with sets of its edges, and what they lose of a goal."""
@@ -68,27 +72,56 @@ def shortest_prefix(ablations: Ablations, order: Int[Tensor, " some"]) -> Bool[T
     return None
 
 
-def minimal(ablations: Ablations, kept: Bool[Tensor, " edge"]) -> Bool[Tensor, " edge"]:
+def minimal(ablations: Ablations, kept: Bool[Tensor, " edge"], protected: Sequence[int] = ()) -> Bool[Tensor, " edge"]:
     """Takes out edges, the least needed first, until the goal would be missed without any single one that is left.
 
     In each round every edge is taken out by itself, for real; then of those without which the goal is still met as many
     go together as can.
+
+    Args:
+        kept: a circuit that meets the goal.
+        protected: places of edges that stay in any case.
     """
     tolerance = ablations.goal.tolerance
+    stay = torch.zeros_like(kept)
+    stay[list(protected)] = True
     while True:
-        (places,) = kept.nonzero(as_tuple=True)
-        if len(places) == 0:
-            return kept
+        (places,) = (kept & ~stay).nonzero(as_tuple=True)
         losses = ablations.switched(kept, places)
-        free = places[losses <= tolerance]
-        if len(free) == 0:
+        order = places[losses.argsort()][: int((losses <= tolerance).sum())]
+        if len(order) == 0:
             return kept
-        order = free[losses[losses <= tolerance].argsort()]
-        counts = sorted(
-            {len(order), 1} | {max(1, round(len(order) * share)) for share in (0.08, 0.15, 0.25, 0.35, 0.5, 0.65, 0.8)}
-        )
+        counts = sorted({max(1, round(len(order) * share)) for share in _SHARES})
         trials = kept.repeat(len(counts), 1)
         for row, count in enumerate(counts):
             trials[row, order[:count]] = False
         fits = (ablations.losses(trials) <= tolerance).tolist()
-        kept = trials[max([0] + [row for row, fit in enumerate(fits) if fit])]
+        if not any(fits):  # by rounding
+            return kept
+        kept = trials[max(row for row, fit in enumerate(fits) if fit)]
+
+
+def exchanged(
+    ablations: Ablations, kept: Bool[Tensor, " edge"], order: Int[Tensor, " edge"], attempts: int = 2
+) -> Bool[Tensor, " edge"]:
+    """Tries to put one edge in the place of two or more, again and again until it fails `attempts` times in a row.
+
+    Args:
+        kept: a minimal circuit.
+        order: all edges, the most promising first: those next in it are tried.
+    """
+    failed: set[int] = set()
+    while len(failed) < attempts and int(kept.sum()) > 1:
+        candidates = [place for place in order[~kept[order]][:_CANDIDATES].tolist() if place not in failed]
+        if not candidates:
+            break
+        losses = ablations.switched(kept, torch.tensor(candidates, device=kept.device))
+        best = candidates[int(losses.argmin())]
+        trial = kept.clone()
+        trial[best] = True
+        smaller = minimal(ablations, trial, protected=[best])
+        if int(smaller.sum()) < int(kept.sum()):
+            kept, failed = minimal(ablations, smaller), set()
+        else:
+            failed.add(best)
+    return kept

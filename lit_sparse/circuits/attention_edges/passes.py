@@ -36,6 +36,7 @@ class Recorded:
 
     residuals: list[Float[Tensor, "batch time model"]]
     passed: list[Passed]
+    allowed: int
     logits: Float[Tensor, "batch token"]
 
 
@@ -87,6 +88,11 @@ class Passes:
             self.instead = record(stack, corrupted).passed
             self.open = [here | (layer.weights > 0) for here, layer in zip(self.open, self.instead, strict=True)]
 
+    @property
+    def allowed(self) -> int:
+        """Edges that a prompt's masks allow, over all layers and heads."""
+        return self.whole.allowed
+
     def __len__(self) -> int:
         return len(self.ids)
 
@@ -106,6 +112,11 @@ class Passes:
         for layer in range(start, self.stack.graph.layers):
             residual = self._layer(layer, residual, kept[layer])
         return self.stack.logits(residual)
+
+    @torch.no_grad()
+    def ablated(self) -> Float[Tensor, "batch token"]:
+        """Next-token logits with every edge off."""
+        return self.logits([torch.zeros_like(edges, dtype=torch.float32)[None] for edges in self.open])
 
     @torch.no_grad()
     def residuals(self, kept: Switches) -> list[Float[Tensor, "batch time model"]]:
@@ -149,15 +160,16 @@ class Passes:
 def record(stack: Stack, ids: Int[Tensor, "batch time"]) -> Recorded:
     """Runs the whole model and keeps what edges pass."""
     residual = stack.embed(ids)
-    residuals, passed = [], []
+    residuals, passed, allowed = [], [], 0
     for layer in range(stack.graph.layers):
         projected = stack.project(layer, residual)
         gate = stack.anatomy.layers[layer].attention.edge_gate
         values = _per_head(gate.deviation(projected.value), projected.query.shape[1])
         residuals.append(residual)
         passed.append(Passed(stack.edge_weights(layer, projected), values))
+        allowed += stack.allowed_edges(layer, projected)
         residual = stack.layer(layer, residual)
-    return Recorded(residuals, passed, stack.logits(residual))
+    return Recorded(residuals, passed, allowed, stack.logits(residual))
 
 
 def means(stack: Stack, prompts: Iterable[Sequence[int]]) -> list[Float[Tensor, "head value_dim"]]:

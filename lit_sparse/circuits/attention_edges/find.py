@@ -1,0 +1,63 @@
+"""From a goal to a circuit: a mask is learnt, cut to what meets the goal, and made minimal by real ablation."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxtyping import Bool
+from torch import Tensor
+
+from lit_sparse.circuits.attention_edges.edges import EdgeList
+from lit_sparse.circuits.attention_edges.goals import Goal
+from lit_sparse.circuits.attention_edges.mask import DEFAULT, Learning, learn_mask
+from lit_sparse.circuits.attention_edges.minimal import Ablations, exchanged, minimal, shortest_prefix
+from lit_sparse.circuits.attention_edges.passes import Passes
+
+_MANY = 400
+"""Edges of which a mask is learnt again instead of taking them out one by one."""
+_ROUNDS = 3
+
+
+class Found(NamedTuple):
+    """A circuit: which of the listed edges it keeps, and the passes by which that was found out."""
+
+    kept: Bool[Tensor, " edge"]
+    ablations: Ablations
+
+    @property
+    def size(self) -> int:
+        return int(self.kept.sum())
+
+    def edges(self) -> set[tuple[int, int, int, int]]:
+        """As (layer, head, query, key)."""
+        listed = self.ablations.edges
+        columns = (listed.layer, listed.head, listed.query, listed.key)
+        return set(zip(*(column[self.kept].tolist() for column in columns), strict=True))
+
+
+def find(
+    passes: Passes,
+    goal: Goal,
+    learning: Learning = DEFAULT,
+    *,
+    seed: int = 0,
+    advance: Callable[[int], object] | None = None,
+) -> Found | None:
+    """A minimal circuit of one prompt: it meets the goal, and no single edge can go. None where no mask met the goal,
+    which cannot be where all edges together do.
+
+    Args:
+        seed: of the masks that are drawn.
+        advance: called with 1 after each of `learning.steps` steps.
+    """
+    edges = EdgeList(passes.open)
+    for round_ in range(_ROUNDS):
+        logits = learn_mask(passes, edges, goal, learning, seed=seed, advance=advance if round_ == 0 else None)
+        ablations, order = Ablations(passes, edges, goal), logits.argsort(descending=True)
+        kept = shortest_prefix(ablations, order)
+        if kept is None:
+            return None
+        if int(kept.sum()) > _MANY and round_ < _ROUNDS - 1:
+            edges = edges.some(kept)
+        else:
+            return Found(exchanged(ablations, minimal(ablations, kept), order), ablations)
+    raise AssertionError("the last round returns")

@@ -1,0 +1,213 @@
+"""The circuit of one sentence, from text to a record."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from random import Random
+from statistics import fmean
+
+import torch
+from transformers import PreTrainedModel
+
+from lit_sparse.anatomy.stack import Stack
+from lit_sparse.attention import attention_modules
+from lit_sparse.circuits.attention_edges.describe import describe
+from lit_sparse.circuits.attention_edges.everyday_text import everyday_prompts
+from lit_sparse.circuits.attention_edges.find import Found, find
+from lit_sparse.circuits.attention_edges.goals import Difference, Distribution, Goal
+from lit_sparse.circuits.attention_edges.mask import DEFAULT, Learning
+from lit_sparse.circuits.attention_edges.passes import Passes, means
+from lit_sparse.circuits.prompts import answer_mask
+from lit_sparse.circuits.tasks.vocabulary import NotExpressible, Tokenizer, Vocabulary
+from lit_sparse.circuits.tasks.words import SUBJECTS
+from lit_sparse.common.progress import Bar
+from lit_sparse.records.sentence_circuit import Control, Off, SentenceCircuit
+
+Bars = Callable[[str, int | None], Bar]
+
+
+@dataclass(frozen=True)
+class SentenceSettings:
+    """How the circuit of a sentence is found.
+
+    Args:
+        keep: the share f of the log-odds of right against wrong answer that the circuit keeps.
+        nats: without a wrong answer, the largest KL(whole model || circuit) of the next token.
+        off: what an edge passes that is off ("zero" or "mean").
+        searches: from different seeds; the smallest circuit found is reported, and how well they agree.
+        controls: arbitrary answers for which the same is asked, where there is a wrong answer.
+        learning: of the mask.
+        seed: of the first search.
+
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    keep: float = 0.9
+    nats: float = 0.2
+    off: Off = "mean"
+    searches: int = 1
+    controls: int = 0
+    learning: Learning = DEFAULT
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep < 1:
+            raise ValueError(f"keep is a share of the log-odds, between 0 and 1, not {self.keep}")
+        if not self.nats > 0:
+            raise ValueError(f"nats is the largest KL, above 0, not {self.nats}")
+        if self.off not in ("zero", "mean"):
+            raise ValueError(f"off is zero or mean for a single sentence, not {self.off!r}")
+        if self.searches < 1 or self.controls < 0 or self.learning.steps < 1:
+            raise ValueError("searches and steps are at least 1, controls at least 0")
+
+
+def sentence_circuit(
+    model: PreTrainedModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    answer: str | None = None,
+    wrong: str | None = None,
+    settings: SentenceSettings | None = None,
+    *,
+    name: str | None = None,
+    bars: Bars | None = None,
+) -> SentenceCircuit:
+    """The smallest set of attention edges found that keeps what a model says after a prompt. The model, dense or
+    sparse, is left as it was.
+
+    With a wrong answer the goal is the log-odds of answer against wrong answer, else the whole distribution of the next
+    token. No single edge of what is returned can go.
+
+    Args:
+        tokenizer: of transformers, or a character tokenizer.
+        answer: a token with its leading space if it has one; default what the model predicts.
+        wrong: another one.
+        name: what to call the model; default its configuration's name.
+        bars: makes a progress bar from a description and a total.
+
+    Raises:
+        ValueError: a prompt of less than two tokens, an answer that is not one token after it, answers that the model
+            does not tell apart, or a family that is not understood (see `Stack`).
+    """
+    settings = settings or SentenceSettings()
+    vocabulary, started = Vocabulary(tokenizer), time.perf_counter()
+    ids, answer_id, wrong_id = encode_sentence(vocabulary, prompt, answer, wrong)
+    sparse = bool(attention_modules(model))
+    with Stack(model) as stack:
+        mean = means(stack, everyday_prompts(tokenizer) or [ids]) if settings.off == "mean" else None
+        passes = Passes(stack, torch.tensor([ids], device=model.device), settings.off, means=mean)
+        answer_id = int(passes.whole.logits.argmax()) if answer_id is None else answer_id
+        goal = _goal(passes, answer_id, wrong_id, settings)
+        searches = []
+        for search in range(settings.searches):
+            found = _search(passes, goal, settings, search, "finding the circuit", bars)
+            assert found is not None, "all edges together meet the goal"
+            searches.append(found)
+        best = min(searches, key=lambda found: found.size)
+        controls = _controls(passes, goal, vocabulary, prompt, {answer_id, wrong_id}, settings, bars)
+        return describe(
+            passes,
+            best,
+            goal,
+            tokenizer,
+            model=name or model.config.name_or_path or model.config.model_type,
+            sparse=sparse,
+            prompt=prompt,
+            answer_id=answer_id,
+            wrong_id=wrong_id,
+            keep=settings.keep if isinstance(goal, Difference) else None,
+            nats=None if isinstance(goal, Difference) else settings.nats,
+            controls=controls,
+            agreement=agreement([found.edges() for found in searches]),
+            started=started,
+        )
+
+
+def encode_sentence(
+    vocabulary: Vocabulary, prompt: str, answer: str | None, wrong: str | None
+) -> tuple[list[int], int | None, int | None]:
+    """The prompt's tokens, and both answers'.
+
+    Raises:
+        ValueError: see `sentence_circuit`.
+    """
+    ids = list(vocabulary.encode(prompt))
+    if len(ids) < 2:
+        raise ValueError(
+            f"a circuit of attention edges needs a prompt of at least two tokens; {prompt!r} has {len(ids)}"
+        )
+    if wrong is not None and answer is None:
+        raise ValueError("a wrong answer needs the right one beside it: add --answer")
+    try:
+        found = [None if text is None else vocabulary.continuation(prompt, text) for text in (answer, wrong)]
+    except NotExpressible as error:
+        raise ValueError(f"answer: {error}; most words need their leading space, as in ' Paris'") from None
+    if found[0] is not None and found[0] == found[1]:
+        raise ValueError(f"right and wrong answer are the same token: {answer!r}")
+    return ids, found[0], found[1]
+
+
+def agreement(circuits: Sequence[set[tuple[int, int, int, int]]]) -> float | None:
+    """Mean Jaccard index over pairs of circuits; None for one circuit."""
+    pairs = list(combinations(circuits, 2))
+    return fmean(len(a & b) / max(1, len(a | b)) for a, b in pairs) if pairs else None
+
+
+def _goal(passes: Passes, answer: int, wrong: int | None, settings: SentenceSettings) -> Goal:
+    if wrong is None:
+        return Distribution(passes.whole.logits, settings.nats)
+    size, device = passes.whole.logits.shape[1], passes.whole.logits.device
+    right_mask, wrong_mask = answer_mask([answer], size, device), answer_mask([wrong], size, device)
+    goal = Difference(right_mask, wrong_mask, passes.whole.logits, passes.ablated(), settings.keep)
+    if float(goal.whole) <= 0:
+        raise ValueError(
+            f"the model does not prefer the answer: its log-odds against the wrong one are {float(goal.whole):.2f}. "
+            "Without --wrong the circuit keeps what the model says, whatever that is"
+        )
+    if float(goal.whole) <= float(goal.ablated):
+        raise ValueError(
+            f"the log-odds are {float(goal.whole):.2f} in the whole model and {float(goal.ablated):.2f} without any "
+            "attention edge: there is no effect of attention to explain"
+        )
+    return goal
+
+
+def _search(
+    passes: Passes, goal: Goal, settings: SentenceSettings, search: int, what: str, bars: Bars | None
+) -> Found | None:
+    seed = settings.seed + search
+    if bars is None:
+        return find(passes, goal, settings.learning, seed=seed)
+    with bars(what, settings.learning.steps) as bar:
+        return find(passes, goal, settings.learning, seed=seed, advance=bar.update)
+
+
+def _controls(
+    passes: Passes,
+    goal: Goal,
+    vocabulary: Vocabulary,
+    prompt: str,
+    taken: set[int | None],
+    settings: SentenceSettings,
+    bars: Bars | None,
+) -> list[Control]:
+    """The same search for arbitrary nouns."""
+    found: list[Control] = []
+    words = list(SUBJECTS)
+    Random(settings.seed).shuffle(words)
+    ablated = passes.ablated()
+    for word in words:
+        if len(found) == settings.controls or not isinstance(goal, Difference):
+            break
+        try:
+            token = vocabulary.continuation(prompt, f" {word}")
+        except NotExpressible:
+            continue
+        if token in taken:
+            continue
+        other = goal.for_another(answer_mask([token], ablated.shape[1], ablated.device), ablated)
+        circuit = _search(passes, other, settings, 0, f"control: {word}", bars)
+        found.append(Control(answer=f" {word}", edges=None if circuit is None else circuit.size))
+    return found
