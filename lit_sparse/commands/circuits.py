@@ -3,8 +3,9 @@
 --prompt TEXT, with --answer and --wrong or without: the attention edges that are enough for what comes next, a small
 set that no edge can be taken from. Writes circuit.json, circuit.png and circuit.html.
 
---task ioi,induction: heads and component edges that a task needs. Writes comparison.json and circuits.json (documented in docs/circuits.md), PNGs and circuits.html into --out, and keeps
-what each model, task and seed gave in --out/parts, so that the same command goes on after an interruption.
+--task ioi,induction: heads and component edges that a task needs. Writes comparison.json and circuits.json (documented
+in docs/circuits.md), PNGs and circuits.html, and keeps what each model, task and seed gave in --out/parts, so that the
+same command goes on after an interruption.
 """
 
 import hashlib

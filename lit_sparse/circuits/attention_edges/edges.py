@@ -47,3 +47,7 @@ class EdgeList:
     def some(self, kept: Bool[Tensor, " edge"]) -> "EdgeList":
         """Those of the edges."""
         return EdgeList([layer[0] > 0 for layer in self.switches(kept.float()[None])])
+
+    def gathered(self, layers: Sequence[Float[Tensor, "#batch head query key"]]) -> Float[Tensor, " edge"]:
+        """The listed edges' values out of those of all, a tensor a layer."""
+        return torch.cat([layer.flatten() for layer in layers])[self._place]
