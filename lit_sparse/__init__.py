@@ -55,8 +55,10 @@ _NAMES = {
     "SparseAttentionModule": "lit_sparse.training.module",
 }
 
-# A sparsified model's save_pretrained writes a sparse model folder, and transformers' Auto classes load one.
+# A sparsified model's save_pretrained writes a sparse model folder, and transformers' Auto classes load one. A recorded
+# circuit is applied to a model.
 lend("save_sparse", "lit_sparse.models.sparse_folder:save_sparse")
+lend("apply_circuit", "lit_sparse.circuits.attention_edges.apply:apply_circuit")
 when_imported("transformers.models.auto.configuration_auto", "lit_sparse.models.auto:register_config")
 when_imported("transformers.models.auto.modeling_auto", "lit_sparse.models.auto:register_model")
 

@@ -5,13 +5,16 @@ tokens from 0. `docs/circuits.md` says how circuits are found and what the numbe
 """
 
 import json
+import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, Field, NonNegativeInt, ValidationInfo, field_validator, model_validator
 
 from lit_sparse.common.files import write_atomically
+from lit_sparse.common.late import lent
 from lit_sparse.records.reading import Finite, Text, read_json
 
 FORMAT: Literal[1] = 1
@@ -59,9 +62,11 @@ class Control(BaseModel):
 class SentenceCircuit(BaseModel):
     """One prompt in one model.
 
+    ids, tokens: of the prompt.
     goal: "difference": the circuit keeps the share `keep` of f; "distribution": its KL stays at or below `nats`.
     off: what an edge passes that is switched off: nothing, what its head passes on average, or what it passes on a
         corrupted prompt.
+    mean_over: token ids of the prompts over which the heads' means were taken.
     allowed, open: attention edges that causality allows, and that pass anything.
     whole, circuit, without, ablated: forward passes with all edges, with the circuit's only, with all but the
         circuit's, and with none.
@@ -76,6 +81,7 @@ class SentenceCircuit(BaseModel):
     sparse: bool
     model_digest: str | None = None
     prompt: Text
+    ids: list[int]
     tokens: list[Text]
     goal: Literal["difference", "distribution"]
     answer: Text
@@ -83,6 +89,7 @@ class SentenceCircuit(BaseModel):
     keep: float | None
     nats: float | None
     off: Off
+    mean_over: list[list[int]] = []
     layers: int
     heads: int
     allowed: int
@@ -116,6 +123,12 @@ class SentenceCircuit(BaseModel):
             raise ValueError(f"the goal {self.goal!r} needs {', '.join(missing)}")
         return self
 
+    def apply(self, model: Any) -> AbstractContextManager[Any]:
+        """A context in which only these edges are kept on the prompt: see
+        `lit_sparse.circuits.attention_edges.apply.apply_circuit`."""
+        context: AbstractContextManager[Any] = lent("apply_circuit")(self, model)
+        return context
+
     @property
     def kind(self) -> str:
         return "sparse" if self.sparse else "dense"
@@ -134,12 +147,12 @@ class SentenceCircuits(BaseModel):
     circuits: Annotated[list[SentenceCircuit], Field(min_length=1, max_length=2)]
 
     @classmethod
-    def load(cls, file: Path) -> Self:
+    def load(cls, file: str | os.PathLike[str]) -> Self:
         """
         Raises:
             ValueError: the file is not there, or not what it should be.
         """
-        return read_json(file, cls)
+        return read_json(Path(file), cls)
 
     def write(self, file: Path) -> None:
         """Write the file whole or not at all."""

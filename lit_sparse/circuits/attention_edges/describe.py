@@ -53,6 +53,7 @@ def describe(
         return 1 - float(goal.loss(logits)) if isinstance(goal, Difference) else None
 
     return SentenceCircuit(
+        ids=passes.ids[0].tolist(),
         tokens=[token_text(tokenizer, token) for token in passes.ids[0].tolist()],
         goal="difference" if isinstance(goal, Difference) else "distribution",
         answer=token_text(tokenizer, answer_id),

@@ -96,7 +96,8 @@ def sentence_circuit(
     ids, answer_id, wrong_id = encode_sentence(vocabulary, prompt, answer, wrong)
     sparse = bool(attention_modules(model))
     with Stack(model) as stack:
-        mean = means(stack, everyday_prompts(tokenizer) or [ids]) if settings.off == "mean" else None
+        mean_over = (everyday_prompts(tokenizer) or [tuple(ids)]) if settings.off == "mean" else []
+        mean = means(stack, mean_over) if mean_over else None
         passes = Passes(stack, torch.tensor([ids], device=model.device), settings.off, means=mean)
         answer_id = int(passes.whole.logits.argmax()) if answer_id is None else answer_id
         goal = _goal(passes, answer_id, wrong_id, settings)
@@ -115,6 +116,7 @@ def sentence_circuit(
             model=name or model.config.name_or_path or model.config.model_type,
             sparse=sparse,
             prompt=prompt,
+            mean_over=[list(prompt) for prompt in mean_over],
             answer_id=answer_id,
             wrong_id=wrong_id,
             keep=settings.keep if isinstance(goal, Difference) else None,

@@ -65,7 +65,7 @@ def sentence_html(circuits: SentenceCircuits, picture: bytes | None = None) -> s
     return render(
         "sentence.html",
         first=circuits.circuits[0],
-        sides=[_side(circuit) for circuit in circuits.circuits],
+        sides=[_side(circuit, place) for place, circuit in enumerate(circuits.circuits)],
         comparison=comparison(circuits.circuits),
         off=OFF[circuits.circuits[0].off],
         controlled=any(circuit.controls for circuit in circuits.circuits),
@@ -92,7 +92,7 @@ def encode_circuit(circuit: SentenceCircuit) -> dict[str, object]:
     }
 
 
-def _side(circuit: SentenceCircuit) -> Side:
+def _side(circuit: SentenceCircuit, place: int) -> Side:
     rows = outcome_rows(circuit)
     heads = ["", "likeliest token", "answer's probability", "difference", "f", "KL"]
     shown = [index for index in range(len(heads)) if index < 3 or any(row[index] != MISSING for row in rows)]
@@ -109,5 +109,5 @@ def _side(circuit: SentenceCircuit) -> Side:
             for edge in by_strength(circuit.edges)
         ],
         notes=[sentence(note) for note in (controls(circuit), agreement(circuit)) if note is not None],
-        code=snippet(circuit),
+        code=snippet(circuit, place),
     )  # fmt: skip

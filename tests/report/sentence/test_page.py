@@ -149,12 +149,10 @@ def test_no_text_in_the_data(hostile):
     assert all(isinstance(value, int | float | None) for value in leaves(encode_circuit(hostile)))
 
 
-@pytest.mark.parametrize("sparse", [True, False])
 @pytest.mark.parametrize("count", [0, 1, 30])
-def test_snippet_is_python_that_holds_the_claim(hostile, sparse, count):
+def test_snippet_is_python_that_holds_the_claim(hostile, count):
     edges = many_edges(count, len(HOSTILE))
-    tree = ast.parse(snippet(hostile.model_copy(update={"edges": edges, "sparse": sparse})))
-    literals = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-    assert hostile.prompt in literals and hostile.model in literals
-    (kept,) = [node for node in ast.walk(tree) if isinstance(node, ast.List)]
-    assert ast.literal_eval(kept) == sorted(edge[:4] for edge in edges)
+    text = snippet(hostile.model_copy(update={"edges": edges}), 1)
+    literals = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
+    assert hostile.prompt in literals and hostile.model in literals and 1 in literals
+    assert f"keeps its {count} edges" in text

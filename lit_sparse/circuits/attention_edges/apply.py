@@ -1,0 +1,34 @@
+"""A recorded circuit put into force: the model runs with its edges only."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+from lit_sparse.anatomy.stack import Stack
+from lit_sparse.attention import Edit, edit
+from lit_sparse.circuits.attention_edges.passes import Passes, means
+from lit_sparse.records.sentence_circuit import SentenceCircuit
+
+
+@contextmanager
+def apply_circuit(circuit: SentenceCircuit, model: PreTrainedModel) -> Iterator[Edit]:
+    """Inside, only the circuit's edges are kept on its prompt, and the others pass what they did when it was found: on
+    the prompt the model gives the logits that the record tells. Yields the edits, to make more of them.
+
+    Raises:
+        ValueError: another model: its layers or heads are not the circuit's.
+    """
+    with Stack(model) as stack:
+        shape = (stack.graph.layers, max(stack.graph.heads))
+        if shape != (circuit.layers, circuit.heads):
+            raise ValueError(
+                f"the circuit was found in {circuit.model}, with {circuit.layers} layers of {circuit.heads} heads; "
+                f"this model has {shape[0]} of {shape[1]}"
+            )
+        mean = means(stack, circuit.mean_over) if circuit.off == "mean" else None
+        passes = Passes(stack, torch.tensor([circuit.ids], device=model.device), circuit.off, means=mean)
+    with edit(model, instead=passes.instead) as edits:
+        edits.keep([edge[:4] for edge in circuit.edges])
+        yield edits
