@@ -38,7 +38,7 @@ class EdgeList:
     def __len__(self) -> int:
         return len(self._place)
 
-    def switches(self, kept: Float[Tensor, "some edge"]) -> list[Float[Tensor, "some #batch head query key"]]:
+    def switches(self, kept: Float[Tensor, "some edge"]) -> list[Float[Tensor, "some prompts head query key"]]:
         """Switches of every layer from those of the listed edges; all others are off. Differentiable."""
         flat = kept.new_zeros(len(kept), sum(self._sizes)).index_copy(1, self._place, kept)
         parts = flat.split(self._sizes, dim=1)

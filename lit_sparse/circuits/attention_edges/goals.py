@@ -30,7 +30,7 @@ class Distribution(Goal):
         self._whole = logits.log_softmax(-1)
 
     def loss(self, logits: Float[Tensor, "sample_batch token"]) -> Float[Tensor, "sample batch"]:
-        log_p: Tensor = logits.log_softmax(-1).unflatten(0, (-1, len(self._whole)))  # type: ignore[no-untyped-call]
+        log_p: Tensor = logits.log_softmax(-1).unflatten(0, (-1, len(self._whole)))
         return (self._whole.exp() * (self._whole - log_p)).sum(-1)
 
 
