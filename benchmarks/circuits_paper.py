@@ -24,11 +24,11 @@ from tqdm import tqdm
 
 from lit_sparse.anatomy.stack import Stack
 from lit_sparse.circuits.attention_edges.edges import EdgeList
-from lit_sparse.circuits.attention_edges.find import Found, find
 from lit_sparse.circuits.attention_edges.goals import Difference, Distribution
 from lit_sparse.circuits.attention_edges.minimal import Ablations
 from lit_sparse.circuits.attention_edges.passes import Means, Passes, means
 from lit_sparse.circuits.attention_edges.ranking import crossing, gradient_scores
+from lit_sparse.circuits.attention_edges.search import Found, find
 from lit_sparse.circuits.prompts import answer_mask
 from lit_sparse.circuits.tasks import Pair, get_task
 from lit_sparse.models.base import load_tokenizer

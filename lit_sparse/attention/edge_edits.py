@@ -21,7 +21,7 @@ Weights = Float[Tensor, "batch head query key"]
 First = tuple[int, int]
 """Positions in the sequence of a pass's first query and first key."""
 _Integers = list[int] | None
-# From w, softmax and mask at some edges: what each passes of its value, and of what stands in for it.
+# From w, softmax and mask at some edges: what each passes of its value, and whether it is closed.
 _Action = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 # From the number of heads, queries and keys of a pass, and its first positions: an index of the edges meant.
 _Place = Callable[[Sequence[int], First], tuple[Tensor, Tensor, Tensor]]
@@ -50,7 +50,7 @@ class Edit:
         self._said: list[str] = []
 
     def close(self, *, layer: Which = None, head: Which = None, query: Which = None, key: Which = None) -> None:
-        """These edges pass nothing, or with `instead` their weight w_ij times their head's mean."""
+        """These edges pass nothing, or with `instead` what it says."""
         self._add("close", _closed, layer, head, query, key)
 
     def open(self, *, layer: Which = None, head: Which = None, query: Which = None, key: Which = None) -> None:
@@ -68,7 +68,8 @@ class Edit:
 
     def keep(self, edges: Iterable[Sequence[int]]) -> None:
         """Only these edges, (layer, head, query, key) each, pass what they do in the model (nothing, where a gate is
-        closed). All others are closed. Takes earlier edits back."""
+        closed). All others are closed: with `instead` they pass what it says, those that the model's own gates close
+        as well. Takes earlier edits back."""
         listed = [tuple(map(operator.index, edge)) for edge in edges]
         for edge in listed:
             if len(edge) != 4:
@@ -85,17 +86,17 @@ class Edit:
 
     def applied(
         self, layer: int, own: Weights, softmax: Weights, allowed: Bool[Tensor, "batch head query key"], first: First
-    ) -> tuple[Weights, Weights]:
-        """What every edge of a layer passes of its value, and of what stands in for it where it is closed.
+    ) -> tuple[Weights, Bool[Tensor, "batch head query key"]]:
+        """What every edge of a layer passes of its value, and which of the allowed ones edits close.
 
         Args:
             own: w, what gates make of the softmax.
         """
-        passes, gone = own.clone(), torch.zeros_like(own)
+        passes, closed = own.clone(), torch.zeros_like(allowed)
         for place, action in self._rules[layer]:
             at = (slice(None), *place(own.shape[1:], first))
-            passes[at], gone[at] = action(own[at], softmax[at], allowed[at])
-        return passes, gone
+            passes[at], closed[at] = action(own[at], softmax[at], allowed[at])
+        return passes, closed
 
     def concerns(self, layer: int) -> bool:
         """Whether there are edits of a layer."""
@@ -150,19 +151,19 @@ class Edit:
 
 
 def _as_it_was(own: Tensor, softmax: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    return own, torch.zeros_like(own)
+    return own, torch.zeros_like(allowed)
 
 
 def _closed(own: Tensor, softmax: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.zeros_like(own), own
+    return torch.zeros_like(own), allowed
 
 
 def _opened(own: Tensor, softmax: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.where(own > 0, own, softmax), torch.zeros_like(own)
+    return torch.where(own > 0, own, softmax), torch.zeros_like(allowed)
 
 
 def _clamped(weight: float, own: Tensor, softmax: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    return weight * allowed.to(own.dtype), torch.zeros_like(own)
+    return weight * allowed.to(own.dtype), torch.zeros_like(allowed)
 
 
 def _block(

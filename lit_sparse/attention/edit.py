@@ -8,13 +8,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
 from lit_sparse.attention import bridge
-from lit_sparse.attention.edge_edits import Edit
-from lit_sparse.attention.edge_weights import softmax_and_edge_weights
+from lit_sparse.attention.edge_edits import Edit, First
+from lit_sparse.attention.edge_weights import Passed, softmax_and_edge_weights
 from lit_sparse.attention.guard import DenseAttentionError, Watch
 from lit_sparse.attention.interface import three_counts
 from lit_sparse.attention.masks import mask_with_slots, without_slots
@@ -22,11 +22,9 @@ from lit_sparse.attention.probe import probe_attention
 
 _EDITED = "lit_sparse_edited"
 
-Means = Sequence[Float[Tensor, "head value_dim"]]
-
 
 @contextmanager
-def edit(model: PreTrainedModel, *, instead: Means | None = None) -> Iterator[Edit]:
+def edit(model: PreTrainedModel, *, instead: Sequence[Passed] | None = None) -> Iterator[Edit]:
     """A context in which a model's edges can be edited: `with lit_sparse.edit(model) as edit: edit.close(layer=3)`.
 
     Forward passes and `generate` run with the edits made so far, the same for every sample of a batch. Afterwards the
@@ -37,11 +35,14 @@ def edit(model: PreTrainedModel, *, instead: Means | None = None) -> Iterator[Ed
     Args:
         model: any causal language model that `sparsify` takes, in evaluation mode, with gates or without: one without
             is, for as long as the context lasts, one whose gates are all open.
-        instead: what a closed edge passes per unit of its weight w_ij, a tensor (heads, value_dim) for each layer, such
-            as `lit_sparse.circuits.attention_edges.passes.means` gives. Default: a closed edge passes nothing.
+        instead: what closed edges pass, for each layer: the edge (i, j) of a head the constant weights[i, j] values[j],
+            whatever came before it, and nothing at positions that these tensors do not have. With centered gates it
+            is added to the center. Their batch is 1, for every sample, or that of the passes. Such as
+            `lit_sparse.circuits.attention_edges.passes.Passes.instead`. Default: a closed edge passes nothing.
 
     Raises:
-        ValueError: a family that `sparsify` refuses; means that do not fit the model.
+        ValueError: a family that `sparsify` refuses; an `instead` that does not fit the model, or from a forward pass
+            the batch.
         RuntimeError: the model is being edited already, or its gates are switched off. From a forward pass: the model
             is in training mode, or something else has taken over its attention.
     """
@@ -58,7 +59,7 @@ def edit(model: PreTrainedModel, *, instead: Means | None = None) -> Iterator[Ed
         stack.callback(bridge.set_implementation, base, bridge.IMPLEMENTATION)
         if instead is not None:
             modules[0].edge_watch.paused = True
-            _check_means(instead, [(call.heads, call.value_shape[1]) for call in probe_attention(base)])
+            _check(instead, [(call.heads, call.value_shape[1]) for call in probe_attention(base)])
         made = Edit([module.edge_gate.num_heads for module in modules])
         stack.callback(made.end)
         for layer, module in enumerate(modules):
@@ -76,7 +77,7 @@ class _EditedLayer(NamedTuple):
 
     edit: Edit
     layer: int
-    mean: Float[Tensor, "head value_dim"] | None
+    instead: Passed | None
 
 
 class _Watch(Watch):
@@ -113,10 +114,10 @@ def _attend(
     module.edge_ran = True
     query, key = query.to(value.dtype), key.to(value.dtype)
     softmax, own = softmax_and_edge_weights(query, key, value, mask, gate, scaling=scaling, softcap=softcap)
-    passes, gone = edits.edit.applied(edits.layer, own, softmax, mask.dense().expand_as(own), first)
+    passes, closed = edits.edit.applied(edits.layer, own, softmax, mask.dense().expand_as(own), first)
     output = passes.to(value.dtype) @ gate.deviation(value).repeat_interleave(groups, dim=1)
-    if edits.mean is not None:
-        output = output + gone.sum(-1, keepdim=True).to(value.dtype) * edits.mean.to(output)[:, None]
+    if edits.instead is not None:
+        output = output + _passed(edits.instead, closed, first, like=output)
     is_open = passes != 0
     counts = three_counts(is_open.sum((-2, -1)).float(), is_open, mask)
     return gate.restored(output.transpose(1, 2).contiguous()), counts
@@ -126,11 +127,26 @@ AttentionInterface.register(_EDITED, _attend)
 AttentionMaskInterface.register(_EDITED, mask_with_slots)
 
 
-def _check_means(means: Means, expected: list[tuple[int, int]]) -> None:
-    if len(means) != len(expected):
-        raise ValueError(f"`instead` has means of {len(means)} layers, and the model has {len(expected)}")
-    for layer, (mean, shape) in enumerate(zip(means, expected, strict=True)):
-        if tuple(mean.shape) != shape:
+def _passed(
+    instead: Passed, closed: Bool[Tensor, "batch head query key"], first: First, like: Tensor
+) -> Float[Tensor, "batch head query value_dim"]:
+    """What the closed edges of a pass put in their place, in the dtype and on the device of `like`."""
+    batch, _, queries, keys = closed.shape
+    some = slice(first[1], first[1] + keys)
+    weights = instead.weights[:, :, first[0] : first[0] + queries, some].to(like)
+    values = instead.values[:, :, some].to(like)
+    if not {len(weights), len(values)} <= {1, batch}:
+        raise ValueError(f"`instead` is of {max(len(weights), len(values))} samples, and the batch has {batch}")
+    output = (weights * closed[:, :, : weights.shape[2], : weights.shape[3]]) @ values
+    return nn.functional.pad(output, (0, 0, 0, queries - output.shape[2]))
+
+
+def _check(instead: Sequence[Passed], expected: list[tuple[int, int]]) -> None:
+    if len(instead) != len(expected):
+        raise ValueError(f"`instead` has {len(instead)} layers, and the model has {len(expected)}")
+    for layer, ((weights, values), (heads, dim)) in enumerate(zip(instead, expected, strict=True)):
+        if weights.dim() != 4 or weights.shape[1] != heads or values.shape[1:] != (heads, weights.shape[3], dim):
             raise ValueError(
-                f"the means of layer {layer} have the shape {tuple(mean.shape)}, not (heads, value_dim) = {shape}"
+                f"`instead` of layer {layer} has weights {tuple(weights.shape)} and values {tuple(values.shape)}, not "
+                f"(batch, {heads} heads, queries, keys) and (batch, {heads} heads, keys, {dim})"
             )

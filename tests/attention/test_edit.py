@@ -8,8 +8,8 @@ import lit_sparse
 from lit_sparse import edit, sparsify
 from lit_sparse.anatomy.stack import Stack
 from lit_sparse.attention import attention_modules, attention_pattern, dense, edge_counts, gates_of, open_edges
+from lit_sparse.attention.edge_weights import Passed
 from lit_sparse.attention.masks import packed_causal_mask
-from lit_sparse.circuits.attention_edges.passes import Passes, means
 from lit_sparse.models.adapters import LoraConfig, add_lora
 from tests.attention.test_families import FAMILIES, TOLERANCE, WINDOWED
 
@@ -30,6 +30,15 @@ def logits(model, ids, **keys):
 def made(make_model, family, gated, **gates):
     model = make_model(family)
     return sparsify(model, {"threshold": THRESHOLD, **gates}) if gated else model
+
+
+def constants(batch, length, dim=8, dtype=torch.float32):
+    """Something for closed edges to pass at the first positions, also where no mask allows an edge."""
+    generator = torch.Generator().manual_seed(2)
+    weights, values = (
+        torch.randn(2, batch, 4, length, some, dtype=dtype, generator=generator) for some in (length, dim)
+    )
+    return list(map(Passed, weights, values))
 
 
 def state_of(model):
@@ -156,10 +165,11 @@ def test_only_kept_edges_pass(family, gated, make_model, tokens, eager):
 @every_family
 @either
 def test_edits_of_positions_hold_with_a_cache(family, gated, make_model, tokens):
-    """Windows of 3 (conftest) drop keys from the cache: positions stay those of the sequence."""
+    """Windows of 3 (conftest) drop keys from the cache: positions stay those of the sequence. What closed edges pass
+    ends at position 10, between two parts of the prompt."""
     model, ids = made(make_model, family, gated), tokens(2, 12, seed=4)
     unedited = model.generate(ids, output_logits=True, return_dict_in_generate=True, **HELD)
-    with edit(model) as edits:
+    with edit(model, instead=constants(2, 10, 6 if family == "deepseek_v3" else 8)) as edits:
         edits.close(layer=0, head=1)
         edits.clamp(layer=1, head=2, query=[10, 11, 13, 15], key=range(8, 16), weight=0.5)
         edits.close(layer=1, head=3, query=16, key=15)
@@ -304,27 +314,30 @@ def centered_llama(make_model):
 
 
 @pytest.mark.parametrize("gates", ["dense", "all", "centered"])
-@pytest.mark.parametrize("with_means", [False, True])
-def test_a_llama_in_float64(gates, with_means, make_model, tokens):
+@pytest.mark.parametrize("with_constants", [False, True])
+def test_a_llama_in_float64(gates, with_constants, make_model, tokens):
     model = centered_llama(make_model) if gates == "centered" else made(make_model, "llama", gates == "all").double()
     ids = tokens(1, 9)
     centers = (
         [0.0, 0.0] if gates != "centered" else [gate.head_center(torch.float64)[:, None] for gate in gates_of(model)]
     )
-    mean = torch.randn(2, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    instead = constants(1, 7, dtype=torch.float64)
 
     def attend(layer, softmax, value):
         own = gated_weights(softmax, gates)
-        weights, gone = own.clone(), torch.zeros_like(own)
+        weights, closed = own.clone(), torch.zeros(4, 9, 9, dtype=torch.bool)
         if layer == 1:
-            weights[2], gone[2] = 0, own[2]
+            weights[2], closed[2] = 0, torch.ones(9, 9).tril()
             weights[0, 7, 3] = 0.5
-            weights[1, 5, 4], gone[1, 5, 4] = 0, own[1, 5, 4]
+            weights[1, 5, 4], closed[1, 5, 4] = 0, True
             weights[3, 8, :] = softmax[3, 8, :]
         output = centers[layer] + weights @ (value - centers[layer])
-        return output + gone.sum(-1, keepdim=True) * mean[layer][:, None] if with_means else output
+        if with_constants:
+            constant = instead[layer].weights[0, ..., None] * instead[layer].values[0][:, None]
+            output[:, :7] += (constant * closed[:, :7, :7, None]).sum(2)
+        return output
 
-    with edit(model, instead=list(mean) if with_means else None) as edits:
+    with edit(model, instead=instead if with_constants else None) as edits:
         edits.close(layer=1, head=2)
         edits.clamp(layer=1, head=0, query=7, key=3, weight=0.5)
         edits.clamp(layer=1, head=1, query=5, key=4, weight=0.5)
@@ -350,27 +363,6 @@ def test_closing_a_head_takes_away_what_it_writes(make_model, tokens):
     torch.testing.assert_close(found, llama(model, ids[0], attend), **FLOAT64)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "deepseek_v3"])
-@pytest.mark.parametrize("gates", ["dense", "all", "open", "centered"])
-def test_keep_is_passes_with_edges_off(family, gates, make_model, tokens):
-    options = {"centered": gates == "centered", "normalisation": "open" if gates == "open" else "all"}
-    model, ids = made(make_model, family, gates != "dense", **options), tokens(2, 8)
-    for gate in gates_of(model) if gates == "centered" else []:
-        gate.center.normal_(generator=torch.Generator().manual_seed(1))
-    generator = torch.Generator().manual_seed(0)
-    kept = [(torch.rand(1, 1, 4, 8, 8, generator=generator) < 0.5).tril().float() for _ in range(2)]
-    edges = [(layer, *map(int, edge[2:])) for layer, some in enumerate(kept) for edge in some.nonzero()]
-    with Stack(model) as stack, torch.no_grad():
-        mean = means(stack, tokens(5, 8, seed=3).tolist())
-        passes = Passes(stack, ids, mean)
-        expected = {off: passes.logits(kept, off) for off in ("mean", "zero")}
-    assert (expected["mean"] - expected["zero"]).abs().max() > 0.01
-    for off, instead in (("mean", mean), ("zero", None)):
-        with edit(model, instead=instead) as edits:
-            edits.keep(edges)
-            torch.testing.assert_close(logits(model, ids)[:, -1], expected[off], **TOLERANCE)
-
-
 # --- the context ---------------------------------------------------------------------------------------------------
 
 
@@ -385,11 +377,24 @@ def test_errors_inside_restore_the_model(gated, make_model, tokens):
     with pytest.raises(ValueError), edit(model) as edits:
         edits.close(layer=2)
     assert state_of(model) == before
-    for wrong in ([torch.zeros(4, 8)], [torch.zeros(4, 8), torch.zeros(2, 8)], [torch.zeros(4, 6), torch.zeros(4, 8)]):
-        message = r"means of 1 layers|shape \((2, 8|4, 6)\), not .* = \(4, 8\)"
+    for wrong, message in (
+        (constants(1, 6)[:1], "1 layers, and the model has 2"),
+        (constants(1, 6, dim=6), r"layer 0 has .* values \(1, 4, 6, 6\), not .* keys, 8\)"),
+        (
+            [constants(1, 6)[0], Passed(torch.zeros(1, 2, 6, 6), torch.zeros(1, 2, 6, 8))],
+            r"layer 1 has .*\(1, 2, 6, 6\)",
+        ),
+        ([Passed(torch.zeros(1, 4, 6, 6), torch.zeros(1, 4, 5, 8))] * 2, "layer 0"),
+        ([Passed(torch.zeros(4, 6, 6), torch.zeros(4, 6, 8))] * 2, "layer 0"),
+    ):
         with pytest.raises(ValueError, match=message), edit(model, instead=wrong):
             pass
         assert state_of(model) == before and torch.equal(logits(model, ids), expected)
+    with edit(model, instead=constants(2, 6)) as edits:
+        edits.close(head=0)
+        assert logits(model, ids.repeat(2, 1)).isfinite().all()
+        with pytest.raises(ValueError, match="of 2 samples, and the batch has 1"):
+            logits(model, ids)
 
 
 @either
@@ -530,6 +535,6 @@ def test_adapters_gradients_and_half_precision(make_model, tokens):
         torch.testing.assert_close(logits(wrapped, ids), expected, **TOLERANCE)
     assert torch.equal(logits(wrapped, ids), before)
     half = make_model("llama").bfloat16()
-    with edit(half, instead=[torch.ones(4, 8)] * 2) as edits:
+    with edit(half, instead=constants(1, 6)) as edits:
         edits.close(head=1)
         assert logits(half, ids).dtype is torch.bfloat16

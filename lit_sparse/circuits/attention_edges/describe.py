@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lit_sparse.circuits.attention_edges.find import Found
 from lit_sparse.circuits.attention_edges.goals import Difference, Distribution, Goal
 from lit_sparse.circuits.attention_edges.passes import Passes
+from lit_sparse.circuits.attention_edges.search import Found
 from lit_sparse.circuits.tasks.vocabulary import Tokenizer
 from lit_sparse.models.tokens import token_text
 from lit_sparse.records.sentence_circuit import KeptEdge, Outcome, SentenceCircuit, by_strength

@@ -38,14 +38,14 @@ class EdgeList:
     def __len__(self) -> int:
         return len(self._place)
 
-    def switches(self, kept: Float[Tensor, "some edge"]) -> list[Float[Tensor, "some prompt head query key"]]:
+    def switches(self, kept: Float[Tensor, "some edge"]) -> list[Float[Tensor, "some prompts head query key"]]:
         """Switches of every layer from those of the listed edges; all others are off. Differentiable."""
         flat = kept.new_zeros(len(kept), sum(self._sizes)).index_copy(1, self._place, kept)
         parts = flat.split(self._sizes, dim=1)
         return [part.view(-1, *shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def some(self, kept: Bool[Tensor, " edge"]) -> "EdgeList":
-        """Those of the edges."""
+        """Those of the edges that are kept."""
         return EdgeList([layer[0] > 0 for layer in self.switches(kept.float()[None])])
 
     def gathered(self, layers: Sequence[Float[Tensor, "#batch head query key"]]) -> Float[Tensor, " edge"]:

@@ -38,7 +38,7 @@ class Ablations:
     def switched(self, kept: Bool[Tensor, " edge"], places: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
         """What is lost when one edge is switched, on if it is off and off if it is on; each of some edges by itself."""
         residuals = self.passes.residuals(self.edges.switches(kept.float()[None]))
-        found = torch.empty(len(places), device=places.device)
+        found = self.passes.whole.logits.new_empty(len(places))
         order = self.edges.layer[places].argsort(stable=True)
         for some in order.split(self._at_once):
             rows = kept.float().repeat(len(some), 1)

@@ -27,7 +27,8 @@ from lit_sparse.attention.edge_weights import Passed
 from lit_sparse.records.sentence_circuit import Off
 
 Means = Sequence[Float[Tensor, "head value_dim"]]
-Switches = Sequence[Float[Tensor, "some prompt head query key"] | None]
+Switches = Sequence[Float[Tensor, "some prompts head query key"] | None]
+"""Of every layer; prompts is 1 where they share them. None keeps all edges of a layer."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Passes:
         off: Off = "mean",
         *,
         means: Means | None = None,
-        corrupted: Int[Tensor, "batch time"] | None = None,
+        corrupted: Int[Tensor, "other_batch other_time"] | None = None,
         frozen: bool = False,
     ):
         self.stack, self.ids, self.off, self.frozen = stack, ids, off, frozen
@@ -102,7 +103,7 @@ class Passes:
         """Next-token logits, differentiable in the switches: samples x prompts, the prompts of a sample together.
 
         Args:
-            kept: per layer the switches, 1 for an edge that is kept; None keeps all of a layer.
+            kept: per layer the switches, 1 for an edge that is kept, of equally many samples.
             start: the first layer to run.
             residuals: per layer the stream before it, of `self.residuals` for what is kept before `start`; default the
                 whole model's.

@@ -14,15 +14,18 @@ from lit_sparse.anatomy.stack import Stack
 from lit_sparse.attention import attention_modules
 from lit_sparse.circuits.attention_edges.describe import describe
 from lit_sparse.circuits.attention_edges.everyday_text import everyday_prompts
-from lit_sparse.circuits.attention_edges.find import Found, find
 from lit_sparse.circuits.attention_edges.goals import Difference, Distribution, Goal
 from lit_sparse.circuits.attention_edges.mask import DEFAULT, Learning
 from lit_sparse.circuits.attention_edges.passes import Passes, means
+from lit_sparse.circuits.attention_edges.search import Found, find
 from lit_sparse.circuits.prompts import answer_mask
 from lit_sparse.circuits.tasks.vocabulary import NotExpressible, Tokenizer, Vocabulary
 from lit_sparse.circuits.tasks.words import SUBJECTS
 from lit_sparse.common.progress import Bar
 from lit_sparse.records.sentence_circuit import Control, Off, SentenceCircuit
+
+SPACE = " "
+"""Before a word that is an arbitrary answer."""
 
 Bars = Callable[[str, int | None], Bar]
 
@@ -204,12 +207,12 @@ def _controls(
         if len(found) == settings.controls or not isinstance(goal, Difference):
             break
         try:
-            token = vocabulary.continuation(prompt, f" {word}")
+            token = vocabulary.continuation(prompt, SPACE + word)
         except NotExpressible:
             continue
         if token in taken:
             continue
         other = goal.for_another(answer_mask([token], ablated.shape[1], ablated.device), ablated)
         circuit = _search(passes, other, settings, 0, f"control: {word}", bars)
-        found.append(Control(answer=f" {word}", edges=None if circuit is None else circuit.size))
+        found.append(Control(answer=SPACE + word, edges=None if circuit is None else circuit.size))
     return found

@@ -1,0 +1,64 @@
+"""What circuits have to keep."""
+
+import pytest
+import torch
+
+from lit_sparse.circuits.attention_edges.goals import Difference, Distribution
+
+
+@pytest.fixture
+def logits():
+    """logits(rows) of 7 tokens."""
+    generator = torch.Generator().manual_seed(0)
+    return lambda rows: torch.randn(rows, 7, dtype=torch.float64, generator=generator) * 3
+
+
+def tokens(*of_prompts):
+    chosen = torch.zeros(len(of_prompts), 7, dtype=torch.bool)
+    for prompt, some in enumerate(of_prompts):
+        chosen[prompt, list(some)] = True
+    return chosen
+
+
+def test_a_distribution_loses_the_kl(logits):
+    whole, other = logits(3), logits(6)
+    goal = Distribution(whole, 0.1)
+    for sample, losses in enumerate(goal.loss(other)):
+        expected = torch.nn.functional.kl_div(
+            other[3 * sample : 3 * sample + 3].log_softmax(-1), whole.log_softmax(-1), reduction="none", log_target=True
+        )
+        torch.testing.assert_close(losses, expected.sum(-1))
+    assert goal.tolerance == 0.1 and goal.loss(other).shape == (2, 3) and (goal.loss(other) > 0).all()
+    torch.testing.assert_close(goal.loss(whole + 5), torch.zeros(1, 3, dtype=torch.float64))
+
+
+def test_a_difference_is_0_for_the_whole_model_and_1_with_all_edges_off(logits):
+    whole, ablated = logits(2), logits(2)
+    right, wrong = tokens([1, 2], [0]), tokens([3], [4, 5, 6])
+    goal = Difference(right, wrong, whole, ablated, keep=0.8)
+    both = torch.cat([whole, ablated])
+    torch.testing.assert_close(goal.loss(both), torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64))
+    assert goal.tolerance == pytest.approx(0.2)
+
+
+def test_the_metric_is_log_odds_of_several_answers(logits):
+    goal = Difference(tokens([1, 2], [0]), tokens([3], [4, 5, 6]), logits(2), logits(2))
+    some = logits(4)
+    p = some.softmax(-1)
+    expected = [
+        [(p[0, 1] + p[0, 2]) / p[0, 3], p[1, 0] / p[1, 4:].sum()],
+        [(p[2, 1] + p[2, 2]) / p[2, 3], p[3, 0] / p[3, 4:].sum()],
+    ]
+    torch.testing.assert_close(goal.metric(some), torch.tensor(expected, dtype=torch.float64).log())
+    f = (goal.metric(some) - goal.ablated) / (goal.whole - goal.ablated)
+    torch.testing.assert_close(goal.loss(some), 1 - f)
+
+
+def test_single_tokens_have_gradients_without_nan(logits):
+    goal = Difference(tokens([1], [0]), tokens([3], [4]), logits(2), logits(2))
+    some = logits(2).requires_grad_()
+    goal.metric(some).sum().backward()
+    expected = torch.zeros(2, 7, dtype=torch.float64)
+    expected[0, 1] = expected[1, 0] = 1
+    expected[0, 3] = expected[1, 4] = -1
+    torch.testing.assert_close(some.grad, expected)

@@ -1,0 +1,69 @@
+"""One call from a goal to a minimal circuit, and an edge put in the place of others."""
+
+import torch
+
+from lit_sparse.anatomy.stack import Stack
+from lit_sparse.circuits.attention_edges import search as module
+from lit_sparse.circuits.attention_edges.edges import EdgeList
+from lit_sparse.circuits.attention_edges.goals import Distribution
+from lit_sparse.circuits.attention_edges.mask import Learning
+from lit_sparse.circuits.attention_edges.minimal import Ablations, exchanged, minimal
+from lit_sparse.circuits.attention_edges.search import find
+
+STEPS = Learning(steps=30)
+
+
+class Additive(Ablations):
+    """Each edge is worth something by itself, and 10 are wanted: no model is run."""
+
+    def __init__(self, worth: list[float]):
+        self.worth = torch.tensor(worth)
+        self.goal = Distribution(torch.zeros(1, 2), tolerance=1.0)
+
+    def losses(self, kept):
+        return 11 - (kept.float() * self.worth).sum(-1)
+
+    def switched(self, kept, places):
+        trials = kept.repeat(len(places), 1)
+        trials[torch.arange(len(places)), places] ^= True
+        return self.losses(trials)
+
+
+def test_minimal_takes_the_least_needed_and_keeps_what_is_protected():
+    ablations = Additive([6, 3, 2, 1, 1, 0])
+    kept = minimal(ablations, torch.ones(6, dtype=torch.bool))
+    assert float(ablations.losses(kept[None])) <= 1 and kept.tolist() == [True, True, True, False, False, False]
+    kept = minimal(ablations, torch.ones(6, dtype=torch.bool), protected=[5])
+    assert bool(kept[5]) and float(ablations.losses(kept[None])) <= 1
+
+
+def test_an_edge_takes_the_place_of_several():
+    ablations = Additive([2, 2, 2, 2, 2, 9, 1])
+    kept = torch.tensor([True] * 5 + [False, False])
+    assert torch.equal(minimal(ablations, kept), kept), "no single one can go"
+    smaller = exchanged(ablations, kept, torch.arange(7))
+    assert smaller.sum() == 2 and bool(smaller[5]) and float(ablations.losses(smaller[None])) <= 1
+
+
+def test_a_large_prefix_is_learnt_again_and_what_is_found_is_of_the_same_edges(
+    copier, sentences, passes_of, monkeypatch
+):
+    with Stack(copier) as stack:
+        passes = passes_of(stack, sentences(1, seed=4))
+        goal = Distribution(passes.whole.logits)
+        steps = []
+        found = find(passes, goal, STEPS, advance=steps.append)
+        assert sum(steps) == STEPS.steps
+        again = find(passes, goal, STEPS)
+        assert found.edges() == again.edges() and len(found.edges()) == found.size > 0
+        monkeypatch.setattr(module, "_MANY", 2)
+        other = find(passes, goal, STEPS)
+        assert float(other.ablations.losses(other.kept[None])) <= goal.tolerance
+        assert len(other.ablations.edges) < len(EdgeList(passes.open))
+
+
+def test_what_no_mask_reaches_is_none(copier, sentences, passes_of):
+    with Stack(copier) as stack:
+        passes = passes_of(stack, sentences(1))
+        impossible = Distribution(torch.full((1, 16), -30.0).index_fill(1, torch.tensor([3]), 30.0), tolerance=1e-6)
+        assert find(passes, impossible, Learning(steps=2)) is None
