@@ -6,7 +6,7 @@
 
 `measure` adds a line for each sentence and protocol to benchmarks/results/circuits_paper/MODEL.jsonl and goes on where
 it was stopped; one process a model, one thread each, is fastest on few cores. Protocols: edges that keep the next
-token's distribution (KL <= 0.2) or 90 % of the log-odds, by a learnt mask, with heads' means taken over the task's other
+token's distribution (KL <= 0.2) or 90 % of the log-odds, by a learnt mask, with heads' means over the task's other
 sentences or over everyday ones; an arbitrary answer (the control); rankings. `table` compares the sentences that all
 models have: benchmarks/results/circuits_paper.json, a list of {model, task, protocol, level, sentences, base, sparse,
 ratio, ratio_low, ratio_high, necessity, transfer}.
