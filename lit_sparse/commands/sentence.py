@@ -38,11 +38,10 @@ def circuit_of_sentence(parsed: Namespace, candidates: Sequence[Candidate]) -> N
             raise ValueError(
                 f"the prompt has {len(ids)} tokens; {candidate.name} reads {candidate.positions:g} at most"
             )
-    out, console, found = Path(parsed.out), Console(), []
+    out, console = Path(parsed.out), Console()
+    found: list[SentenceCircuit] = []
     for candidate in candidates:
-        found.append(_found(candidate, parsed, settings))
-        if parsed.answer is None:
-            parsed.answer = found[0].answer  # the same is explained in both
+        found.append(_found(candidate, parsed, settings, found[0].answer_id if found else None))
     circuits = SentenceCircuits(circuits=found)
     picture = style.png(circuit_figure(circuits))
     circuits.write(out / NUMBERS)
@@ -54,7 +53,10 @@ def circuit_of_sentence(parsed: Namespace, candidates: Sequence[Candidate]) -> N
     )
 
 
-def _found(candidate: Candidate, parsed: Namespace, settings: SentenceSettings) -> SentenceCircuit:
+def _found(
+    candidate: Candidate, parsed: Namespace, settings: SentenceSettings, answer_id: int | None
+) -> SentenceCircuit:
+    """In every model the same answer is explained: the given one, or what the first predicts."""
     kind = "sparse" if candidate.is_sparse else "dense"
 
     def bars(description: str, total: int | None) -> Bar:
@@ -62,5 +64,13 @@ def _found(candidate: Candidate, parsed: Namespace, settings: SentenceSettings) 
 
     model = candidate.load(torch.float32)
     return sentence_circuit(
-        model, candidate.tokenizer, parsed.prompt, parsed.answer, parsed.wrong, settings, name=candidate.name, bars=bars
+        model,
+        candidate.tokenizer,
+        parsed.prompt,
+        parsed.answer,
+        parsed.wrong,
+        settings,
+        answer_id=answer_id,
+        name=candidate.name,
+        bars=bars,
     )

@@ -1,4 +1,4 @@
-"""The mode that a model is in."""
+"""The state that a model is in for a time."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,3 +16,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in in_training:
             module.training = True
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Inside, no parameter asks for a gradient, so that a backward pass to inputs keeps nothing for weights."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)

@@ -79,12 +79,12 @@ class SentenceCircuit(BaseModel):
     format: Literal[1] = FORMAT
     model: Text
     sparse: bool
-    model_digest: str | None = None
     prompt: Text
     ids: list[int]
     tokens: list[Text]
     goal: Literal["difference", "distribution"]
     answer: Text
+    answer_id: int
     wrong: Text | None
     keep: float | None
     nats: float | None

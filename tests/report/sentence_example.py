@@ -30,7 +30,8 @@ def make_circuit(edges: list[KeptEdge] | None = None, tokens: list[str] | None =
     values = {
         "model": "gpt2", "sparse": False, "prompt": "".join(tokens), "tokens": tokens,
         "ids": list(range(len(tokens))), "goal": "difference",
-        "answer": " Mary", "wrong": " John", "keep": 0.9, "nats": None, "off": "mean", "layers": 12, "heads": 12,
+        "answer": " Mary", "answer_id": 1, "wrong": " John", "keep": 0.9, "nats": None, "off": "mean",
+        "layers": 12, "heads": 12,
         "allowed": 15_120, "open": 15_120, "edges": EDGES if edges is None else edges,
         "whole": _outcome(3.41, 0.0, 0.612, (" Mary", 0.612), (" them", 0.11), (" John", 0.02)),
         "circuit": _outcome(3.17, 0.142, 0.548, (" Mary", 0.548), (" them", 0.13)),

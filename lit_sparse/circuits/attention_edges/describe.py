@@ -57,6 +57,7 @@ def describe(
         tokens=[token_text(tokenizer, token) for token in passes.ids[0].tolist()],
         goal="difference" if isinstance(goal, Difference) else "distribution",
         answer=token_text(tokenizer, answer_id),
+        answer_id=answer_id,
         wrong=None if wrong_id is None else token_text(tokenizer, wrong_id),
         off=passes.off,
         layers=passes.stack.graph.layers,

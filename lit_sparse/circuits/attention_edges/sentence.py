@@ -21,6 +21,7 @@ from lit_sparse.circuits.attention_edges.search import Found, find
 from lit_sparse.circuits.prompts import answer_mask
 from lit_sparse.circuits.tasks.vocabulary import NotExpressible, Tokenizer, Vocabulary
 from lit_sparse.circuits.tasks.words import SUBJECTS
+from lit_sparse.common.modes import frozen
 from lit_sparse.common.progress import Bar
 from lit_sparse.records.sentence_circuit import Control, Off, SentenceCircuit
 
@@ -74,6 +75,7 @@ def sentence_circuit(
     wrong: str | None = None,
     settings: SentenceSettings | None = None,
     *,
+    answer_id: int | None = None,
     name: str | None = None,
     bars: Bars | None = None,
 ) -> SentenceCircuit:
@@ -87,6 +89,7 @@ def sentence_circuit(
         tokenizer: of transformers, or a character tokenizer.
         answer: a token with its leading space if it has one; default what the model predicts.
         wrong: another one.
+        answer_id: the same as a token's id, for tokens that are no text of their own.
         name: what to call the model; default its configuration's name.
         bars: makes a progress bar from a description and a total.
 
@@ -96,12 +99,13 @@ def sentence_circuit(
     """
     settings = settings or SentenceSettings()
     vocabulary, started = Vocabulary(tokenizer), time.perf_counter()
-    ids, answer_id, wrong_id = encode_sentence(vocabulary, prompt, answer, wrong)
+    ids, from_text, wrong_id = encode_sentence(vocabulary, prompt, answer, wrong)
     sparse = bool(attention_modules(model))
-    with Stack(model) as stack:
+    with frozen(model), Stack(model) as stack:
         mean_over = (everyday_prompts(tokenizer) or [tuple(ids)]) if settings.off == "mean" else []
         mean = means(stack, mean_over) if mean_over else None
         passes = Passes(stack, torch.tensor([ids], device=model.device), settings.off, means=mean)
+        answer_id = from_text if answer_id is None else answer_id
         answer_id = int(passes.whole.logits.argmax()) if answer_id is None else answer_id
         goal = _goal(passes, answer_id, wrong_id, settings)
         searches = []
