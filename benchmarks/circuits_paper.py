@@ -7,9 +7,9 @@
 `measure` adds a line for each sentence and protocol to benchmarks/results/circuits_paper/MODEL.jsonl and goes on where
 it was stopped; one process a model, one thread each, is fastest on few cores. Protocols: edges that keep the next
 token's distribution (KL <= 0.2) or 90 % of the log-odds, by a learnt mask, with heads' means over the task's other
-sentences or over everyday ones; an arbitrary answer (the control); rankings. `table` compares the sentences that all
-models have: benchmarks/results/circuits_paper.json, a list of {model, task, protocol, level, sentences, base, sparse,
-ratio, ratio_low, ratio_high, necessity, transfer}.
+sentences or over everyday ones; an arbitrary answer (the control); one circuit for a template's sentences; rankings.
+`table` compares the sentences that all models have: benchmarks/results/circuits_paper.json, a list of {model, task,
+protocol, level, sentences, base, sparse, ratio, ratio_low, ratio_high, necessity, transfer}.
 """
 
 import argparse
@@ -48,10 +48,11 @@ CONTROL = " table"
 RANKINGS = ("attribution", "gradient")
 REPORTED = (
     *RANKINGS, "difference/mean", "control/mean", "distribution/mean", "distribution/everyday", "difference/everyday",
+    "template/everyday",
 )  # fmt: skip
 PROTOCOLS = (
     "distribution/everyday", "distribution/mean", "difference/mean", "control/mean", "difference/everyday",
-    *(f"{score}/{off}" for score in RANKINGS for off in ("mean", "zero")),
+    "template/everyday", *(f"{score}/{off}" for score in RANKINGS for off in ("mean", "zero")),
 )  # fmt: skip
 SIDES = ("base", "sparse")
 
@@ -122,6 +123,8 @@ class Sentence:
             return row | self.mask(passes, goal, over)
         if goal_name == "distribution":
             return row | self.mask(passes, Distribution(passes.whole.logits), over)
+        if goal_name == "template":
+            return row | self.template(over)
         if goal_name == "control":
             if self.control in (*self.pair.answers, *self.pair.wrong):
                 return row | {"edges": None}
@@ -171,6 +174,16 @@ class Sentence:
         if self.others:
             row["loss_elsewhere"] = self.elsewhere(kept, over, isinstance(goal, Difference))
         return row
+
+    def template(self, over: str) -> dict[str, Any]:
+        """One circuit by position for half of the template's sentences, and what it loses on the others."""
+        some = [self.pair, *self.others[: len(self.others) // 2]]
+        self.others = self.others[len(self.others) // 2 :]
+        passes = Passes(self.stack, torch.tensor([one.clean for one in some]), "mean", means=self.means[over])
+        found = find(passes, Distribution(passes.whole.logits))
+        assert found is not None, "all edges together meet the goal"
+        kept = found.ablations.edges.switches(found.kept.float()[None])
+        return {"edges": found.size, "sentences": len(some), "loss_elsewhere": self.elsewhere(kept, over, False)}
 
     @torch.no_grad()
     def elsewhere(self, kept: list[torch.Tensor], over: str, difference: bool) -> list[float]:

@@ -19,11 +19,14 @@ _CANDIDATES = 24
 
 
 class Ablations:
-    """Passes of one prompt with sets of its edges, and what they lose of a goal."""
+    """Passes with sets of edges, and what they lose of a goal: of one prompt, or of several that share their edges, on
+    average."""
 
     def __init__(self, passes: Passes, edges: EdgeList, goal: Goal):
+        if edges.prompts != 1:
+            raise ValueError(f"the edges are those of {edges.prompts} prompts: list them once for all")
         self.passes, self.edges, self.goal = passes, edges, goal
-        self._at_once = max(1, TOKENS_AT_ONCE // passes.ids.shape[1])
+        self._at_once = max(1, TOKENS_AT_ONCE // passes.ids.numel())
 
     @torch.no_grad()
     def losses(self, kept: Bool[Tensor, "sample edge"]) -> Float[Tensor, " sample"]:
@@ -31,21 +34,23 @@ class Ablations:
         parts = []
         for some in kept.float().split(self._at_once):
             logits = self.passes.logits(self.edges.switches(some))
-            parts.append(self.goal.loss(logits)[:, 0])
+            parts.append(self.goal.loss(logits).mean(1))
         return torch.cat(parts)
 
     @torch.no_grad()
     def switched(self, kept: Bool[Tensor, " edge"], places: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
         """What is lost when one edge is switched, on if it is off and off if it is on; each of some edges by itself."""
-        residuals = self.passes.residuals(self.edges.switches(kept.float()[None]))
         found = self.passes.whole.logits.new_empty(len(places))
+        if len(places) == 0:
+            return found
+        residuals = self.passes.residuals(self.edges.switches(kept.float()[None]))
         order = self.edges.layer[places].argsort(stable=True)
         for some in order.split(self._at_once):
             rows = kept.float().repeat(len(some), 1)
             rows[torch.arange(len(some)), places[some]] = (~kept[places[some]]).float()
             start = int(self.edges.layer[places[some[0]]])
             logits = self.passes.logits(self.edges.switches(rows), start=start, residuals=residuals)
-            found[some] = self.goal.loss(logits)[:, 0]
+            found[some] = self.goal.loss(logits).mean(1)
         return found
 
 

@@ -42,14 +42,14 @@ def find(
     seed: int = 0,
     advance: Callable[[int], object] | None = None,
 ) -> Found | None:
-    """A minimal circuit of one prompt: it meets the goal, and no single edge can go. None where no mask met the goal,
-    which cannot be where all edges together do.
+    """A minimal circuit: it meets the goal, and no single edge can go. None where no mask met the goal, which cannot be
+    where all edges together do. Of several prompts, one circuit by position: it meets the goal on average.
 
     Args:
         seed: of the masks that are drawn.
         advance: called with 1 after each of `learning.steps` steps.
     """
-    edges = EdgeList(passes.open)
+    edges = EdgeList([layer.any(0, keepdim=True) for layer in passes.open])
     for round_ in range(_ROUNDS):
         logits = learn_mask(passes, edges, goal, learning, seed=seed, advance=advance if round_ == 0 else None)
         ablations, order = Ablations(passes, edges, goal), logits.argsort(descending=True)

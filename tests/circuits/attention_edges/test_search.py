@@ -1,5 +1,6 @@
 """One call from a goal to a minimal circuit, and an edge put in the place of others."""
 
+import pytest
 import torch
 
 from lit_sparse.anatomy.stack import Stack
@@ -59,7 +60,7 @@ def test_a_large_prefix_is_learnt_again_and_what_is_found_is_of_the_same_edges(
         monkeypatch.setattr(module, "_MANY", 2)
         other = find(passes, goal, STEPS)
         assert float(other.ablations.losses(other.kept[None])) <= goal.tolerance
-        assert len(other.ablations.edges) < len(EdgeList(passes.open))
+        assert len(other.ablations.edges) < sum(int(layer.sum()) for layer in passes.open)
 
 
 def test_what_no_mask_reaches_is_none(copier, sentences, passes_of):
@@ -67,3 +68,22 @@ def test_what_no_mask_reaches_is_none(copier, sentences, passes_of):
         passes = passes_of(stack, sentences(1))
         impossible = Distribution(torch.full((1, 16), -30.0).index_fill(1, torch.tensor([3]), 30.0), tolerance=1e-6)
         assert find(passes, impossible, Learning(steps=2)) is None
+
+
+def test_several_prompts_have_one_circuit_that_meets_the_goal_on_average(copier, sentences, passes_of):
+    with Stack(copier) as stack:
+        passes = passes_of(stack, sentences(3, seed=4))
+        goal = Distribution(passes.whole.logits)
+        found = find(passes, goal, STEPS)
+        kept = found.ablations.edges.switches(found.kept.float()[None])
+        with torch.no_grad():
+            losses = goal.loss(passes.logits(kept))
+    assert losses.shape == (1, 3) and float(losses.mean()) <= goal.tolerance
+    assert {layer.shape for layer in kept} == {(1, 1, 4, 8, 8)} and 0 < found.size < 2 * 4 * 36
+
+
+def test_edges_of_each_prompt_by_itself_are_refused(copier, sentences, passes_of):
+    with Stack(copier) as stack:
+        passes = passes_of(stack, sentences(2))
+        with pytest.raises(ValueError, match="2 prompts: list them once"):
+            Ablations(passes, EdgeList(passes.open), Distribution(passes.whole.logits))
