@@ -31,7 +31,7 @@ from lit_sparse.circuits.attention_edges.goals import Difference, Distribution
 from lit_sparse.circuits.attention_edges.minimal import Ablations
 from lit_sparse.circuits.attention_edges.passes import Means, Passes, means
 from lit_sparse.circuits.attention_edges.ranking import crossing, gradient_scores
-from lit_sparse.circuits.attention_edges.search import find
+from lit_sparse.circuits.attention_edges.search import find, find_each
 from lit_sparse.circuits.prompts import answer_mask
 from lit_sparse.circuits.tasks import Pair, get_task
 from lit_sparse.models.base import load_tokenizer
@@ -44,6 +44,8 @@ ELSEWHERE = 4
 """Other sentences of the template that a circuit is tried on."""
 MEAN_OVER = 40
 """Sentences of the task, others than are measured, over which heads' means are taken."""
+TOGETHER = 8
+"""Sentences of a template whose masks are learnt side by side."""
 CONTROL = " table"
 RANKINGS = ("attribution", "gradient")
 REPORTED = (
@@ -82,122 +84,160 @@ def measure(name: str, tasks: list[str], sentences: int) -> None:
     with Stack(model) as stack:
         everyday = means(stack, everyday_prompts(tokenizer))
         for task in tasks:
-            pairs = get_task(task).pairs(tokenizer, sentences, seed=0)
+            pairs = dict(enumerate(get_task(task).pairs(tokenizer, sentences, seed=0)))
             others = get_task(task).pairs(tokenizer, MEAN_OVER, seed=1)
-            wanted = [(task, number, name) for number in range(sentences) for name in PROTOCOLS]
-            wanted = [key for key in wanted if key not in done]
-            mean = means(stack, [pair.clean for pair in others]) if wanted else []
+            over = {"mean": means(stack, [pair.clean for pair in others]), "everyday": everyday}
             control = tokenizer.encode(CONTROL, add_special_tokens=False)[0]
-            for _, number, protocol in tqdm(wanted, desc=f"{name} {task}"):
-                same = [other for other in others if other.template == pairs[number].template]
-                sentence = Sentence(stack, pairs[number], same[:ELSEWHERE], mean, everyday, control)
-                row = {"task": task, "sentence": number, "protocol": protocol, **sentence.measure(protocol)}
-                with file.open("a") as out:
-                    out.write(json.dumps(row) + "\n")
+            groups = [group for template in {pair.template for pair in pairs.values()}
+                      for group in _split([n for n, pair in pairs.items() if pair.template == template])]  # fmt: skip
+            work = [(group, protocol) for group in groups for protocol in PROTOCOLS]
+            with tqdm(total=len(pairs) * len(PROTOCOLS), desc=f"{name} {task}", smoothing=0) as bar:
+                for group, protocol in work:
+                    left = [number for number in group if (task, number, protocol) not in done]
+                    if left:
+                        same = [other for other in others if other.template == pairs[left[0]].template][:ELSEWHERE]
+                        some = Group(stack, [pairs[number] for number in left], same, over, control)
+                        for number, row in zip(left, some.measure(protocol), strict=True):
+                            with file.open("a") as out:
+                                line = {"task": task, "sentence": number, "protocol": protocol, **row}
+                                out.write(json.dumps(line) + "\n")
+                    bar.update(len(group))
 
 
-class Sentence:
-    """One prompt in one model, and what each protocol gives on it."""
+def _split(numbers: list[int]) -> list[list[int]]:
+    return [numbers[first : first + TOGETHER] for first in range(0, len(numbers), TOGETHER)]
 
-    def __init__(self, stack: Stack, pair: Pair, others: list[Pair], mean: Means, everyday: Means, control: int):
-        self.stack, self.pair, self.control = stack, pair, control
-        self.others = [other for other in others if len(other.clean) == len(pair.clean)]
-        self.means = {"mean": mean, "everyday": everyday}
-        self.ids = torch.tensor([pair.clean])
-        size = stack.vocabulary
-        self.right, self.wrong = answer_mask(pair.answers, size), answer_mask(pair.wrong, size)
 
-    def measure(self, protocol: str) -> dict[str, Any]:
-        """
+class Group:
+    """Prompts of one template and length in one model, and what each protocol gives on them."""
+
+    def __init__(self, stack: Stack, pairs: list[Pair], others: list[Pair], over: dict[str, Means], control: int):
+        self.stack, self.pairs, self.means, self.control = stack, pairs, over, control
+        self.others = [other for other in others if len(other.clean) == len(pairs[0].clean)]
+        self.ids = torch.tensor([pair.clean for pair in pairs])
+        self.right, self.wrong = _answers(stack, pairs)
+
+    def measure(self, protocol: str) -> list[dict[str, Any]]:
+        """A row a prompt.
+
         Args:
-            protocol: of `PROTOCOLS`: a goal, and over what heads' means are taken.
+            protocol: of `PROTOCOLS`: a goal or a ranking, and over what heads' means are taken.
         """
-        goal_name, _, over = protocol.partition("/")
-        passes = self.passes(over)
+        what, _, over = protocol.partition("/")
+        passes = self.passes(self.ids, over)
         goal = Difference(self.right, self.wrong, passes.whole.logits, passes.ablated())
-        row: dict[str, Any] = {"tokens": len(self.pair.clean), "open": sum(int(some.sum()) for some in passes.open)}
-        row |= {"whole": round(float(goal.whole), 3), "ablated": round(float(goal.ablated), 3)}
-        if not float(goal.whole) > max(0.0, float(goal.ablated)):
-            return row | {"wrong": True}  # the model does not do it, or not by attention
-        if goal_name == "difference":
-            return row | self.mask(passes, goal, over)
-        if goal_name == "distribution":
-            return row | self.mask(passes, Distribution(passes.whole.logits), over)
-        if goal_name == "template":
-            return row | self.template(over)
-        if goal_name == "control":
-            if self.control in (*self.pair.answers, *self.pair.wrong):
-                return row | {"edges": None}
-            found = find(passes, goal.for_another(answer_mask([self.control], self.stack.vocabulary), passes.ablated()))
-            return row | {"edges": None if found is None else found.size}
-        return row | self.ranking(passes, goal, goal_name)
+        rows: list[dict[str, Any]] = [
+            {
+                "tokens": self.ids.shape[1],
+                "open": sum(int(layer[number].sum()) for layer in passes.open),
+                "whole": round(float(goal.whole[number]), 3),
+                "ablated": round(float(goal.ablated[number]), 3),
+            }
+            for number in range(len(self.pairs))
+        ]
+        if what == "template":
+            found = self.template(over)
+            return [row | found for row in rows]
+        done = []  # by attention, and right
+        for number, row in enumerate(rows):
+            if row["whole"] > max(0.0, row["ablated"]):
+                done.append(number)
+            else:
+                row["wrong"] = True
+        if what in ("difference", "distribution") and done:
+            some = Group(self.stack, [self.pairs[number] for number in done], self.others, self.means, self.control)
+            for number, row in zip(done, some.masks(what, over), strict=True):
+                rows[number] |= row
+        for number in done if what not in ("difference", "distribution") else []:
+            alone = passes.only(number), goal.only(number)
+            rows[number] |= self.other_answer(*alone) if what == "control" else self.ranking(*alone, number, what)
+        return rows
 
-    def passes(self, over: str) -> Passes:
+    def passes(self, ids: torch.Tensor, over: str) -> Passes:
         if over == "zero":
-            return Passes(self.stack, self.ids, "zero")
-        return Passes(self.stack, self.ids, "mean", means=self.means[over])
+            return Passes(self.stack, ids, "zero")
+        return Passes(self.stack, ids, "mean", means=self.means[over])
 
-    def ranking(self, passes: Passes, goal: Difference, score: str) -> dict[str, Any]:
+    def goal(self, what: str, passes: Passes) -> Difference | Distribution:
+        if what == "distribution":
+            return Distribution(passes.whole.logits)
+        return Difference(self.right, self.wrong, passes.whole.logits, passes.ablated())
+
+    def masks(self, what: str, over: str) -> list[dict[str, Any]]:
+        """A circuit's size, what is lost with it, without it, by zero ablation, and on other sentences."""
+        passes = self.passes(self.ids, over)
+        goal = self.goal(what, passes)
+        started = time.perf_counter()
+        found = find_each(passes, goal)
+        seconds = (time.perf_counter() - started) / len(found)
+        rows = []
+        for number, one in enumerate(found):
+            assert one is not None, "all edges together meet the goal"
+            alone, mine = passes.only(number), goal.only(number)
+            kept = one.ablations.edges.switches(one.kept.float()[None])
+            without = [edges.float()[None] - some for edges, some in zip(alone.open, kept, strict=True)]
+            with torch.no_grad():
+                losses = {
+                    "loss": mine.loss(alone.logits(kept)),
+                    "loss_without": mine.loss(alone.logits(without)),
+                    "loss_ablated": mine.loss(alone.ablated()),
+                    "loss_zero": mine.loss(self.passes(self.ids[number : number + 1], "zero").logits(kept)),
+                }
+            row: dict[str, Any] = {"edges": one.size, "seconds": round(seconds, 1)}
+            row |= {name: round(float(loss), 4) for name, loss in losses.items()}
+            rows.append(row | self.elsewhere(kept, what, over))
+        return rows
+
+    def template(self, over: str) -> dict[str, Any]:
+        """One circuit by position for all of the group's sentences, and what it loses on others."""
+        passes = self.passes(self.ids, over)
+        found = find(passes, Distribution(passes.whole.logits))
+        assert found is not None, "all edges together meet the goal"
+        kept = found.ablations.edges.switches(found.kept.float()[None])
+        return {"edges": found.size, "sentences": len(self.pairs), **self.elsewhere(kept, "distribution", over)}
+
+    @torch.no_grad()
+    def elsewhere(self, kept: list[torch.Tensor], what: str, over: str) -> dict[str, Any]:
+        """What a circuit's edges, at the same positions, lose on other sentences of the template."""
+        if not self.others:
+            return {}
+        passes = self.passes(torch.tensor([other.clean for other in self.others]), over)
+        some = Group(self.stack, self.others, [], self.means, self.control)
+        losses = some.goal(what, passes).loss(passes.logits(kept))[0]
+        return {"loss_elsewhere": [round(float(loss), 4) for loss in losses]}
+
+    def other_answer(self, passes: Passes, goal: Difference) -> dict[str, Any]:
+        if bool((goal.right | goal.wrong)[0, self.control]):
+            return {"edges": None}
+        mask = answer_mask([self.control], self.stack.vocabulary)
+        found = find(passes, goal.for_another(mask, passes.ablated()))
+        return {"edges": None if found is None else found.size}
+
+    def ranking(self, passes: Passes, goal: Difference, number: int, score: str) -> dict[str, Any]:
         """The paper's way with "attribution", by the corrupted run's effect; "gradient" is by the ablation itself."""
         edges = EdgeList(passes.open)
         if score == "attribution":
-            patched = Passes(self.stack, self.ids, "corrupted", corrupted=torch.tensor([self.pair.corrupted]))
+            corrupted = torch.tensor([self.pairs[number].corrupted])
+            patched = Passes(self.stack, passes.ids, "corrupted", corrupted=corrupted)
             listed = EdgeList(patched.open)
             layers = listed.switches(gradient_scores(patched, listed, goal.metric)[None])
             scores = edges.gathered([layer[0] for layer in layers])
         else:
             scores = gradient_scores(passes, edges, goal.metric)
         # "Explains 90 %": of the logit difference itself, as the paper says, not of what ablation takes away.
-        share = Difference(self.right, self.wrong, passes.whole.logits, passes.ablated())
+        share = goal.only(0)
         share.ablated = torch.zeros_like(share.whole)
         order = scores.abs().argsort(descending=True, stable=True)
         found = crossing(Ablations(passes, edges, share), order, share.tolerance)
         return {"first": found.first, "edges": found.last, "area": round(found.area(), 4)}
 
-    def mask(self, passes: Passes, goal: Difference | Distribution, over: str) -> dict[str, Any]:
-        """The circuit's size, what is lost with it, without it, by zero ablation, and on other sentences."""
-        started = time.perf_counter()
-        found = find(passes, goal)
-        seconds = time.perf_counter() - started
-        assert found is not None, "all edges together meet the goal"
-        kept = found.ablations.edges.switches(found.kept.float()[None])
-        without = [edges.float()[None] - some for edges, some in zip(passes.open, kept, strict=True)]
-        with torch.no_grad():
-            losses = {
-                "loss": goal.loss(passes.logits(kept)),
-                "loss_without": goal.loss(passes.logits(without)),
-                "loss_ablated": goal.loss(passes.ablated()),
-                "loss_zero": goal.loss(self.passes("zero").logits(kept)),
-            }
-        row: dict[str, Any] = {"edges": found.size, "seconds": round(seconds, 1)}
-        row |= {name: round(float(loss), 4) for name, loss in losses.items()}
-        if self.others:
-            row["loss_elsewhere"] = self.elsewhere(kept, over, isinstance(goal, Difference))
-        return row
 
-    def template(self, over: str) -> dict[str, Any]:
-        """One circuit by position for half of the template's sentences, and what it loses on the others."""
-        some = [self.pair, *self.others[: len(self.others) // 2]]
-        self.others = self.others[len(self.others) // 2 :]
-        passes = Passes(self.stack, torch.tensor([one.clean for one in some]), "mean", means=self.means[over])
-        found = find(passes, Distribution(passes.whole.logits))
-        assert found is not None, "all edges together meet the goal"
-        kept = found.ablations.edges.switches(found.kept.float()[None])
-        return {"edges": found.size, "sentences": len(some), "loss_elsewhere": self.elsewhere(kept, over, False)}
-
-    @torch.no_grad()
-    def elsewhere(self, kept: list[torch.Tensor], over: str, difference: bool) -> list[float]:
-        """What the circuit's edges, at the same positions, lose on other sentences of the template."""
-        ids = torch.tensor([other.clean for other in self.others])
-        passes = Passes(self.stack, ids, "mean", means=self.means[over])
-        goal: Difference | Distribution = Distribution(passes.whole.logits)
-        if difference:
-            right, wrong = (
-                torch.cat([answer_mask(getattr(other, side), self.stack.vocabulary) for other in self.others])
-                for side in ("answers", "wrong")
-            )
-            goal = Difference(right, wrong, passes.whole.logits, passes.ablated())
-        return [round(float(loss), 4) for loss in goal.loss(passes.logits(kept))[0]]
+def _answers(stack: Stack, pairs: list[Pair]) -> tuple[torch.Tensor, torch.Tensor]:
+    right, wrong = (
+        torch.cat([answer_mask(getattr(pair, side), stack.vocabulary) for pair in pairs])
+        for side in ("answers", "wrong")
+    )
+    return right, wrong
 
 
 def table() -> None:

@@ -1,6 +1,7 @@
 """What a circuit of a sentence has to keep: a logit difference, or the whole distribution of the next token."""
 
 from abc import ABC, abstractmethod
+from copy import copy
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,6 +16,10 @@ class Goal(ABC):
     @abstractmethod
     def loss(self, logits: Float[Tensor, "sample_batch token"]) -> Float[Tensor, "sample batch"]:
         """What is lost in each pass, from next-token logits of samples x prompts."""
+
+    @abstractmethod
+    def only(self, prompt: int) -> "Goal":
+        """The goal of one of the prompts."""
 
 
 class Distribution(Goal):
@@ -32,6 +37,9 @@ class Distribution(Goal):
     def loss(self, logits: Float[Tensor, "sample_batch token"]) -> Float[Tensor, "sample batch"]:
         log_p: Tensor = logits.log_softmax(-1).unflatten(0, (-1, len(self._whole)))
         return (self._whole.exp() * (self._whole - log_p)).sum(-1)
+
+    def only(self, prompt: int) -> "Distribution":
+        return Distribution(self._whole[prompt : prompt + 1], self.tolerance)
 
 
 class Difference(Goal):
@@ -52,21 +60,28 @@ class Difference(Goal):
         keep: float = 0.9,
     ):
         self.tolerance = 1 - keep
-        self._right, self._wrong = right, wrong
+        self.right, self.wrong = right, wrong
         self.whole, self.ablated = self.metric(whole)[0], self.metric(ablated)[0]
 
     def metric(self, logits: Float[Tensor, "sample_batch token"]) -> Float[Tensor, "sample batch"]:
         """Log-odds of the right answers against the wrong ones, in nats."""
-        logits = logits.unflatten(0, (-1, len(self._right)))
-        right = logits.masked_fill(~self._right, -torch.inf).logsumexp(-1)
-        return right - logits.masked_fill(~self._wrong, -torch.inf).logsumexp(-1)
+        logits = logits.unflatten(0, (-1, len(self.right)))
+        right = logits.masked_fill(~self.right, -torch.inf).logsumexp(-1)
+        return right - logits.masked_fill(~self.wrong, -torch.inf).logsumexp(-1)
 
     def loss(self, logits: Float[Tensor, "sample_batch token"]) -> Float[Tensor, "sample batch"]:
         return (self.whole - self.metric(logits)) / (self.whole - self.ablated)
 
+    def only(self, prompt: int) -> "Difference":
+        one = slice(prompt, prompt + 1)
+        found = copy(self)
+        found.right, found.wrong = self.right[one], self.wrong[one]
+        found.whole, found.ablated = self.whole[one], self.ablated[one]
+        return found
+
     def for_another(self, right: Bool[Tensor, "batch token"], ablated: Float[Tensor, "batch token"]) -> "Difference":
         """The same log-odds, to the same number of nats, for other answers: a control."""
-        other = Difference(right, self._wrong, ablated, ablated, keep=1 - self.tolerance)
+        other = Difference(right, self.wrong, ablated, ablated, keep=1 - self.tolerance)
         other.whole = self.whole
         nats = self.tolerance * (self.whole - self.ablated)
         other.tolerance = float((nats / (other.whole - other.ablated)).min())

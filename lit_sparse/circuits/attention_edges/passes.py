@@ -16,6 +16,7 @@ queries and keys have become; or weights are frozen at those of the whole model.
 """
 
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +40,14 @@ class Recorded:
     passed: list[Passed]
     allowed: int
     logits: Float[Tensor, "batch token"]
+
+    def only(self, prompts: slice) -> "Recorded":
+        return Recorded(
+            [residual[prompts] for residual in self.residuals],
+            [Passed(layer.weights[prompts], layer.values[prompts]) for layer in self.passed],
+            self.allowed,
+            self.logits[prompts],
+        )
 
 
 class Passes:
@@ -96,6 +105,16 @@ class Passes:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def only(self, prompt: int) -> "Passes":
+        """The passes of one of the prompts."""
+        one = slice(prompt, prompt + 1)
+        found = copy(self)
+        found.ids, found.whole = self.ids[one], self.whole.only(one)
+        found.open = [layer[one] for layer in self.open]
+        if self.instead is not None:
+            found.instead = [Passed(layer.weights[one], layer.values[one]) for layer in self.instead]
+        return found
 
     def logits(
         self, kept: Switches, *, start: int = 0, residuals: list[Tensor] | None = None

@@ -50,14 +50,33 @@ def find(
         advance: called with 1 after each of `learning.steps` steps.
     """
     edges = EdgeList([layer.any(0, keepdim=True) for layer in passes.open])
-    for round_ in range(_ROUNDS):
-        logits = learn_mask(passes, edges, goal, learning, seed=seed, advance=advance if round_ == 0 else None)
+    logits = learn_mask(passes, edges, goal, learning, seed=seed, advance=advance)
+    return _cut(passes, edges, goal, logits, learning, seed)
+
+
+def find_each(passes: Passes, goal: Goal, learning: Learning = DEFAULT, *, seed: int = 0) -> list[Found | None]:
+    """A circuit for each of several prompts, as `find` does for one: their masks are learnt side by side, which takes
+    about half the time of one after the other where a pass's cost is reading the weights."""
+    edges = EdgeList(passes.open)
+    logits = learn_mask(passes, edges, goal, learning, seed=seed)
+    found = []
+    for prompt in range(len(passes)):
+        alone = passes.only(prompt)
+        found.append(
+            _cut(alone, EdgeList(alone.open), goal.only(prompt), logits[edges.prompt == prompt], learning, seed)
+        )
+    return found
+
+
+def _cut(passes: Passes, edges: EdgeList, goal: Goal, logits: Tensor, learning: Learning, seed: int) -> Found | None:
+    """The circuit in a learnt order of edges. Of what is too much to take apart edge by edge a mask is learnt again."""
+    for left in reversed(range(_ROUNDS)):
         ablations, order = Ablations(passes, edges, goal), logits.argsort(descending=True)
         kept = shortest_prefix(ablations, order)
         if kept is None:
             return None
-        if int(kept.sum()) > _MANY and round_ < _ROUNDS - 1:
-            edges = edges.some(kept)
-        else:
+        if left == 0 or int(kept.sum()) <= _MANY:
             return Found(exchanged(ablations, minimal(ablations, kept), order), ablations)
+        edges = edges.some(kept)
+        logits = learn_mask(passes, edges, goal, learning, seed=seed)
     raise AssertionError("the last round returns")

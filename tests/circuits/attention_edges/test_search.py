@@ -9,7 +9,7 @@ from lit_sparse.circuits.attention_edges.edges import EdgeList
 from lit_sparse.circuits.attention_edges.goals import Distribution
 from lit_sparse.circuits.attention_edges.mask import Learning
 from lit_sparse.circuits.attention_edges.minimal import Ablations, exchanged, minimal
-from lit_sparse.circuits.attention_edges.search import find
+from lit_sparse.circuits.attention_edges.search import find, find_each
 
 STEPS = Learning(steps=30)
 
@@ -87,3 +87,28 @@ def test_edges_of_each_prompt_by_itself_are_refused(copier, sentences, passes_of
         passes = passes_of(stack, sentences(2))
         with pytest.raises(ValueError, match="2 prompts: list them once"):
             Ablations(passes, EdgeList(passes.open), Distribution(passes.whole.logits))
+
+
+def test_circuits_of_prompts_learnt_side_by_side_meet_each_its_goal(copier, sentences, passes_of):
+    with Stack(copier) as stack:
+        ids = sentences(3, seed=4)
+        passes = passes_of(stack, ids)
+        goal = Distribution(passes.whole.logits)
+        each = find_each(passes, goal, STEPS)
+        alone = passes_of(stack, ids[1:2])
+        kept = each[1].ablations.edges.switches(each[1].kept.float()[None])
+        with torch.no_grad():
+            loss = Distribution(alone.whole.logits).loss(alone.logits(kept))
+        assert all(float(found.ablations.losses(found.kept[None])) <= goal.tolerance for found in each)
+    assert len(each) == 3 and len({frozenset(found.edges()) for found in each}) == 3
+    assert float(loss) <= goal.tolerance
+
+
+@pytest.mark.parametrize("off", ["mean", "zero", "corrupted"])
+def test_one_of_several_prompts(off, copier, sentences, passes_of):
+    with Stack(copier) as stack, torch.no_grad():
+        ids = sentences(3, seed=2)
+        several, alone = passes_of(stack, ids, off).only(1), passes_of(stack, ids[1:2], off)
+        kept = [(torch.rand(2, *layer.shape) < 0.7).float() for layer in alone.open]
+        torch.testing.assert_close(several.logits(kept), alone.logits(kept))
+        assert all(map(torch.equal, several.open, alone.open)) and torch.equal(several.ids, alone.ids)
