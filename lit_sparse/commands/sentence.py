@@ -13,6 +13,7 @@ from lit_sparse.circuits.tasks import Vocabulary
 from lit_sparse.common.files import check_writable, write_atomically
 from lit_sparse.common.progress import Bar
 from lit_sparse.models.compared import Candidate
+from lit_sparse.models.digest import digest_of
 from lit_sparse.records.sentence_circuit import SentenceCircuit, SentenceCircuits
 from lit_sparse.report.sentence.page import write_sentence_page
 from lit_sparse.report.sentence.plot import circuit_figure
@@ -61,6 +62,7 @@ def _found(candidate: Candidate, parsed: Namespace, settings: SentenceSettings) 
         return tqdm(total=total, desc=f"{kind} model: {description}", leave=False, unit="step")
 
     model = candidate.load(torch.float32)
-    return sentence_circuit(
+    found = sentence_circuit(
         model, candidate.tokenizer, parsed.prompt, parsed.answer, parsed.wrong, settings, name=candidate.name, bars=bars
     )
+    return found.model_copy(update={"model_digest": digest_of(model)})
