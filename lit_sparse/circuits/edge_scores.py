@@ -8,9 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lit_sparse.anatomy.component_graph import ComponentGraph
 from lit_sparse.anatomy.stack import Projected, Stack
 from lit_sparse.circuits.forward import Ids, Metric, Writers, activations
-from lit_sparse.common.progress import Bar
+from lit_sparse.common.progress import Counter
 
 
 def eap(
@@ -20,7 +21,7 @@ def eap(
     metric: Metric,
     *,
     interpolations: int = 1,
-    bar: Bar | None = None,
+    bar: Counter | None = None,
 ) -> Float[Tensor, "writer reader"]:
     """Edge attribution patching, (a_corrupted - a_clean) . d metric / d reader input (Syed et al., arXiv 2310.10348).
 
@@ -30,6 +31,7 @@ def eap(
     Args:
         metric: from logits (B, V) to (B,); what the score explains.
         interpolations: gradients to average.
+        bar: counts gradients, of every prompt.
     """
     written_clean, _ = activations(stack, clean)
     written_corrupted, _ = activations(stack, corrupted)
@@ -93,10 +95,11 @@ def _reader_gradients(
 
 @torch.no_grad()
 def exact(
-    stack: Stack, clean: Ids, corrupted: Ids, metric: Metric, *, bar: Bar | None = None
+    stack: Stack, clean: Ids, corrupted: Ids, metric: Metric, *, bar: Counter | None = None
 ) -> Float[Tensor, "writer reader"]:
     """Every edge patched for itself in the clean run. A forward pass an edge, from the reader's layer on: for small
-    models, and the oracle of the rest. Memory: writers x batch x time x model floats several times over."""
+    models, and the oracle of the rest. Memory: writers x batch x time x model floats several times over. `bar` counts
+    forward passes, `exact_passes` for every prompt."""
     graph = stack.graph
     written, logits = activations(stack, clean)
     difference = activations(stack, corrupted)[0] - written
@@ -111,7 +114,7 @@ def exact(
         values = metric_of_copies(stack.logits(residual))
         scores[: len(values), reader] = values - normal
         if bar is not None:
-            bar.update(len(values))
+            bar.update(len(values) * batch * _remaining(graph, layer - 1) / graph.layers)
 
     def metric_of_copies(logits: Tensor) -> Tensor:
         return torch.stack([metric(copy).mean() for copy in logits.split(batch)]).cpu()
@@ -140,3 +143,14 @@ def exact(
         residual = after + stack.mlp(layer, seen)
     finish(graph.layers, (residual + difference).flatten(0, 1), len(graph.readers) - 1)
     return scores
+
+
+def exact_passes(graph: ComponentGraph) -> float:
+    """Forward passes of a prompt that `exact` takes: an edge's begins at its reader's layer."""
+    each = torch.tensor([_remaining(graph, reader.layer) for reader in graph.readers])
+    return float((graph.edges.sum(0) * each).sum()) / graph.layers
+
+
+def _remaining(graph: ComponentGraph, layer: int) -> int:
+    """Layers from one on; what follows the last counts as one."""
+    return max(1, graph.layers - layer)

@@ -8,6 +8,7 @@ smallest k such that the k best edges keep 90 % of the behaviour, and every larg
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from lit_sparse.anatomy.stack import Stack
 from lit_sparse.circuits.forward import Writers, activations, run, run_edges, run_nodes
 from lit_sparse.circuits.prompts import Prompts
-from lit_sparse.common.progress import Bar
+from lit_sparse.common.progress import Counter
 
 Ablation = Literal["patch", "mean"]
 Level = Literal["head", "edge"]
@@ -27,6 +28,8 @@ FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 
 _PER_DECADE = 5
 """Circuit sizes tried for each factor of ten; the last step is found by bisection."""
+_PRECISION = 20
+"""Bisection ends where a step is this part of a size."""
 
 
 class NothingToExplain(ValueError):
@@ -110,6 +113,10 @@ class Ranking:
         kept.view(-1)[self.order[:count]] = True
         return self.stack.graph.connected(kept)
 
+    def sizes(self) -> list[int]:
+        """Circuit sizes to measure first."""
+        return sizes(self.level, self.total, len(self.order))
+
     def faithfulness(self, evaluator: Evaluator, count: int) -> float:
         circuit = self.circuit(count)
         return evaluator.nodes(circuit) if self.level == "head" else evaluator.edges(circuit)
@@ -144,12 +151,13 @@ def curve(
     ranking: Ranking,
     evaluator: Evaluator,
     shares: Sequence[float] = (0.5, 0.8, 0.9, 0.95),
-    bar: Bar | None = None,
+    bar: Counter | None = None,
 ) -> Curve:
     """Faithfulness at sizes spaced evenly in their logarithm and at `FRACTIONS`, and for every share the smallest
     circuit that keeps it: bisected between the last measured size that falls short and the next one.
 
-    `smallest[share]` is None where even all edges that score anything fall short.
+    `smallest[share]` is None where even all edges that score anything fall short. `bar` counts evaluations, of which
+    there are `most_evaluations` at most.
     """
     measured: dict[int, float] = {}
 
@@ -161,7 +169,7 @@ def curve(
         return measured[size]
 
     result = Curve(ranking.level, ranking.total)
-    grid = sizes(ranking)
+    grid = ranking.sizes()
     for size in grid:
         measure(size)
     for share in shares:
@@ -172,7 +180,7 @@ def curve(
             result.smallest[share] = None
         else:
             low, high = short[-1], grid[grid.index(short[-1]) + 1]
-            while high - low > max(1, high // 20):
+            while high - low > max(1, high // _PRECISION):
                 middle = (low + high) // 2
                 low, high = (low, middle) if measure(middle) >= share else (middle, high)
             result.smallest[share] = high
@@ -181,14 +189,19 @@ def curve(
     return result
 
 
-def sizes(ranking: Ranking) -> list[int]:
-    """Circuit sizes to measure first."""
-    most = len(ranking.order)
+def sizes(level: Level, total: int, most: int) -> list[int]:
+    """Circuit sizes to measure first, of `total` heads or edges of which `most` score anything."""
     steps = range(math.ceil(_PER_DECADE * math.log10(max(most, 1))))
     grid = {int(10 ** (step / _PER_DECADE)) for step in steps} | {
-        min(_size(ranking.total, fraction), most) for fraction in FRACTIONS
+        min(_size(total, fraction), most) for fraction in FRACTIONS
     }
-    return sorted({0, most} | grid) if ranking.level == "head" else sorted({most} | (grid - {0}))
+    return sorted({0, most} | grid) if level == "head" else sorted({most} | (grid - {0}))
+
+
+def most_evaluations(grid: Sequence[int], shares: Sequence[float]) -> int:
+    """How many circuits `curve` measures at most: the grid, and for every share a bisection of one of its steps."""
+    steps = [math.ceil(math.log2((high - low) / max(1, low // _PRECISION))) for low, high in pairwise(grid)]
+    return len(grid) + len(shares) * max([0, *steps])
 
 
 def _size(total: int, fraction: float) -> int:

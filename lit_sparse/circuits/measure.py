@@ -1,28 +1,26 @@
 """One model on one task: how well it does it, which components it does it with, and how few of them are enough."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from scipy.stats import binomtest
 from torch import Tensor
-from tqdm import tqdm
 
 from lit_sparse.anatomy.stack import Stack
 from lit_sparse.circuits.edge_scores import eap, exact
-from lit_sparse.circuits.faithfulness import Ablation, Curve, Evaluator, Ranking, curve
+from lit_sparse.circuits.faithfulness import Curve, Evaluator, Ranking, curve, most_evaluations
 from lit_sparse.circuits.forward import run
 from lit_sparse.circuits.node_scores import patch_nodes
 from lit_sparse.circuits.prompts import Prompts, group
+from lit_sparse.circuits.settings import Settings
 from lit_sparse.circuits.tasks import Pair, Task, Tokenizer
-from lit_sparse.common.progress import Bar
+from lit_sparse.circuits.work import ACCURACY, EDGES, HEADS, SCORES, scoring_passes, shares
+from lit_sparse.common.progress import Counter, Stage
 from lit_sparse.models.tokens import token_text
 from lit_sparse.records.circuits import Behaviour, Circuit, CircuitEdge, CircuitExample, Shape, SizeCurve, TaskRun
-
-Method = Literal["eap", "eap-ig", "exact"]
 
 DRAWN_SHARE = 0.9
 """Of the behaviour, that the circuit keeps which is drawn."""
@@ -34,59 +32,26 @@ SIGNIFICANT = 0.01
 """A model whose accuracy is better than chance by accident more often than this cannot do the task."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How circuits are found and measured.
-
-    Args:
-        method: "eap" and "eap-ig" by gradients, "exact" by a patch an edge and a head (small models).
-        ablation: what replaces an activation outside the circuit (see `Evaluator`).
-        prompts: pairs to find circuits on, and as many others to measure them on.
-        interpolations: gradients that "eap-ig" averages.
-        shares: of the behaviour, that the smallest circuit is asked for.
-        batch_size: prompts at a time; memory grows with it.
-    """
-
-    method: Method = "eap-ig"
-    ablation: Ablation = "patch"
-    prompts: int = 32
-    interpolations: int = 5
-    shares: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95)
-    batch_size: int = 32
-
-    def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise ValueError(f"method is one of {', '.join(get_args(Method))}, not {self.method!r}")
-        if self.ablation not in get_args(Ablation):
-            raise ValueError(f"ablation is one of {', '.join(get_args(Ablation))}, not {self.ablation!r}")
-        if min(self.prompts, self.interpolations, self.batch_size) < 1:
-            raise ValueError("prompts, interpolations and batch_size must be at least 1")
-        if not all(0 < share <= 1 for share in self.shares):
-            raise ValueError(f"shares are in (0, 1], not {self.shares}")
-
-
-Bars = Callable[[str, int | None], Bar]
-"""Makes a progress bar from a description and a total."""
+Advance = Callable[[str, float], object]
+"""Called with what is being done and the share of the work, 0 to 1, that is done."""
 
 
 def score_edges(
-    stack: Stack, batches: Sequence[Prompts], settings: Settings, bars: Bars = tqdm
+    stack: Stack, batches: Sequence[Prompts], settings: Settings, bar: Counter | None = None
 ) -> tuple[Float[Tensor, "writer reader"], Float[Tensor, " writer"]]:
     """Scores of edges and of writers, averaged over prompts. By gradients, a writer's score is the sum of its edges':
-    both are first-order effects of the same change."""
+    both are first-order effects of the same change. `bar` counts to `scoring_passes` for every prompt."""
     number = sum(map(len, batches))
     edges, nodes = torch.zeros(stack.graph.edges.shape), torch.zeros(len(stack.graph.writers))
     steps = settings.interpolations if settings.method == "eap-ig" else 1
-    work = number * steps if settings.method != "exact" else None
-    with bars("scoring edges", work) as bar:
-        for batch in batches:
-            weight = len(batch) / number
-            if settings.method == "exact":
-                edges += weight * exact(stack, batch.clean, batch.corrupted, batch.metric, bar=bar).float()
-                nodes += weight * patch_nodes(stack, batch.clean, batch.corrupted, batch.metric).noising
-            else:
-                found = eap(stack, batch.clean, batch.corrupted, batch.metric, interpolations=steps, bar=bar).float()
-                edges, nodes = edges + weight * found, nodes + weight * found.sum(1)
+    for batch in batches:
+        weight = len(batch) / number
+        if settings.method == "exact":
+            edges += weight * exact(stack, batch.clean, batch.corrupted, batch.metric, bar=bar).float()
+            nodes += weight * patch_nodes(stack, batch.clean, batch.corrupted, batch.metric, bar=bar).noising
+        else:
+            found = eap(stack, batch.clean, batch.corrupted, batch.metric, interpolations=steps, bar=bar).float()
+            edges, nodes = edges + weight * found, nodes + weight * found.sum(1)
     return edges, nodes
 
 
@@ -117,15 +82,24 @@ def score_prompts(stack: Stack, pairs: Sequence[Pair], settings: Settings) -> Sc
 
 
 def measure(
-    stack: Stack, tokenizer: Tokenizer, task: Task, seed: int, settings: Settings, bars: Bars = tqdm
+    stack: Stack,
+    tokenizer: Tokenizer,
+    task: Task,
+    seed: int,
+    settings: Settings,
+    advance: Advance = lambda what, done: None,
 ) -> TaskRun:
     """Everything about one model, task and seed.
+
+    Args:
+        advance: called as the work goes on.
 
     Raises:
         NotExpressible: the tokenizer cannot express the task.
         NotDone: the model's accuracy is no better than chance.
         NothingToExplain: see `Evaluator`.
     """
+    advance(ACCURACY, 0.0)
     pairs = task.pairs(tokenizer, 2 * settings.prompts, seed)
     vocabulary, device = stack.vocabulary, stack.model.device
     find, test = (
@@ -136,11 +110,24 @@ def measure(
     accuracy = _right(scores.all) / len(scores.all)
     if scores.p_value > SIGNIFICANT:
         raise NotDone(f"accuracy {accuracy:.0%} is no better than chance (p = {scores.p_value:.2g})")
-    edges, nodes = score_edges(stack, find, settings, bars)
+    share = shares(stack.graph, settings)
+    scoring = scoring_passes(stack.graph, settings) * settings.prompts
+    edges, nodes = score_edges(stack, find, settings, Stage(advance, SCORES, scoring, end=share[SCORES]))
     evaluator = Evaluator(stack, test, settings.ablation)
     of_heads, of_edges = Ranking.of_heads(stack, nodes), Ranking.of_edges(stack, edges)
-    with bars("measuring circuits", None) as bar:
-        heads, edge_curve = (curve(ranking, evaluator, settings.shares, bar) for ranking in (of_heads, of_edges))
+    before_edges = share[SCORES] + share[HEADS]
+    heads, edge_curve = (
+        curve(
+            ranking,
+            evaluator,
+            settings.shares,
+            Stage(advance, what, most_evaluations(ranking.sizes(), settings.shares), start=start, end=end),
+        )
+        for ranking, what, start, end in (
+            (of_heads, HEADS, share[SCORES], before_edges),
+            (of_edges, EDGES, before_edges, 1.0),
+        )
+    )
     opened = _open_edges(stack, test)
     count = edge_curve.smallest.get(DRAWN_SHARE)
     circuit = None if count is None else _circuit(stack, edges, of_edges.circuit(count))

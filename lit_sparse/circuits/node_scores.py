@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lit_sparse.anatomy.stack import Stack
 from lit_sparse.circuits.forward import Ids, Metric, Writers, activations
-from lit_sparse.common.progress import Bar
+from lit_sparse.common.progress import Counter
 
 COPIES = 8
 """Writers patched in one pass, each in its own copy of the prompts."""
@@ -26,7 +26,7 @@ class NodeEffects(NamedTuple):
 
 
 @torch.no_grad()
-def patch_nodes(stack: Stack, clean: Ids, corrupted: Ids, metric: Metric, *, bar: Bar | None = None) -> NodeEffects:
+def patch_nodes(stack: Stack, clean: Ids, corrupted: Ids, metric: Metric, *, bar: Counter | None = None) -> NodeEffects:
     """Activation patching of every writer, from its layer on. Heads that write the same on both prompts, as those do
     whose gates are all closed, have no effect and cost nothing."""
     on_clean, _ = activations(stack, clean)
@@ -36,7 +36,7 @@ def patch_nodes(stack: Stack, clean: Ids, corrupted: Ids, metric: Metric, *, bar
     return NodeEffects(noising, denoising)
 
 
-def _patch(stack: Stack, ids: Tensor, change: Writers, metric: Metric, bar: Bar | None) -> Float[Tensor, " writer"]:
+def _patch(stack: Stack, ids: Tensor, change: Writers, metric: Metric, bar: Counter | None) -> Float[Tensor, " writer"]:
     graph, batch = stack.graph, len(ids)
     effects = torch.zeros(len(graph.writers))
 

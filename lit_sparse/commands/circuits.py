@@ -3,35 +3,26 @@
 --prompt TEXT, with --answer and --wrong or without: the attention edges that are enough for what comes next, a small
 set that no edge can be taken from. Writes circuit.json, circuit.png and circuit.html.
 
---task ioi,induction: heads and component edges that a task needs. Writes comparison.json and circuits.json (documented
-in docs/circuits.md), PNGs and circuits.html, and keeps what each model, task and seed gave in --out/parts, so that the
-same command goes on after an interruption.
+--task ioi,induction: heads and component edges that a task needs. Says first how long that will take; --quick is for a
+first look. Writes comparison.json and circuits.json (documented in docs/circuits.md), PNGs and circuits.html, and keeps
+what each model, task and seed gave in --out/parts, so that the same command goes on after an interruption.
 """
 
-import hashlib
-import json
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import torch
-from pydantic import BaseModel
 from rich.console import Console
-from tqdm import tqdm
 
-from lit_sparse.anatomy.stack import Stack
 from lit_sparse.circuits.compare import comparison, together
-from lit_sparse.circuits.faithfulness import NothingToExplain
-from lit_sparse.circuits.measure import NotDone, Settings, measure
-from lit_sparse.circuits.tasks import TASKS, NotExpressible, Task, get_task
+from lit_sparse.circuits.settings import Settings
+from lit_sparse.circuits.tasks import TASKS, Task, get_task
+from lit_sparse.commands.circuit_parts import Part, Parts, measure_missing
 from lit_sparse.commands.parser import CommandParser
 from lit_sparse.commands.sentence import circuit_of_sentence
 from lit_sparse.common.files import check_writable, write_atomically
-from lit_sparse.common.progress import Bar
 from lit_sparse.models.compared import Candidate, find_candidates
-from lit_sparse.models.digest import digest_of
 from lit_sparse.records.circuits import (
     COMPARISON,
     CircuitsResult,
@@ -39,9 +30,7 @@ from lit_sparse.records.circuits import (
     ComparedModels,
     Comparison,
     TaskResult,
-    TaskRun,
 )
-from lit_sparse.records.reading import read_json
 from lit_sparse.records.run_summary import RunSummary
 from lit_sparse.report.circuits.page import write_circuits_page
 from lit_sparse.report.circuits.plots import render_circuits
@@ -49,7 +38,8 @@ from lit_sparse.report.circuits.table import circuits_table
 
 NOTHING = "none"
 PAGE, PARTS = "circuits.html", "parts"
-_FORMAT = 3  # of the parts: those of another one are measured again
+QUICK: dict[str, Any] = {"prompts": 8, "seeds": 1, "method": "eap"}
+"""What --quick sets."""
 
 
 def circuits_command(args: Sequence[str]) -> None:
@@ -58,13 +48,21 @@ def circuits_command(args: Sequence[str]) -> None:
     Raises:
         ValueError: an unknown task, method or model, or settings out of range: before anything is measured.
     """
-    parsed = _parser().parse_args(list(args))
+    parser = _parser()
+    parsed = parser.parse_args(list(args))
+    if parsed.quick:  # only defaults: what is said explicitly holds
+        parser.set_defaults(QUICK)
+        parsed = parser.parse_args(list(args))
     if parsed.prompt is not None:
+        if parsed.quick:
+            raise ValueError("--quick belongs to tasks: leave it out with --prompt")
         _sentence(parsed)
         return
     for option in ("answer", "wrong"):
         if getattr(parsed, option) is not None:
             raise ValueError(f"--{option} belongs to a sentence: add --prompt TEXT")
+    if parsed.against == NOTHING:
+        raise ValueError(f"--against {NOTHING} belongs to a sentence: a task is measured in two models")
     names = list(TASKS) if parsed.task == "all" else [name.strip() for name in parsed.task.split(",") if name.strip()]
     tasks = [get_task(name) for name in names]
     if parsed.seeds < 1:
@@ -82,10 +80,12 @@ def circuits_command(args: Sequence[str]) -> None:
         raise ValueError(f"{parsed.model} has no gates: name the model to compare it with, --against")
     out, seeds = Path(parsed.out), range(parsed.seeds)
     console = Console()
-    found = {
-        side: _measure_model(candidate, side, names, seeds, settings, out / PARTS, console)
+    models = [
+        Parts(side, candidate, names, seeds, settings, out / PARTS)
         for side, candidate in (("base", base), ("sparse", sparse))
-    }
+    ]
+    measure_missing(models, console)
+    found = {parts.side: parts.read() for parts in models}
     rows = [_result(task, found["base"][task.name], found["sparse"][task.name]) for task in tasks]
     result = CircuitsResult(
         models=ComparedModels(base=_named(base, found["base"]), sparse=_named(sparse, found["sparse"])),
@@ -115,49 +115,6 @@ def _sentence(parsed: Namespace) -> None:
     circuit_of_sentence(parsed, candidates)
 
 
-class Part(BaseModel):
-    """What is kept of one model, task and seed: the run, or why there is none."""
-
-    model_digest: str
-    run: TaskRun | None = None
-    skipped: str | None = None
-
-
-def _measure_model(
-    candidate: Candidate,
-    side: str,
-    names: Sequence[str],
-    seeds: range,
-    settings: Settings,
-    parts: Path,
-    console: Console,
-) -> dict[str, list[Part]]:
-    """By task, the parts of all seeds."""
-    wanted = [(name, seed) for name in names for seed in seeds]
-    files = {key: parts / f"{side}-{key[0]}-{key[1]}-{_fingerprint(candidate, settings)}.json" for key in wanted}
-    if any(not file.is_file() for file in files.values()):
-        console.print(f"{side}: {candidate.name}", highlight=False, markup=False)
-        model = candidate.load(torch.float32)
-        digest = digest_of(model)
-        with Stack(model) as stack:
-            for (name, seed), file in files.items():
-                if not file.is_file():
-                    part = _measure(stack, candidate, name, seed, settings, digest)
-                    write_atomically(file, part.model_dump_json().encode())
-    return {name: [read_json(files[name, seed], Part) for seed in seeds] for name in names}
-
-
-def _measure(stack: Stack, candidate: Candidate, name: str, seed: int, settings: Settings, digest: str) -> Part:
-    def bars(description: str, total: int | None) -> Bar:
-        return tqdm(total=total, desc=f"{name}, seed {seed}: {description}", leave=False, unit="run")
-
-    try:
-        run = measure(stack, candidate.tokenizer, get_task(name), seed, settings, bars)
-    except (NotExpressible, NotDone, NothingToExplain) as error:
-        return Part(model_digest=digest, skipped=str(error))
-    return Part(model_digest=digest, run=run)
-
-
 def _result(task: Task, base: Sequence[Part], sparse: Sequence[Part]) -> TaskResult:
     result = TaskResult(task=task.name, description=task.description)
     for side, parts in (("base", base), ("sparse", sparse)):
@@ -180,12 +137,6 @@ def _named(candidate: Candidate, found: dict[str, list[Part]]) -> ComparedModel:
     )
 
 
-def _fingerprint(candidate: Candidate, settings: Settings) -> str:
-    """Of everything that a part's numbers depend on, but for its file name."""
-    text = json.dumps([_FORMAT, candidate.fingerprint(), asdict(settings)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
 def _parser() -> CommandParser:
     parser = CommandParser(prog="main.py circuits", description=__doc__)
     parser.add_models(
@@ -205,6 +156,12 @@ def _parser() -> CommandParser:
     parser.add_argument("--task", type=str, default="ioi", help=f"separated by commas, or all: {', '.join(TASKS)}")
     parser.add_argument(
         "--method", type=Literal["eap", "eap-ig", "exact"], default="eap-ig", help="exact: only for small models"
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help=f"a first look, short for {' '.join(f'--{name} {value}' for name, value in QUICK.items())}; "
+        "those that are given beside it hold",
     )
     parser.add_argument("--ablation", type=Literal["patch", "mean"], default="patch", help="of what is left out")
     parser.add_argument("--prompts", type=int, default=32, help="pairs to find circuits on, and as many to measure on")

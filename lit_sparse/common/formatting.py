@@ -55,6 +55,13 @@ def duration(seconds: object) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def roughly(seconds: float) -> str:
+    """40 s, 12 min or 2.5 h: what is only estimated."""
+    if seconds < 120:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 120 * 60 else f"{seconds / 3600:.1f} h"
+
+
 def visible(text: object) -> str:
     """`text` on one line: control characters, line breaks and lone surrogates as visible signs."""
     signs = {"\n": "↵", "\r": "↵", "\t": "⇥"}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
@@ -12,6 +12,35 @@ if TYPE_CHECKING:
     Bar = tqdm[Any]
 else:
     Bar = tqdm  # older versions are generic for type checkers only
+
+
+@runtime_checkable
+class Counter(Protocol):
+    """What work is counted on: a bar of tqdm, or a `Stage`."""
+
+    def update(self, n: float = 1, /) -> object: ...
+
+
+class Stage:
+    """Counts a stage of some work.
+
+    Args:
+        advance: called with what is being done and the share of the whole work that is done.
+        what: is done in this stage.
+        total: of the count.
+        start, end: shares of the whole work that are done before and after the stage.
+    """
+
+    def __init__(
+        self, advance: Callable[[str, float], object], what: str, total: float, *, start: float = 0.0, end: float = 1.0
+    ) -> None:
+        self._advance, self._what, self._total, self._start, self._end = advance, what, total, start, end
+        self._done = 0.0
+        self.update(0)
+
+    def update(self, n: float = 1, /) -> None:
+        self._done = min(self._done + n, self._total)
+        self._advance(self._what, self._start + (self._end - self._start) * self._done / self._total)
 
 
 @contextmanager

@@ -2,13 +2,17 @@
 
 import copy
 import json
+import re
 
 import pytest
 
 from lit_sparse import sparsify
+from lit_sparse.circuits.settings import Settings
 from lit_sparse.circuits.tasks import TASKS, Draft, Task
-from lit_sparse.commands import circuits as command
+from lit_sparse.circuits.work import EDGES, SCORES
+from lit_sparse.commands.circuit_parts import Parts
 from lit_sparse.commands.main import main
+from lit_sparse.models.compared import Candidate
 from lit_sparse.models.digest import digest_of
 from lit_sparse.models.sparse_folder import export_sparse, load_sparse
 
@@ -48,10 +52,17 @@ def test_a_comparison_is_written_and_goes_on_where_it_stopped(folders, method, c
     arguments = ["circuits", "--model", str(sparse), "--task", "second_letter,ioi", "--method", method]
     arguments += ["--prompts", "12", "--seeds", "2", "--out", str(out)]
     measured = []
-    measure = command._measure
-    monkeypatch.setattr(command, "_measure", lambda *args: measured.append(args[2:4]) or measure(*args))
+    measure = Parts.measure
+    monkeypatch.setattr(Parts, "measure", lambda *args: measured.append(args[2:4]) or measure(*args))
     main(arguments)
-    printed = capsys.readouterr().out
+    printed, bar = capsys.readouterr()
+    assert re.search(r"^about \d+ s for base, \d+ s for sparse$", printed, re.MULTILINE)
+    assert printed.index("about") < printed.index("accuracy")
+    told = [float(share) for share in re.findall(r"(\d+)%\|", bar)]
+    assert told == sorted(told) and told[0] == 0 and told[-1] >= 90 and len(told) > 20, "one bar, always forward"
+    assert all(
+        f"{side}, second_letter, seed 1: {what}" in bar for side in ("base", "sparse") for what in (SCORES, EDGES)
+    )
     assert "second_letter" in printed and "cannot express" in printed
     assert len(measured) == 8
     rows = json.loads((out / "comparison.json").read_text())
@@ -79,6 +90,45 @@ def test_a_comparison_is_written_and_goes_on_where_it_stopped(folders, method, c
     assert {"second_letter_curves.png", "ratios.png"} <= {file.name for file in out.iterdir()}
     main(arguments)
     assert len(measured) == 8
+    printed, bar = capsys.readouterr()
+    assert "about" not in printed and "%|" not in bar, "nothing is left to do"
+    next((out / "parts").glob("sparse-second_letter-1-*")).unlink()
+    main(arguments)
+    assert measured[8:] == [("second_letter", 1)]
+    assert re.search(r"^about \d+ s for sparse$", capsys.readouterr().out, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([], Settings(method="eap", prompts=8)),
+        (["--method", "exact", "--prompts=9"], Settings(method="exact", prompts=9)),
+    ],
+)
+def test_quick_sets_what_is_not_said(folders, said, expected, monkeypatch):
+    sparse, out = folders
+    asked = []
+
+    def ask(models, console):
+        asked.extend(models)
+        raise ValueError("enough")
+
+    monkeypatch.setattr("lit_sparse.commands.circuits.measure_missing", ask)
+    arguments = ["circuits", "--model", str(sparse), "--out", str(out), "--task", "second_letter"]
+    with pytest.raises(SystemExit):
+        main([*arguments, *said, "--quick"])
+    assert [parts.settings for parts in asked] == [expected, expected]
+    assert [list(parts.seeds) for parts in asked] == [[0], [0]]
+    with pytest.raises(SystemExit):
+        main([*arguments, "--quick", "--seeds", "2"])
+    assert list(asked[-1].seeds) == [0, 1]
+
+
+def test_help_says_what_quick_sets(capsys):
+    with pytest.raises(SystemExit) as exit:
+        main(["circuits", "--help"])
+    assert exit.value.code == 0
+    assert "--prompts 8 --seeds 1 --method eap" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(
@@ -87,10 +137,14 @@ def test_a_comparison_is_written_and_goes_on_where_it_stopped(folders, method, c
         (["--task", "nonsense"], "no task 'nonsense'"),
         (["--seeds", "0"], "--seeds"),
         (["--prompts", "0"], "prompts"),
+        (["--quick", "--prompts", "0"], "prompts"),
+        (["--quick", "--prompt", "dhbakcof"], "--quick belongs to tasks"),
+        (["--against", "none"], "--against none belongs to a sentence"),
     ],
 )
-def test_mistakes_are_told_before_work_starts(folders, arguments, message, capsys):
+def test_mistakes_are_told_before_work_starts(folders, arguments, message, capsys, monkeypatch):
     sparse, out = folders
+    monkeypatch.setattr(Candidate, "load", lambda *_: pytest.fail("weights are loaded"))
     with pytest.raises(SystemExit):
         main(["circuits", "--model", str(sparse), "--out", str(out), *arguments])
     assert message in capsys.readouterr().err and not out.exists()

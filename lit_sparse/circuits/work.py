@@ -1,0 +1,96 @@
+"""How much work the circuits of a task are, known before it is done, and how long it will take."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from lit_sparse.anatomy.component_graph import ComponentGraph
+from lit_sparse.anatomy.stack import Stack
+from lit_sparse.circuits.edge_scores import eap, exact_passes
+from lit_sparse.circuits.faithfulness import Ranking, most_evaluations, sizes
+from lit_sparse.circuits.forward import activations, run, run_edges
+from lit_sparse.circuits.prompts import Prompts
+from lit_sparse.circuits.settings import Settings
+
+T = TypeVar("T")
+
+ACCURACY, SCORES, HEADS, EDGES = "accuracy", "scoring edges", "circuits of heads", "circuits of edges"
+"""The stages of `measure`; the first is counted to the second."""
+
+_OTHERS = 8
+"""Forward passes of a prompt that belong to no curve and no gradient: accuracy, activations, ablation, open edges."""
+_USUAL = 50
+"""A circuit of one edge in so many takes about as long as the average one of a curve."""
+
+
+class Passes(NamedTuple):
+    """How many passes of each kind, or how long one takes.
+
+    forward: plain, or with some nodes replaced.
+    gradient: forward, and backward to every reader.
+    edges: forward with some edges ablated.
+    """
+
+    forward: float = 0.0
+    gradient: float = 0.0
+    edges: float = 0.0
+
+    def time(self, each: "Passes") -> float:
+        """How long these take, if each takes so long."""
+        return sum(number * one for number, one in zip(self, each, strict=True))
+
+
+TYPICAL = Passes(forward=1.0, gradient=5.5, edges=1.5)
+"""Time of each kind in forward passes, of SmolLM2-135M on a CPU."""
+
+
+def scoring_passes(graph: ComponentGraph, settings: Settings) -> float:
+    """Passes of a prompt that scores take: forward by exact patches of edges and of nodes (in both directions), else
+    gradients."""
+    if settings.method == "exact":
+        return exact_passes(graph) + 2 * len(graph.writers)
+    return settings.interpolations if settings.method == "eap-ig" else 1
+
+
+def passes(graph: ComponentGraph, settings: Settings) -> dict[str, Passes]:
+    """By stage, the passes of a prompt that finds circuits and of one that measures them, together; at most."""
+    scoring = scoring_passes(graph, settings)
+    heads, edges = int(graph.is_head.sum()), int(graph.edges.sum())
+    return {
+        SCORES: Passes(forward=_OTHERS + scoring) if settings.method == "exact" else Passes(_OTHERS, scoring),
+        HEADS: Passes(forward=most_evaluations(sizes("head", heads, heads), settings.shares)),
+        EDGES: Passes(edges=most_evaluations(sizes("edge", edges, edges), settings.shares)),
+    }
+
+
+def shares(graph: ComponentGraph, settings: Settings) -> dict[str, float]:
+    """By stage, the share of the work that it is, about."""
+    times = {stage: some.time(TYPICAL) for stage, some in passes(graph, settings).items()}
+    return {stage: time / sum(times.values()) for stage, time in times.items()}
+
+
+def estimated_seconds(graph: ComponentGraph, settings: Settings, tokens: float, each: Passes) -> float:
+    """About how long a model takes for a task and a seed.
+
+    Args:
+        tokens: in all prompts that circuits are found on (those that they are measured on have about as many).
+        each: seconds that a pass takes for each token, from `time_passes`.
+    """
+    return tokens * sum(some.time(each) for some in passes(graph, settings).values())
+
+
+def time_passes(stack: Stack, batch: Prompts) -> Passes:
+    """Seconds that a pass over a batch takes, for each token in it."""
+
+    def timed(work: Callable[[], T]) -> tuple[float, T]:
+        started = time.perf_counter()
+        result = work()
+        return (time.perf_counter() - started) / batch.clean.numel(), result
+
+    replacement, _ = activations(stack, batch.corrupted)  # the first pass is slower
+    forward, _ = timed(lambda: batch.metric(run(stack, batch.clean)).tolist())
+    scoring, scores = timed(lambda: eap(stack, batch.clean, batch.corrupted, batch.metric))
+    ranking = Ranking.of_edges(stack, scores)
+    kept = ranking.circuit(max(1, ranking.total // _USUAL))
+    edges, _ = timed(lambda: batch.metric(run_edges(stack, batch.clean, replacement, kept)).tolist())
+    return Passes(forward, max(scoring - 2 * forward, forward), edges)
