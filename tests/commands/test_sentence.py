@@ -10,7 +10,7 @@ from lit_sparse.circuits.attention_edges import Learning
 from lit_sparse.commands import sentence as command
 from lit_sparse.commands.main import main
 from lit_sparse.models.compared import Candidate
-from lit_sparse.models.sparse_folder import export_sparse, load_sparse
+from lit_sparse.models.sparse_folder import export_sparse
 from lit_sparse.records.sentence_circuit import SentenceCircuits
 from lit_sparse.report.sentence.words import comparison, headline
 
