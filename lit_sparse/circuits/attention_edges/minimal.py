@@ -29,8 +29,8 @@ class Ablations:
     def losses(self, kept: Bool[Tensor, "sample edge"]) -> Float[Tensor, " sample"]:
         """What each set of edges loses."""
         parts = []
-        for some in kept.float().split(self._at_once):
-            logits = self.passes.logits(self.edges.switches(some))
+        for some in kept.split(self._at_once):
+            logits = self.passes.logits(self.edges.switches(some.float()))
             parts.append(self.goal.loss(logits)[:, 0])
         return torch.cat(parts)
 
@@ -40,7 +40,7 @@ class Ablations:
         residuals = self.passes.residuals(self.edges.switches(kept.float()[None]))
         found = self.passes.whole.logits.new_empty(len(places))
         order = self.edges.layer[places].argsort(stable=True)
-        for some in order.split(self._at_once):
+        for some in order.split(self._at_once) if len(order) else ():
             rows = kept.float().repeat(len(some), 1)
             rows[torch.arange(len(some)), places[some]] = (~kept[places[some]]).float()
             start = int(self.edges.layer[places[some[0]]])
