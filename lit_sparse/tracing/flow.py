@@ -8,8 +8,8 @@ Edges from a position to itself move nothing between positions: like the MLPs th
 what it has, they are always kept and carry no contribution.
 
 Closed: an edge passes, at its weight, what its head passes on average over everyday sentences, as in circuits of
-sentences (`circuits.attention_edges`): only what its key has of its own is gone. Where closed edges pass nothing, heads
-far from anything they ever write have to be kept as well, and graphs are many times larger.
+sentences (`circuits.attention_edges`): only what its key has of its own is gone. In a dense model, whose weights sum to
+one, heads then stay near what they usually write, so that no edge is kept only to bring them there.
 
 Shown: a minimal circuit. Kept alone, its edges leave the answer at least `keep` of its probability, and without any
 single one of them it has less. Found by a learnt mask and real ablation. There may be other circuits as small.
