@@ -14,19 +14,21 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from lit_sparse.circuits.attention_edges.mask import DEFAULT
+from lit_sparse.circuits.attention_edges.passes import Means
 from lit_sparse.commands.parser import CommandParser
 from lit_sparse.common.files import check_writable, write_atomically
 from lit_sparse.models.compared import Candidate, find_candidates
-from lit_sparse.records.trace import Trace, traces_json
+from lit_sparse.records.trace import FORMAT, Trace, traces_json
 from lit_sparse.report.shared import style
 from lit_sparse.report.trace.page import write_trace_page
 from lit_sparse.report.trace.plot import trace_figure
-from lit_sparse.tracing.flow import KEEP, trace
+from lit_sparse.tracing.flow import KEEP, everyday_average, trace
 from lit_sparse.tracing.prompts import chosen_prompts, shared_tokens
 from lit_sparse.tracing.terminal import means, prompts_table, row_of, trace_view
 
 NOTHING = "none"
-_Loaded = list[tuple[Candidate, PreTrainedModel]]
+_Loaded = list[tuple[Candidate, PreTrainedModel, Means | None]]
 
 
 def trace_command(args: Sequence[str]) -> None:
@@ -64,7 +66,12 @@ def trace_command(args: Sequence[str]) -> None:
         rows.append(_trace(models, prompt, parsed.answer, parsed.keep))
         if out is None:
             continue
-        content = {"format": 1, "keep": parsed.keep, "prompts": [_numbers(row) for row in rows], "mean": _means(rows)}
+        content = {
+            "format": FORMAT,
+            "keep": parsed.keep,
+            "prompts": [_numbers(row) for row in rows],
+            "mean": _means(rows),
+        }
         write_atomically(out / "traces.json", (json.dumps(content, indent=1) + "\n").encode())
         if parsed.pictures:
             _write(rows[-1], out / f"{index:03}")
@@ -102,14 +109,16 @@ def _candidates(name: str, against: str | None) -> tuple[list[Candidate], str | 
 
 
 def _load(candidates: Sequence[Candidate], required: bool) -> tuple[_Loaded, str | None]:
-    models = [(candidates[0], candidates[0].load(torch.float32))]
-    for candidate in candidates[1:]:
+    """The models, and what their closed edges pass, which is the same for all prompts."""
+    models: _Loaded = []
+    for candidate in candidates:
         try:
-            models.append((candidate, candidate.load(torch.float32)))
+            model = candidate.load(torch.float32)
         except ValueError as error:
-            if required:
+            if required or not models:
                 raise
             return models, f"without a base model to compare with: {error}"
+        models.append((candidate, model, everyday_average(model, candidate.tokenizer)))
     return models, None
 
 
@@ -117,10 +126,15 @@ def _trace(models: _Loaded, prompt: str, answer: str | None, keep: float) -> lis
     """In every model the same answer is explained: the given one, or what the first predicts."""
     traces: list[Trace] = []
     answer_id: int | None = None
-    for candidate, model in models:
-        traces.append(
-            trace(model, candidate.tokenizer, prompt, answer, answer_id=answer_id, keep=keep, name=candidate.name)
-        )
+    for candidate, model, average in models:
+        kind = "sparse" if candidate.is_sparse else "dense"
+        with tqdm(total=DEFAULT.steps, desc=f"{kind} model: finding the circuit", leave=False, unit="step") as bar:
+            traces.append(
+                trace(
+                    model, candidate.tokenizer, prompt, answer,
+                    answer_id=answer_id, keep=keep, name=candidate.name, average=average, advance=bar.update,
+                )
+            )  # fmt: skip
         answer_id = traces[0].answer_id
     return traces
 

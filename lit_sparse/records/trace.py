@@ -1,12 +1,15 @@
 """One prompt's trace as plain data: what its page, its plot and its table are made from.
 
 Edges here are open edges between two different positions, of those that lie on a walk back from the answer: what moves
-something to the place where the answer is read. They are ordered by |contribution|, the strongest first, so that "the n
-strongest" are the first n.
+something to the place where the answer is read. First come those shown, a circuit that is enough for the answer: the
+one without which most is lost is the first. The others follow by |contribution|, the strongest first. "Kept" are always
+the first few of this order. A closed edge passes what its head does on average over everyday sentences
+(`lit_sparse/tracing/flow.py`).
 
-`trace.json` (written by `traces_json`), format 1:
+`trace.json` (written by `traces_json`), format 2. In format 1 those shown were the strongest ones, and a closed edge
+passed nothing:
 
-    format        1
+    format        2
     prompt        the prompt as text
     tokens        its tokens as text, T of them
     answer        the token that is explained, as text
@@ -21,18 +24,21 @@ strongest" are the first n.
       open            edges that are open
       reachable       open edges between different positions on a walk back from the answer
       reaches         per token, whether it reaches the answer through open edges
-      needed          per token, how many of the strongest edges have to be there until it reaches; null: never
-      cut             per token, change of the answer's log-probability (nats) when no later position reads it
-      paths           per token, its strongest path to the answer: places of edges in `edges`, from token to answer;
-                      null where the token does not reach or the path uses an edge that was left out of `edges`
-      ablations       [{edges, connected, tokens, probability}]: only the `edges` strongest kept, of which `connected`
+      needed          per token, how many of the first edges have to be there until it reaches; null: never
+      cut             per token, change of the answer's log-probability (nats) when all edges out of it to later
+                      positions are closed
+      paths           per token, its first path to the answer: places of edges in `edges`, from token to answer; null
+                      where the token does not reach or the path uses an edge that was left out of `edges`
+      ablations       [{edges, connected, tokens, probability}]: only the first `edges` kept, of which `connected`
                       lie on a walk back and `tokens` tokens reach, and the answer's probability in that forward pass
-      shown           the smallest `edges` of the ablations from which on the probability stays >= `keep` of the whole
+      shown           how many of the first edges are the circuit: kept alone, they leave the answer >= `keep` of its
+                      probability, and less without any single one of them
+      without         for each edge of the circuit, the answer's probability when it alone is taken out of it
       keep            that share
-      edges           the strongest edges (at least those shown), in columns: layer, head, query, key, weight (the
-                      factor of the key's value), contribution (logits)
+      edges           the first edges (at least those shown), in columns: layer, head, query, key, weight (the factor
+                      of the key's value), contribution (logits)
       total           sum of |contribution| over all reachable edges: shares are |contribution| / total
-      seconds         what the trace took, loading excepted
+      seconds         what the trace took; by the command, without loading and the everyday average
 """
 
 import json
@@ -43,13 +49,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-FORMAT = 1
+FORMAT = 2
 EDGES_WRITTEN = 5_000
 
 
 @dataclass
 class TraceEdges:
-    """Edges in columns, the strongest first."""
+    """Edges in columns, in the order of the module's docstring."""
 
     layer: Int[np.ndarray, " edge"]
     head: Int[np.ndarray, " edge"]
@@ -69,7 +75,7 @@ class TraceEdges:
 
 @dataclass(frozen=True)
 class Ablation:
-    """Only the `edges` strongest edges kept, all others between different positions closed.
+    """Only the first `edges` edges kept, all others between different positions closed.
 
     connected: how many of them lie on a walk back from the answer.
     tokens: how many input tokens reach the answer along them.
@@ -106,6 +112,7 @@ class Trace:
     ablations: list[Ablation]
     keep: float
     shown: Ablation
+    without: list[float]
     seconds: float
 
     @property
@@ -140,6 +147,7 @@ class Trace:
             "paths": [path if path is None or max(path, default=0) < kept else None for path in self.paths],
             "ablations": [vars(ablation) for ablation in self.ablations],
             "shown": self.shown.edges,
+            "without": self.without,
             "keep": self.keep,
             "edges": columns,
             "total": self.total,

@@ -1,45 +1,58 @@
-"""Why the next token came out as it did: what can reach the answer, what each edge carries, what the rest is worth.
+"""Why the next token came out as it did: which few edges are enough for it, what can reach it, what each edge carries.
 
-All with attention weights frozen (`frozen.py`). Edges from a position to itself move nothing between positions: like
-the MLPs they belong to what a position does with what it has, they are always kept and carry no contribution.
+All with attention weights frozen: gates and softmax are functions of queries and keys, so an answer depends on a
+model's values in two ways, through what the open edges move (o_i = sum_j w_ij v_j) and through what decides w. With w
+held at what it was only the first is left, and closing an edge changes no other edge's weight.
 
-Contribution of an edge: w_ij times d(answer's logit - mean logit) / d w_ij, the mean over w of all edges between
-positions scaled by 1/2, 3/4 and 1 together. By the chain rule that is (w_ij v_j W_O) . d/d(what the attention adds at
-query i): gradient x contribution with frozen patterns, smoothed towards weaker edges as in Self-Attention Attribution
-(Hao et al., arXiv 2004.11207, who integrate from 0). Norms and MLPs are differentiated. The gradient at the full
-weights alone is blind to what is saturated and finds far larger graphs; below half the weights single points explode
-(on SmolLM2-135M layer 0 then holds up to 69 % of all contributions, instead of 6 %). So contributions do not add up to
-the logit; shares are taken of the sum of |contribution|. The mean logit is taken off because a shift of all logits
-changes nothing, as circuit-tracer does.
+Edges from a position to itself move nothing between positions: like the MLPs they belong to what a position does with
+what it has, they are always kept and carry no contribution.
 
-Shown: the smallest number of strongest edges that, kept alone in a forward pass, leave the answer at least `keep` of
-its probability, and so does every larger number that was tried.
+Closed: an edge passes, at its weight, what its head passes on average over everyday sentences, as in circuits of
+sentences (`circuits.attention_edges`): only what its key has of its own is gone. In a dense model, whose weights sum to
+one, heads then stay near what they usually write, so that no edge is kept only to bring them there.
 
-Cut of a token: all edges closed whose key is its position (attention knockout, Geva et al., arXiv 2304.14767).
+Shown: a minimal circuit. Kept alone, its edges leave the answer at least `keep` of its probability, and without any
+single one of them it has less. Found by a learnt mask and real ablation. There may be other circuits as small.
+
+Contribution of an edge: the gradient of (answer's logit - mean logit) in the edge's switch, the mean over all switches
+between positions at 1/2, 3/4 and 1 together. By the chain rule that is (w_ij (v_j - mean) W_O) . d/d(what the attention
+adds at query i): gradient x contribution with frozen patterns, smoothed towards fewer edges as in Self-Attention
+Attribution (Hao et al., arXiv 2004.11207, who integrate from 0). Norms and MLPs are differentiated. Contributions do
+not add up to the logit; shares are taken of the sum of |contribution|. The mean logit is taken off because a shift of
+all logits changes nothing, as circuit-tracer does.
+
+Cut of a token: all edges closed whose key is its position (as in attention knockout, Geva et al., arXiv 2304.14767).
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lit_sparse.anatomy.reach import reachable
 from lit_sparse.anatomy.stack import Stack
 from lit_sparse.attention import attention_modules
+from lit_sparse.circuits.attention_edges.edges import EdgeList
+from lit_sparse.circuits.attention_edges.everyday_text import everyday_prompts
+from lit_sparse.circuits.attention_edges.goals import Goal, Probability
+from lit_sparse.circuits.attention_edges.mask import DEFAULT, Learning
+from lit_sparse.circuits.attention_edges.minimal import Ablations
+from lit_sparse.circuits.attention_edges.passes import Means, Passes, means
+from lit_sparse.circuits.attention_edges.search import find
 from lit_sparse.circuits.tasks.vocabulary import NotExpressible, Tokenizer, Vocabulary
 from lit_sparse.models.tokens import token_text
 from lit_sparse.records.trace import Ablation, Trace, TraceEdges
-from lit_sparse.tracing.frozen import Frozen
 from lit_sparse.tracing.paths import NEVER, connected, needed, shortest_path
 
 SCALINGS = (1 / 2, 3 / 4, 1)
 KEEP = 0.9
 PREDICTIONS = 5
-_TOKENS_AT_ONCE = 640
+_WITHIN = 13
+"""Sizes measured of the edges shown; of all edges, sizes a factor of sqrt 2 apart."""
 
 
 def trace(
@@ -51,6 +64,9 @@ def trace(
     answer_id: int | None = None,
     keep: float = KEEP,
     name: str | None = None,
+    average: Means | None = None,
+    learning: Learning = DEFAULT,
+    advance: Callable[[int], object] | None = None,
 ) -> Trace:
     """Traces the token after a prompt back through a model, dense or sparse, which is left as it was.
 
@@ -62,10 +78,13 @@ def trace(
         answer_id: the same as a token's id.
         keep: share of the answer's probability that the shown edges have to keep.
         name: what to call the model; default its configuration's name.
+        average: what closed edges pass, of `everyday_average`, which is called where it is not given.
+        learning: of the mask by which the shown edges are found.
+        advance: called with 1 after each of `learning.steps` steps.
 
     Raises:
-        ValueError: a prompt of less than two tokens, an answer that is not one token after it, `keep` out of range, or
-            a model whose family is not understood (see `Stack`).
+        ValueError: a prompt of less than two tokens, an answer that is not one token after it, `keep` out of range or
+            finer than the model's numbers, or a model whose family is not understood (see `Stack`).
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep is a share of the answer's probability, in (0, 1], got {keep}")
@@ -73,19 +92,24 @@ def trace(
     answer_id = from_text if answer_id is None else answer_id
     sparse = bool(attention_modules(model))
     started = time.perf_counter()
+    average = everyday_average(model, tokenizer) if average is None else average
     with Stack(model) as stack:
-        frozen = Frozen(stack, torch.tensor([ids], device=model.device))
-        probabilities = frozen.full.softmax(-1)
+        passes = traced_passes(stack, torch.tensor([ids], device=model.device), average)
+        probabilities = passes.whole.logits[0].softmax(-1)
         answer_id = int(probabilities.argmax()) if answer_id is None else answer_id
         likeliest = probabilities.topk(min(PREDICTIONS, len(probabilities)))
-        scores = contributions(frozen, answer_id)
-        weights = [weight[0].float().cpu().numpy() for weight in frozen.weights]
+        weights = [layer.weights[0].float().cpu().numpy() for layer in passes.whole.passed]
         layers, size = len(weights), len(ids)
         seen = reachable(weights)
-        edges = moving_edges(weights, [score.float().cpu().numpy() for score in scores], seen)
-        full = float(probabilities[answer_id])
-        ablations = _ablations(frozen, edges, answer_id, keep * full)
-        cut = cuts(frozen, answer_id)
+        goal = Probability(torch.tensor([answer_id], device=model.device), passes.whole.logits, keep)
+        measured = Ablations(passes, EdgeList(passes.open), goal)
+        chosen, without = circuit(passes, measured.edges, goal, learning, advance)
+        scores = contributions(passes, measured.edges, answer_id)
+        order = ordered(measured.edges, scores, seen, chosen)
+        edges = _columns(passes, measured.edges, scores, order)
+        full, shown = float(probabilities[answer_id]), len(chosen)
+        ablations = _ablations(measured, order, edges, shown, full)
+        cut = cuts(measured, size)
     places = needed(edges, layers, size)
     paths = [
         None if count == NEVER else shortest_path(edges[: int(count)], layers, size, token)
@@ -102,7 +126,7 @@ def trace(
         heads=max(len(weight) for weight in weights),
         probability=full,
         predictions=[(token_text(tokenizer, int(i)), float(p)) for p, i in zip(*likeliest, strict=True)],
-        allowed=frozen.allowed,
+        allowed=passes.allowed,
         open=sum(int(np.count_nonzero(weight)) for weight in weights),
         edges=edges,
         reaches=seen[0].tolist(),
@@ -111,7 +135,8 @@ def trace(
         paths=paths,
         ablations=ablations,
         keep=keep,
-        shown=smallest(ablations, keep * full),
+        shown=next(ablation for ablation in ablations if ablation.edges == shown),
+        without=(full * without).tolist(),
         seconds=time.perf_counter() - started,
     )
 
@@ -139,112 +164,113 @@ def encode(tokenizer: Tokenizer, prompt: str, answer: str | None) -> tuple[list[
         raise ValueError(f"answer: {error}; most words need their leading space, as in ' Paris'") from None
 
 
+def everyday_average(model: PreTrainedModel, tokenizer: Tokenizer) -> Means | None:
+    """What heads pass on average over everyday sentences; None where the tokenizer can express none of them: closed
+    edges then pass their average over the prompt itself."""
+    sentences = everyday_prompts(tokenizer)
+    if not sentences:
+        return None
+    with Stack(model) as stack:
+        return means(stack, sentences)
+
+
+def traced_passes(stack: Stack, ids: Int[Tensor, "1 time"], average: Means | None) -> Passes:
+    """Passes of one prompt as a trace needs them (see above)."""
+    average = means(stack, ids.tolist()) if average is None else average
+    return Passes(stack, ids, "mean", means=average, frozen=True, between=True)
+
+
 def contributions(
-    frozen: Frozen, answer: int, scalings: Sequence[float] = SCALINGS
-) -> list[Float[Tensor, "head query key"]]:
-    """Every edge's contribution, per layer (formula above). 0 at queries' own positions."""
-    size = frozen.embedding.shape[1]
-    between = ~torch.eye(size, dtype=torch.bool, device=frozen.embedding.device)
-    scaling = torch.tensor(scalings, device=between.device)[:, None, None, None]
-    factor = torch.where(between, scaling, 1.0)
-    leaves = [(weight.float() * factor).requires_grad_() for weight in frozen.weights]
+    passes: Passes, edges: EdgeList, answer: int, scalings: Sequence[float] = SCALINGS
+) -> Float[Tensor, " edge"]:
+    """Every edge's contribution (formula above)."""
+    scaling = torch.tensor(scalings, device=passes.ids.device)[:, None]
+    switches = scaling.repeat(1, len(edges)).requires_grad_()
     with torch.enable_grad():
-        logits = frozen.logits(leaves)
+        logits = passes.logits(edges.switches(switches))
         margin = logits[:, answer] - logits.mean(-1)
-        gradients = torch.autograd.grad(margin.sum(), leaves)
-    return [
-        torch.where(between, weight[0] * gradient.mean(0), 0.0)
-        for weight, gradient in zip(frozen.weights, gradients, strict=True)
-    ]
+        (gradients,) = torch.autograd.grad(margin.sum(), switches)
+    return gradients.mean(0)
 
 
-def moving_edges(
-    weights: Sequence[Float[np.ndarray, "head query key"]],
-    scores: Sequence[Float[np.ndarray, "head query key"]],
-    seen: np.ndarray,
-) -> TraceEdges:
-    """The open edges between different positions that a walk back passes (`seen` as from `reachable`), strongest
-    first."""
-    columns: list[list[np.ndarray]] = []
-    for layer, (weight, score) in enumerate(zip(weights, scores, strict=True)):
-        head, query, key = np.nonzero((weight != 0) & seen[layer + 1][:, None])
-        moving = query != key
-        head, query, key = head[moving], query[moving], key[moving]
-        place = (head, query, key)
-        columns.append([np.full(len(head), layer), head, query, key, weight[place], score[place]])
-    edges = TraceEdges(*(np.concatenate(column) for column in zip(*columns, strict=True)))
-    return edges[np.argsort(-np.abs(edges.contribution), kind="stable")]
+def circuit(
+    passes: Passes,
+    edges: EdgeList,
+    goal: Goal,
+    learning: Learning = DEFAULT,
+    advance: Callable[[int], object] | None = None,
+) -> tuple[Int[Tensor, " some"], Float[np.ndarray, " some"]]:
+    """A minimal circuit: the places of its edges, those first without which most is lost, and how many times the
+    circuit's probability of the answer is that of the whole model without each of them.
+
+    Raises:
+        ValueError: see `trace`.
+    """
+    found = find(passes, goal, learning, advance=advance)
+    if found is None:
+        raise ValueError("keep is finer than the model's numbers: keep less, or load the model in float32")
+    (places,) = found.kept.nonzero(as_tuple=True)
+    losses, by_loss = found.ablations.switched(found.kept, places).sort(descending=True, stable=True)
+    rank = torch.zeros(1, len(found.kept), device=places.device)  # 0: not in the circuit
+    rank[0, places[by_loss]] = torch.arange(1.0, len(places) + 1, device=places.device)
+    rank_of_all = edges.gathered([layer[0] for layer in found.ablations.edges.switches(rank)])
+    (here,) = rank_of_all.nonzero(as_tuple=True)
+    return here[rank_of_all[here].argsort()], _factors(losses)
+
+
+def ordered(
+    edges: EdgeList,
+    scores: Float[Tensor, " edge"],
+    seen: Bool[np.ndarray, "layer_and_answer position"],
+    first: Int[Tensor, " chosen"],
+) -> Int[Tensor, " some"]:
+    """Places of the edges that a walk back passes (`seen` as from `reachable`): those of a circuit first, as they are,
+    then the others by |contribution|."""
+    passed = torch.from_numpy(seen).to(scores.device)[edges.layer + 1, edges.query]
+    passed[first] = False
+    (others,) = passed.nonzero(as_tuple=True)
+    return torch.cat([first, others[scores[others].abs().argsort(descending=True, stable=True)]])
 
 
 @torch.no_grad()
-def keep_strongest(frozen: Frozen, edges: TraceEdges, counts: Sequence[int]) -> Float[Tensor, "count token"]:
-    """Logits of real forward passes in which of all edges between positions only the strongest few are kept."""
-    ranks = []
-    for layer, weight in enumerate(frozen.weights):
-        rank = torch.full(weight.shape[1:], len(edges), dtype=torch.int64)
-        (places,) = np.nonzero(edges.layer == layer)
-        index = (torch.from_numpy(column[places]) for column in (edges.head, edges.query, edges.key))
-        rank[tuple(index)] = torch.from_numpy(places)
-        rank.diagonal(dim1=-2, dim2=-1).fill_(-1)
-        ranks.append(rank.to(weight.device))
-    parts = []
-    for some in _chunks(frozen, counts):
-        limit = torch.tensor(some, device=ranks[0].device)[:, None, None, None]
-        parts.append(frozen.logits([w * (rank < limit) for w, rank in zip(frozen.weights, ranks, strict=True)]))
-    return torch.cat(parts)
+def kept_first(measured: Ablations, order: Int[Tensor, " some"], counts: Sequence[int]) -> Float[np.ndarray, " count"]:
+    """What is left of the answer's probability, as a factor, in real forward passes in which of all edges between
+    positions only the first few of an order are kept."""
+    rank = torch.full((len(measured.edges),), len(order), device=order.device)
+    rank[order] = torch.arange(len(order), device=order.device)
+    return _factors(measured.losses(rank < torch.tensor(counts, device=order.device)[:, None]))
 
 
 @torch.no_grad()
-def cuts(frozen: Frozen, answer: int) -> Float[np.ndarray, " position"]:
+def cuts(measured: Ablations, positions: int) -> Float[np.ndarray, " position"]:
     """Change of the answer's log-probability when all edges out of one position are closed, for every position."""
-    size = frozen.embedding.shape[1]
-    position = torch.arange(size, device=frozen.embedding.device)
-    parts: list[Tensor] = []
-    for some in _chunks(frozen, range(size)):
-        gone = torch.tensor(some, device=position.device)[:, None, None]
-        kept = (position != gone) | (position[:, None] == position)  # (some, query, key)
-        parts.append(_log_probability(frozen.logits([w * kept[:, None] for w in frozen.weights]), answer))
-    return (torch.cat(parts) - _log_probability(frozen.full, answer)).double().cpu().numpy()
+    position = torch.arange(positions, device=measured.edges.key.device)
+    return -measured.losses(measured.edges.key != position[:, None]).double().cpu().numpy()
 
 
-def smallest(ablations: Sequence[Ablation], probability: float) -> Ablation:
-    """The first of the ablations, by rising number of edges, from which on all have at least that probability (within
-    rounding; the last one is the whole)."""
-    found = ablations[-1]
-    for ablation in reversed(ablations):
-        if ablation.probability < probability * (1 - 1e-4):
-            break
-        found = ablation
+def _ablations(
+    measured: Ablations, order: Int[Tensor, " some"], edges: TraceEdges, shown: int, probability: float
+) -> list[Ablation]:
+    """Forward passes with ever more edges: closely spaced up to those shown, then by factors of sqrt 2."""
+    layers = measured.passes.stack.graph.layers
+    factors = [2 ** (-step / 2) for step in range(2 * len(edges).bit_length())]
+    counts = {round(len(edges) * factor) for factor in factors}
+    counts = {count for count in counts if count > shown} | {0, shown, len(edges)}
+    counts |= {round(count) for count in np.linspace(0, shown, _WITHIN)}
+    found = []
+    for count, factor in zip(sorted(counts), kept_first(measured, order, sorted(counts)), strict=True):
+        on_the_way, tokens = connected(edges[:count], layers, measured.passes.ids.shape[1])
+        found.append(Ablation(count, int(on_the_way.sum()), int(tokens.sum()), probability * float(factor)))
     return found
 
 
-def _ablations(frozen: Frozen, edges: TraceEdges, answer: int, probability: float) -> list[Ablation]:
-    """Forward passes with ever fewer edges, by factors of sqrt 2 and then 2, and closer together where the answer is
-    lost."""
-    layers, size = len(frozen.weights), frozen.embedding.shape[1]
-
-    def measure(counts: Sequence[int]) -> list[Ablation]:
-        found = keep_strongest(frozen, edges, counts).softmax(-1)[:, answer].tolist()
-        measured = []
-        for count, p in zip(counts, found, strict=True):
-            on_the_way, tokens = connected(edges[:count], layers, size)
-            measured.append(Ablation(count, int(on_the_way.sum()), int(tokens.sum()), p))
-        return measured
-
-    factors = [2 ** (-i / 2) for i in range(10)] + [2.0**-i for i in range(5, len(edges).bit_length() + 1)]
-    ablations = measure(sorted({round(len(edges) * factor) for factor in factors} | {0}))
-    upper = smallest(ablations, probability).edges
-    lower = max((ablation.edges for ablation in ablations if ablation.edges < upper), default=0)
-    between = sorted({round(x) for x in np.linspace(lower, upper, 10)[1:-1]} - {lower, upper})
-    return sorted(ablations + (measure(between) if between else []), key=lambda ablation: ablation.edges)
+def _columns(
+    passes: Passes, edges: EdgeList, scores: Float[Tensor, " edge"], order: Int[Tensor, " some"]
+) -> TraceEdges:
+    weights = edges.gathered([layer.weights for layer in passes.whole.passed])
+    columns = (edges.layer, edges.head, edges.query, edges.key, weights.float(), scores.float())
+    return TraceEdges(*(column[order].cpu().numpy() for column in columns))
 
 
-def _log_probability(logits: Float[Tensor, "*batch token"], answer: int) -> Float[Tensor, "*batch"]:
-    return logits.log_softmax(-1)[..., answer]
-
-
-def _chunks(frozen: Frozen, items: Sequence[int]) -> Iterator[list[int]]:
-    """Some at a time, so that memory stays bounded."""
-    step = max(1, _TOKENS_AT_ONCE // frozen.embedding.shape[1])
-    for first in range(0, len(items), step):
-        yield list(items[first : first + step])
+def _factors(losses: Float[Tensor, " some"]) -> Float[np.ndarray, " some"]:
+    return (-losses.double()).exp().cpu().numpy()

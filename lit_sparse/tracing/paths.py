@@ -23,10 +23,10 @@ def connected(edges: TraceEdges, layers: int, positions: int) -> tuple[Bool[np.n
 
 
 def needed(edges: TraceEdges, layers: int, positions: int) -> Int[np.ndarray, " position"]:
-    """How many of the strongest edges (the first ones) have to be there until each token reaches the answer.
+    """How many of the first edges have to be there until each token reaches the answer.
 
-    0 for the last position, NEVER for a token that does not reach along all of them. A token's strongest path is the
-    widest one: its weakest edge is as strong as can be (the bottleneck path problem, Pollack 1960).
+    0 for the last position, NEVER for a token that does not reach along all of them. A token's first path is the widest
+    one: its last edge in the order comes as early as can be (the bottleneck path problem, Pollack 1960).
     """
     cost = np.full(positions, NEVER)
     cost[-1] = 0
@@ -40,7 +40,7 @@ def needed(edges: TraceEdges, layers: int, positions: int) -> Int[np.ndarray, " 
 
 def shortest_path(edges: TraceEdges, layers: int, positions: int, token: int) -> list[int] | None:
     """The path of fewest edges from a token to the answer, as places of edges from the token on; of several the one
-    whose edges are stronger at its token's end. None if there is none."""
+    whose edges come earlier in the order at its token's end. None if there is none."""
     hops = np.full(positions, NEVER)
     hops[-1] = 0
     steps: list[dict[int, int]] = []  # per layer from the last: position -> the edge by which to leave it

@@ -1,6 +1,7 @@
-"""A trace in the terminal: the prompt coloured, what the models need side by side, the strongest edges."""
+"""A trace in the terminal: the prompt coloured, what the models need side by side, the edges shown."""
 
 from collections.abc import Sequence
+from itertools import islice
 
 from rich import box
 from rich.console import Group
@@ -10,18 +11,18 @@ from rich.text import Text
 from lit_sparse.common.formatting import count, decimal, duration, percent, visible, visible_token
 from lit_sparse.records.trace import Trace
 
-STRONGEST = 12
+LISTED = 24
 _WIDTH = 18
 
 
-def trace_view(traces: Sequence[Trace], strongest: int = STRONGEST) -> Group:
+def trace_view(traces: Sequence[Trace], listed: int = LISTED) -> Group:
     """Everything about one prompt, for `rich.print`."""
     parts: list[Text | Table] = []
     for trace in traces:
         parts += [Text(f"{trace.kind}: {visible(trace.model)}", style="dim"), coloured_prompt(trace), Text()]
     legend = Text("colours: closing all edges out of the token makes the answer ", style="dim")
     legend.append("less", style="bold white on blue").append(" or ").append("more", style="black on yellow")
-    parts += [legend.append(" likely; "), summary_table(traces), edges_table(traces[0], strongest)]
+    parts += [legend.append(" likely; "), summary_table(traces), edges_table(traces[0], listed)]
     legend.append("struck out", style="strike").append(": not reached by the shown edges")
     return Group(*parts)
 
@@ -63,21 +64,22 @@ def summary_rows(traces: Sequence[Trace]) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def edges_table(trace: Trace, strongest: int) -> Table:
-    """The strongest edges of one model."""
-    table = Table(box=box.SIMPLE_HEAD, title=f"Strongest edges, {trace.kind} model", title_justify="left")
-    for heading in ("layer.head", "reads", "what", "weight", "logits", "share"):
+def edges_table(trace: Trace, listed: int) -> Table:
+    """The edges shown of one model, the first ones of them."""
+    shown, title = trace.shown.edges, f"Edges shown, {trace.kind} model"
+    title += f", the first {listed} of {count(shown)}" if shown > listed else ""
+    table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
+    for heading in ("layer.head", "reads", "what", "weight", "logits", "p without it"):
         table.add_column(heading, justify="left" if heading in ("reads", "what") else "right", no_wrap=True)
-    total = trace.total or 1.0
-    rows = zip(*vars(trace.edges[:strongest]).values(), strict=True)
-    for layer, head, query, key, weight, contribution in rows:
+    rows = zip(*vars(trace.edges[:shown]).values(), trace.without, strict=True)
+    for layer, head, query, key, weight, contribution, without in islice(rows, listed):
         table.add_row(
             f"{layer}.{head}",
             Text(f"{visible_token(trace.tokens[query], _WIDTH)} ({query})"),
             Text(f"<- {visible_token(trace.tokens[key], _WIDTH)} ({key})"),
             f"{weight:.3f}",
             Text(f"{contribution:+.2f}", style="blue" if contribution > 0 else "yellow"),
-            percent(abs(contribution) / total),
+            decimal(without),
         )
     return table
 

@@ -17,11 +17,14 @@ def test_command_writes_page_picture_and_numbers(tmp_path, sparse_folder, llama_
     out = tmp_path / "out"
     trace_command(["--model", str(sparse_folder), "--prompt", "12+34=", "--answer", "4", "--out", str(out)])
     printed = capsys.readouterr().out
-    assert "12+34=" in printed.replace("\n", "") and "Strongest edges" in printed
+    assert "12+34=" in printed.replace("\n", "") and "Edges shown" in printed
     assert sorted(file.name for file in out.iterdir()) == ["trace.html", "trace.json", "trace.png"]
     content = json.loads((out / "trace.json").read_text())
     assert [entry["sparse"] for entry in content["traces"]] == [True, False]
     assert content["traces"][1]["model"] == str(llama_folder) and content["answer"] == "4"
+    assert content["format"] == 2
+    for entry in content["traces"]:
+        assert len(entry["without"]) == entry["shown"] <= len(entry["edges"]["layer"])
     assert content["traces"][0]["open"] < content["traces"][1]["open"] == 2 * 4 * 21
     assert (out / "trace.png").read_bytes().startswith(b"\x89PNG")
 

@@ -1,7 +1,7 @@
 """Circuits of single sentences, as attention edges (layer, head, query, key)."""
 
 from lit_sparse.circuits.attention_edges.edges import EdgeList
-from lit_sparse.circuits.attention_edges.goals import Difference, Distribution, Goal
+from lit_sparse.circuits.attention_edges.goals import Difference, Distribution, Goal, Probability
 from lit_sparse.circuits.attention_edges.mask import Learning, learn_mask
 from lit_sparse.circuits.attention_edges.minimal import Ablations, minimal, shortest_prefix
 from lit_sparse.circuits.attention_edges.passes import Passes, means
@@ -17,6 +17,7 @@ __all__ = [
     "Goal",
     "Learning",
     "Passes",
+    "Probability",
     "SentenceSettings",
     "find",
     "learn_mask",

@@ -1,11 +1,16 @@
-"""What a circuit of a sentence has to keep: a logit difference, or the whole distribution of the next token."""
+"""What a circuit of a sentence has to keep: a logit difference, the answer's probability, or the whole distribution of
+the next token."""
 
+import math
 from abc import ABC, abstractmethod
 from copy import copy
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+_ROUNDING = 1e-4
+"""Of a probability in float32, relative."""
 
 
 class Goal(ABC):
@@ -40,6 +45,32 @@ class Distribution(Goal):
 
     def only(self, prompt: int) -> "Distribution":
         return Distribution(self._whole[prompt : prompt + 1], self.tolerance)
+
+
+class Probability(Goal):
+    """log(p_whole / p_circuit) of one answer, in nats: at or below -log(keep), p_circuit >= keep p_whole. The share
+    1 - p_circuit / p_whole would say the same, but has no gradient where p_circuit is next to nothing.
+
+    Args:
+        answers: a token a prompt.
+        logits: of the whole model.
+        keep: the share of its probability that is wanted, within rounding.
+    """
+
+    def __init__(self, answers: Int[Tensor, " batch"], logits: Float[Tensor, "batch token"], keep: float = 0.9):
+        self.tolerance = max(-math.log(keep), _ROUNDING)
+        self._answers = answers[:, None]
+        self._whole = logits.log_softmax(-1).gather(1, self._answers)[:, 0]
+
+    def loss(self, logits: Float[Tensor, "sample_batch token"]) -> Float[Tensor, "sample batch"]:
+        log_p: Tensor = logits.log_softmax(-1).unflatten(0, (-1, len(self._answers)))
+        return self._whole - log_p.gather(2, self._answers.expand(len(log_p), -1, -1))[..., 0]
+
+    def only(self, prompt: int) -> "Probability":
+        one = slice(prompt, prompt + 1)
+        found = copy(self)
+        found._answers, found._whole = self._answers[one], self._whole[one]
+        return found
 
 
 class Difference(Goal):

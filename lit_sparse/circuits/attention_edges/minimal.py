@@ -32,8 +32,8 @@ class Ablations:
     def losses(self, kept: Bool[Tensor, "sample edge"]) -> Float[Tensor, " sample"]:
         """What each set of edges loses."""
         parts = []
-        for some in kept.float().split(self._at_once):
-            logits = self.passes.logits(self.edges.switches(some))
+        for some in kept.split(self._at_once):
+            logits = self.passes.logits(self.edges.switches(some.float()))
             parts.append(self.goal.loss(logits).mean(1))
         return torch.cat(parts)
 

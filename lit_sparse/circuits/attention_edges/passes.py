@@ -59,6 +59,8 @@ class Passes:
         means: for "mean".
         corrupted: for "corrupted": prompts of the same length.
         frozen: weights stay those of the whole model.
+        between: only edges between different positions are switched. Those from a position to itself are always kept
+            and are not in `open`.
 
     Attributes:
         whole: the whole model on the prompts.
@@ -80,6 +82,7 @@ class Passes:
         means: Means | None = None,
         corrupted: Int[Tensor, "other_batch other_time"] | None = None,
         frozen: bool = False,
+        between: bool = False,
     ):
         self.stack, self.ids, self.off, self.frozen = stack, ids, off, frozen
         self.whole = record(stack, ids)
@@ -97,6 +100,9 @@ class Passes:
                 raise ValueError("edges that pass what they do on corrupted prompts need some of the same shape")
             self.instead = record(stack, corrupted).passed
             self.open = [here | (layer.weights > 0) for here, layer in zip(self.open, self.instead, strict=True)]
+        self._always = torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device) if between else None
+        if self._always is not None:
+            self.open = [edges & ~self._always for edges in self.open]
 
     @property
     def allowed(self) -> int:
@@ -168,6 +174,8 @@ class Passes:
             output = weight @ value
         else:
             switch = kept.to(value.dtype).expand(samples, len(self), -1, -1, -1)
+            if self._always is not None:
+                switch = switch.masked_fill(self._always, 1)
             output = (weight * switch.flatten(0, 1)) @ value
             if self.instead is not None:
                 off = (self.instead[layer].weights.to(value.dtype) * (1 - switch)) @ self.instead[layer].values

@@ -7,8 +7,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from lit_sparse.common.formatting import count, decimal, duration, percent, visible, visible_token
 from lit_sparse.records.trace import Trace
 from lit_sparse.report.shared.rendering import render, write_html
@@ -41,10 +39,9 @@ def trace_html(traces: Sequence[Trace], picture: bytes | None = None) -> str:
 
 
 def encode_trace(trace: Trace) -> dict[str, object]:
-    """Numbers of one trace: edges in columns (the strongest, at most MOST_EDGES) with contributions in thousandths of
-    the strongest, and the ablations that these edges suffice to draw."""
+    """Numbers of one trace: edges in columns (the first, at most MOST_EDGES), and the ablations that these suffice to
+    draw."""
     edges = trace.edges[:MOST_EDGES]
-    strongest = float(np.abs(edges.contribution).max(initial=0.0)) or 1.0
     return {
         "layers": trace.layers,
         "size": len(trace.tokens),
@@ -54,11 +51,11 @@ def encode_trace(trace: Trace) -> dict[str, object]:
         "key": edges.key.tolist(),
         "weight": [round(float(x), 4) for x in edges.weight],
         "contribution": [float(f"{x:.3g}") for x in edges.contribution],
-        "strongest": strongest,
         "total": trace.total or 1.0,
         "probability": trace.probability,
         "steps": [[a.edges, a.probability] for a in trace.ablations if a.edges <= len(edges)],
         "shown": min(trace.shown.edges, len(edges)),
+        "without": [round(p, 4) for p in trace.without],
         "needed": trace.needed,
         "cut": [round(x, 4) for x in trace.cut],
         "paths": [path if path is None or max(path, default=0) < len(edges) else None for path in trace.paths],

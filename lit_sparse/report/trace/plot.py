@@ -94,7 +94,7 @@ def _token_ticks(axes: Axes, trace: Trace, reached: np.ndarray) -> None:
 
 
 def _cuts(axes: Axes, traces: Sequence[Trace]) -> None:
-    style.plain_axes(axes, "Cut: a token's position read by no later one")
+    style.plain_axes(axes, "Cut: all edges out of a token closed")
     axes.axhline(0, color=style.GREY, linewidth=0.8)
     size = len(traces[0].tokens)
     wide = 0.8 / len(traces)
@@ -108,7 +108,7 @@ def _cuts(axes: Axes, traces: Sequence[Trace]) -> None:
 
 
 def _ablations(axes: Axes, traces: Sequence[Trace]) -> None:
-    style.plain_axes(axes, "Only the strongest edges kept")
+    style.plain_axes(axes, "Only the first edges kept")
     most = 1
     for trace, colour in zip(traces, COLOURS, strict=False):
         points = [(a.edges, a.probability) for a in trace.ablations if a.edges]

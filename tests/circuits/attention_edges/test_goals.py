@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lit_sparse.circuits.attention_edges.goals import Difference, Distribution
+from lit_sparse.circuits.attention_edges.goals import Difference, Distribution, Probability
 
 
 @pytest.fixture
@@ -30,6 +30,17 @@ def test_a_distribution_loses_the_kl(logits):
         torch.testing.assert_close(losses, expected.sum(-1))
     assert goal.tolerance == 0.1 and goal.loss(other).shape == (2, 3) and (goal.loss(other) > 0).all()
     torch.testing.assert_close(goal.loss(whole + 5), torch.zeros(1, 3, dtype=torch.float64))
+
+
+def test_a_probability_meets_its_goal_where_the_share_is_kept(logits):
+    whole, other, answers = logits(2), logits(6), torch.tensor([4, 0])
+    goal = Probability(answers, whole, keep=0.8)
+    p_whole, p = whole.softmax(-1), other.softmax(-1).unflatten(0, (3, 2))
+    share = torch.stack([p[:, 0, 4] / p_whole[0, 4], p[:, 1, 0] / p_whole[1, 0]], dim=1)
+    losses = goal.loss(other)
+    torch.testing.assert_close(losses, -share.log())
+    assert torch.equal(losses <= goal.tolerance, share >= 0.8) and (share >= 0.8).any() and (share < 0.8).any()
+    assert 0 < Probability(answers, whole, keep=1.0).tolerance < 1e-3
 
 
 def test_a_difference_is_0_for_the_whole_model_and_1_with_all_edges_off(logits):
@@ -62,3 +73,16 @@ def test_single_tokens_have_gradients_without_nan(logits):
     expected[0, 1] = expected[1, 0] = 1
     expected[0, 3] = expected[1, 4] = -1
     torch.testing.assert_close(some.grad, expected)
+
+
+@pytest.mark.parametrize("kind", ["distribution", "probability", "difference"])
+def test_the_goal_of_one_prompt_is_its_part_of_all(kind, logits):
+    whole, ablated, found = logits(3), logits(3), logits(6)
+    goal = {
+        "distribution": lambda: Distribution(whole),
+        "probability": lambda: Probability(torch.tensor([1, 5, 2]), whole),
+        "difference": lambda: Difference(tokens([1], [2, 3], [4]), tokens([0], [0], [0]), whole, ablated),
+    }[kind]()
+    of_second = goal.only(1)
+    torch.testing.assert_close(of_second.loss(found[1::3]), goal.loss(found)[:, 1:2])
+    assert of_second.tolerance == goal.tolerance and goal.loss(found).shape == (2, 3)

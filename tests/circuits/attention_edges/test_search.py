@@ -63,6 +63,12 @@ def test_a_large_prefix_is_learnt_again_and_what_is_found_is_of_the_same_edges(
         assert len(other.ablations.edges) < sum(int(layer.sum()) for layer in passes.open)
 
 
+def test_a_goal_that_needs_no_edges_is_met_by_none(copier, sentences, passes_of):
+    with Stack(copier) as stack:
+        passes = passes_of(stack, sentences(1))
+        assert find(passes, Distribution(passes.whole.logits, tolerance=100.0), Learning(steps=2)).size == 0
+
+
 def test_what_no_mask_reaches_is_none(copier, sentences, passes_of):
     with Stack(copier) as stack:
         passes = passes_of(stack, sentences(1))

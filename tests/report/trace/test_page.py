@@ -70,7 +70,8 @@ def make_trace(tokens: list[str], answer: str = " mat", seed: int = 0, sparse: b
     return Trace(
         "tiny", sparse, "".join(tokens), tokens, answer, 7, LAYERS, HEADS, 0.8, [(answer, 0.8), (" hat", 0.1)],
         500, 100, edges, [True] * size, [*needed, 0], [*draw.normal(size=size - 1), 0.0],
-        [*([count - 1] for count in needed), []], ablations, 0.9, ablations[-2], 1.5,
+        [*([count - 1] for count in needed), []], ablations, 0.9, ablations[-2],
+        draw.uniform(0, 0.3, number // 2).tolist(), 1.5,
     )  # fmt: skip
 
 
@@ -84,7 +85,7 @@ def test_page_is_one_file_that_loads_nothing(tmp_path, result):
     assert "default-src 'none'" in html
     assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", html)
     assert not re.findall(r'(?:src|href)="(?!data:image/png)', html)
-    assert "7 of 100 open edges, kept alone, give the answer a probability of 0.373" in html
+    assert "7 of 100 open edges are enough: kept alone, they give the answer a probability of 0.373" in html
     assert "gates and softmax normalisers also see the keys of closed edges" in html
 
 
@@ -98,7 +99,7 @@ def test_page_in_chromium(tmp_path, drive_page, result):
         return len(merged(edges[:count]))
 
     assert seen["start"]["arcs"] == arcs(shown.edges) and seen["start"]["pressed"] == "true"
-    assert f"only the {shown.edges} strongest edges" in seen["start"]["text"]
+    assert f"only the first {shown.edges} edges" in seen["start"]["text"]
     assert f"from {shown.tokens} of 6 tokens" in seen["start"]["text"]
     assert seen["start"]["off"] == 6 - shown.tokens
     assert seen["whole"]["arcs"] == arcs(number) == number and seen["whole"]["off"] == 0
@@ -107,8 +108,8 @@ def test_page_in_chromium(tmp_path, drive_page, result):
     assert seen["shown"]["step"] == seen["start"]["step"]
 
     assert seen["token"]["on"] == LAYERS and seen["token"]["way"] == 1
-    number = "" if result.needed[0] == 1 else f"{result.needed[0]} "
-    assert seen["token"]["reading"].startswith(f"The (0): reaches the answer along the {number}strongest edge")
+    along = "edge" if result.needed[0] == 1 else f"{result.needed[0]} edges"
+    assert seen["token"]["reading"].startswith(f"The (0): reaches the answer along the first {along}.")
     assert (seen["right"]["focus"], seen["end"]["focus"], seen["escaped"]["focus"]) == (1, 5, -1)
     assert "the answer is read here" in seen["end"]["reading"] and seen["end"]["stops"] == 1
     assert "mat (5) after the last layer" in seen["top"]["reading"] and seen["top"]["on"] == 5
@@ -116,6 +117,7 @@ def test_page_in_chromium(tmp_path, drive_page, result):
     assert seen["edge"]["on"] == 1
     key = visible_token(result.tokens[edges.key[0]])
     assert f"{edges.layer[0]}.{edges.head[0]}: mat (5) ← {key} ({edges.key[0]})" in seen["edge"]["reading"]
+    assert f"all but this one: p = {result.without[0]:.3f}" in seen["edge"]["reading"]
     assert "mat (5) after the last layer" in seen["hover"]["reading"]
     assert "Each line is what" in seen["left"]["reading"]
 

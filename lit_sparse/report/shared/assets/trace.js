@@ -1,7 +1,7 @@
 "use strict";
 // The graphs of a trace. Tokens are already in the page as text; the data holds numbers only, a model each:
-// {layers, size, layer: [], head: [], query: [], key: [], weight: [], contribution: [] (edges, the strongest first),
-//  strongest, total, probability, steps: [[edges, probability]], shown, needed: [], cut: [], paths: [[edge]]}.
+// {layers, size, layer: [], head: [], query: [], key: [], weight: [], contribution: [] (edges, those shown first),
+//  total, probability, steps: [[edges, probability]], shown, without: [] (of the edges shown), needed: [], cut: [], paths: [[edge]]}.
 // A state is a position's residual stream before a layer (0 ... layers; the answer is read at the last one).
 (() => {
   const source = document.getElementById("trace-data");
@@ -106,7 +106,7 @@
       const [, probability] = data.steps[Number(slider.value)];
       state.replaceChildren();
       make("b", { text: `p = ${probability.toFixed(3)}` }, state);
-      state.append(` of ${data.probability.toFixed(3)} with only the ${number(kept)} strongest edges between tokens kept; ` +
+      state.append(` of ${data.probability.toFixed(3)} with only the first ${number(kept)} edges between tokens kept; ` +
         `${number(on.size)} of them lead to the answer, from ${seen.size} of ${data.size} tokens.`);
       slider.setAttribute("aria-valuetext", `${number(kept)} edges, probability ${probability.toFixed(3)}`);
       find(".chip").setAttribute("aria-pressed", kept === data.shown);
@@ -146,6 +146,7 @@
       parent.append(` weight ${data.weight[edge].toFixed(3)}, `);
       make("span", { class: data.contribution[edge] < 0 ? "minus" : "plus", text: `${signed(data.contribution[edge])} logits` }, parent);
       parent.append(` (${(100 * Math.abs(data.contribution[edge]) / data.total).toPrecision(2)} %)`);
+      if (edge < data.without.length) parent.append(`; of those shown all but this one: p = ${data.without[edge].toFixed(3)}`);
     };
     const listing = (title, edges) => {
       if (!edges.length) return;
@@ -196,14 +197,14 @@
       token(position, title);
       if (position === last) title.append(": the answer is read here.");
       else if (data.needed[position] === null) title.append(": no open edges lead from it to the answer.");
-      else title.append(`: reaches the answer along the ${data.needed[position] === 1 ? "strongest edge" : number(data.needed[position]) + " strongest edges"}.`);
+      else title.append(`: reaches the answer along the first ${data.needed[position] === 1 ? "edge" : number(data.needed[position]) + " edges"}.`);
       if (position !== last) {
         make("div", { text: `Cut off, it changes log p by ${signed(data.cut[position])} nats: p = ${(data.probability * Math.exp(data.cut[position])).toFixed(3)}.` }, reading);
       }
       const path = data.paths[position];
       if (path && path.length) {
         way(path, true);
-        listing("Its strongest path (dashed):", path);
+        listing("Its first path (dashed):", path);
       }
     };
 

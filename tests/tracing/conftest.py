@@ -1,0 +1,3 @@
+"""The tiny model with a circuit."""
+
+from tests.circuits.copier import copier, letters  # noqa: F401 - fixtures
