@@ -72,7 +72,7 @@ def learn_mask(
         advance: called with 1 after every step.
     """
     device = passes.whole.logits.device
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)  # on the CPU: the same masks on every device
     prompts = edges.prompts
     logits = _start(sensitivity(passes, edges, generator), edges, learning).requires_grad_()
     optimizer = torch.optim.Adam([logits], lr=learning.rate, betas=(0.9, 0.99))
@@ -107,7 +107,8 @@ def sensitivity(
     an edge by itself is worth."""
     switches = torch.ones(1, len(edges), device=passes.whole.logits.device, requires_grad=True)
     log_p = passes.logits(edges.switches(switches)).log_softmax(-1)
-    drawn = torch.multinomial(log_p.detach().exp(), draws, replacement=True, generator=generator)
+    likely = log_p.detach().exp().cpu()
+    drawn = torch.multinomial(likely, draws, replacement=True, generator=generator).to(log_p.device)
     found = torch.zeros_like(switches[0])
     for tokens in drawn.T:
         (gradient,) = torch.autograd.grad(log_p.gather(1, tokens[:, None]).sum(), switches, retain_graph=True)
@@ -127,6 +128,6 @@ def _start(scores: Float[Tensor, " edge"], edges: EdgeList, learning: Learning) 
 
 
 def _draw(logits: Float[Tensor, " edge"], samples: int, generator: torch.Generator) -> Float[Tensor, "sample edge"]:
-    uniform = torch.rand(samples, len(logits), generator=generator, device=logits.device).clamp(1e-6, 1 - 1e-6)
+    uniform = torch.rand(samples, len(logits), generator=generator).clamp(1e-6, 1 - 1e-6).to(logits.device)
     soft = torch.sigmoid(logits + torch.logit(uniform))
     return ((soft > 0.5).to(soft.dtype) - soft).detach() + soft
