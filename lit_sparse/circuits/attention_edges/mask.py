@@ -44,9 +44,9 @@ class Learning:
         margin: share of the tolerance that is left unused.
     """
 
-    steps: int = 50
+    steps: int = 30
     samples: int = 2
-    rate: float = 0.15
+    rate: float = 0.25
     first: float = 1.0
     last: float = -6.0
     margin: float = 0.3

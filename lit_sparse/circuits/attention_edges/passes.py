@@ -209,10 +209,13 @@ def means(stack: Stack, prompts: Iterable[Sequence[int]]) -> list[Float[Tensor, 
     """
     passed: list[Tensor] = []
     weight: list[Tensor] = []
+    by_length: dict[int, list[list[int]]] = {}
     for ids in prompts:
-        found = record(stack, torch.tensor([list(ids)], device=stack.model.device)).passed
-        outputs = [(layer.weights.to(layer.values.dtype) @ layer.values)[0].sum(1) for layer in found]
-        masses = [layer.weights[0].sum((1, 2)) for layer in found]
+        by_length.setdefault(len(ids), []).append(list(ids))
+    for same in by_length.values():
+        found = record(stack, torch.tensor(same, device=stack.model.device)).passed
+        outputs = [(layer.weights.to(layer.values.dtype) @ layer.values).sum((0, 2)) for layer in found]
+        masses = [layer.weights.sum((0, 2, 3)) for layer in found]
         passed = [a + b for a, b in zip(passed, outputs, strict=True)] if passed else outputs
         weight = [a + b for a, b in zip(weight, masses, strict=True)] if weight else masses
     if not passed:
