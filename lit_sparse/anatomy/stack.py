@@ -22,7 +22,7 @@ from lit_sparse.attention.bridge import (
     gated_attention_forward,
     set_implementation,
 )
-from lit_sparse.attention.edge_weights import edge_weights
+from lit_sparse.attention.edge_weights import softmax_and_edge_weights
 from lit_sparse.attention.interface import accumulation_dtype
 from lit_sparse.attention.masks import mask_for_transformers
 from lit_sparse.attention.open_edges import layer_open_edges
@@ -178,12 +178,13 @@ class Stack:
         return layer_open_edges(query, key, value, allowed, gate, scaling=scaling, softcap=softcap)
 
     def edge_weights(self, layer: int, projected: Projected) -> Float[Tensor, "batch head query key"]:
-        """The weight of every attention edge of a layer, as a matrix: see `lit_sparse.attention.edge_weights`."""
+        """The weight of every attention edge of a layer, as a matrix: see `softmax_and_edge_weights`."""
         mask, keywords = self._attention_arguments[layer, projected.query.shape[2]]
         attention = self.anatomy.layers[layer].attention
         allowed, scaling = attention_problem(attention, projected.query, projected.key, mask, keywords)
         softcap = keywords.get("softcap")
-        return edge_weights(*projected, allowed, attention.edge_gate, scaling=scaling, softcap=softcap)
+        gate = attention.edge_gate
+        return softmax_and_edge_weights(*projected, allowed, gate, scaling=scaling, softcap=softcap)[1]
 
     def allowed_edges(self, layer: int, projected: Projected) -> int:
         """Edges that a layer's mask allows in one prompt, over all heads."""

@@ -18,27 +18,6 @@ class Passed(NamedTuple):
     values: Float[Tensor, "batch head key value_dim"]
 
 
-def edge_weights(
-    query: Float[Tensor, "batch head query dim"],
-    key: Float[Tensor, "batch kv_head key dim"],
-    value: Float[Tensor, "batch kv_head key value_dim"],
-    mask: EdgeMask,
-    gate: Gate,
-    *,
-    scaling: float,
-    softcap: float | None = None,
-) -> Float[Tensor, "batch head query key"]:
-    """w in o_i = sum_j w_ij v_j, by deterministic gates: 0 at edges that are closed or not allowed.
-
-    With centered gates o_i = c + sum_j w_ij (v_j - c). Differentiable in queries and keys through the softmax; whether
-    a gate is open has no gradient.
-
-    Args:
-        value: what the model makes, before any centering.
-    """
-    return softmax_and_edge_weights(query, key, value, mask, gate, scaling=scaling, softcap=softcap)[1]
-
-
 def softmax_and_edge_weights(
     query: Float[Tensor, "batch head query dim"],
     key: Float[Tensor, "batch kv_head key dim"],
@@ -49,7 +28,14 @@ def softmax_and_edge_weights(
     scaling: float,
     softcap: float | None = None,
 ) -> tuple[Float[Tensor, "batch head query key"], Float[Tensor, "batch head query key"]]:
-    """p and w of every edge: the softmax over all keys that are allowed, and what the gates make of it."""
+    """p and w of every edge, by deterministic gates: the softmax over all keys that are allowed, and the factor w in
+    o_i = sum_j w_ij v_j (with centered gates c + sum_j w_ij (v_j - c)), 0 at edges that are closed or not allowed.
+
+    Differentiable in queries and keys through the softmax; whether a gate is open has no gradient.
+
+    Args:
+        value: what the model makes, before any centering.
+    """
     logits = attention_logits(query, key, scaling=scaling, softcap=softcap)
     allowed = mask.dense()
     logits = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min)

@@ -44,6 +44,7 @@ from lit_sparse.circuits.attention_edges.minimal import Ablations
 from lit_sparse.circuits.attention_edges.passes import Means, Passes, means
 from lit_sparse.circuits.attention_edges.search import find
 from lit_sparse.circuits.tasks.vocabulary import NotExpressible, Tokenizer, Vocabulary
+from lit_sparse.common.modes import frozen
 from lit_sparse.models.tokens import token_text
 from lit_sparse.records.trace import Ablation, Trace, TraceEdges
 from lit_sparse.tracing.paths import NEVER, connected, needed, shortest_path
@@ -93,7 +94,7 @@ def trace(
     sparse = bool(attention_modules(model))
     started = time.perf_counter()
     average = everyday_average(model, tokenizer) if average is None else average
-    with Stack(model) as stack:
+    with frozen(model), Stack(model) as stack:
         passes = traced_passes(stack, torch.tensor([ids], device=model.device), average)
         probabilities = passes.whole.logits[0].softmax(-1)
         answer_id = int(probabilities.argmax()) if answer_id is None else answer_id

@@ -55,8 +55,8 @@ def find(
 
 
 def find_each(passes: Passes, goal: Goal, learning: Learning = DEFAULT, *, seed: int = 0) -> list[Found | None]:
-    """A circuit for each of several prompts, as `find` does for one: their masks are learnt side by side, which takes
-    about half the time of one after the other where a pass's cost is reading the weights."""
+    """A circuit for each of several prompts, as `find` does for one. Their masks are learnt side by side, so that the
+    weights are read once for all of them."""
     edges = EdgeList(passes.open)
     logits = learn_mask(passes, edges, goal, learning, seed=seed)
     found = []
