@@ -28,9 +28,9 @@ def edit(model: PreTrainedModel, *, instead: Sequence[Passed] | None = None) -> 
     """A context in which a model's edges can be edited: `with lit_sparse.edit(model) as edit: edit.close(layer=3)`.
 
     Forward passes and `generate` run with the edits made so far, the same for every sample of a batch. Afterwards the
-    model is what it was. Gates are deterministic, and gradients flow as in `softmax_and_edge_weights`. Layers with edits build
-    matrices (batch, heads, queries, keys), which is for sequences of up to a few thousand tokens. The counts of
-    `output_attentions=True` are of the edges that pass some of their value.
+    model is what it was. Gates are deterministic, and gradients flow as in `softmax_and_edge_weights`. Layers with
+    edits build matrices (batch, heads, queries, keys), which is for sequences of up to a few thousand tokens. The
+    counts of `output_attentions=True` are of the edges that pass some of their value.
 
     Args:
         model: any causal language model that `sparsify` takes, in evaluation mode, with gates or without: one without
