@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lit_sparse.anatomy.stack import Projected, Stack
+from lit_sparse.anatomy.calls import Projected
+from lit_sparse.anatomy.stack import Stack
 
 TOLERANCE = 1e-4
 """How far a linear stand-in may be from the real thing, relative to the largest value."""

@@ -4,15 +4,16 @@ The pieces are the model's own modules, called one by one; nothing in the model 
 ends it is as it was. A dense model is looked at as a gated one with all gates open.
 """
 
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from types import TracebackType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers import PreTrainedModel
 
+from lit_sparse.anatomy.calls import TAPPED, AttentionCalls, Projected, Tapped, first_input
 from lit_sparse.anatomy.component_graph import ComponentGraph
 from lit_sparse.anatomy.parts import Anatomy
 from lit_sparse.attention import OpenEdges, attention_modules, desparsify, sparsify
@@ -24,44 +25,12 @@ from lit_sparse.attention.bridge import (
 )
 from lit_sparse.attention.edge_weights import softmax_and_edge_weights
 from lit_sparse.attention.interface import accumulation_dtype
-from lit_sparse.attention.masks import mask_for_transformers
 from lit_sparse.attention.open_edges import layer_open_edges
 from lit_sparse.common.modes import evaluating
-
-_TAPPED = "lit_sparse_tapped"
 
 TOLERANCE = 1e-3
 """How far the logits of the pieces may be from the model's, relative to their spread: rounding in float32 through 30
 layers is ten times below, a forgotten norm or multiplier a hundred times above."""
-
-
-class Projected(NamedTuple):
-    """What one layer's attention works on, after rotary embeddings and query/key norms."""
-
-    query: Float[Tensor, "batch head time dim"]
-    key: Float[Tensor, "batch kv_head time dim"]
-    value: Float[Tensor, "batch kv_head time value_dim"]
-
-
-class _Tapped(Exception):
-    """Carries what a layer handed to its attention function."""
-
-    def __init__(self, projected: Projected, mask: Tensor | None, keywords: dict[str, Any]):
-        self.projected, self.mask, self.keywords = projected, mask, keywords
-
-
-class _Seen(Exception):
-    """Ends a forward pass as soon as its purpose is fulfilled."""
-
-
-def _tap(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **keywords: Any
-) -> NoReturn:
-    raise _Tapped(Projected(query, key, value), attention_mask, keywords)
-
-
-AttentionInterface.register(_TAPPED, _tap)
-AttentionMaskInterface.register(_TAPPED, mask_for_transformers)
 
 
 class Stack:
@@ -72,6 +41,9 @@ class Stack:
     Args:
         model: any causal language model of transformers that `sparsify` takes, with gates or without.
 
+    Attributes:
+        takes_positions: whether positions can be run without those before them (`project_last`).
+
     Raises:
         ValueError: on entering, a family whose layers are not understood: put together again, the pieces must
             compute the model's own logits.
@@ -80,7 +52,7 @@ class Stack:
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self._exit = ExitStack()
-        self._calls: dict[int, list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
+        self._calls = AttentionCalls(model)
         self._attention_arguments: dict[tuple[int, int], tuple[Tensor | None, dict[str, Any]]] = {}
 
     def __enter__(self) -> "Stack":
@@ -96,7 +68,7 @@ class Stack:
             ids = torch.arange(8, device=model.device)[None] % model.config.get_text_config().vocab_size
             with torch.no_grad():
                 expected = model(input_ids=ids, use_cache=False).logits[:, -1].float()
-                set_implementation(model, _TAPPED)
+                set_implementation(model, TAPPED)
                 self._arrange(ids, expected)
         except BaseException:
             self._exit.close()
@@ -128,11 +100,28 @@ class Stack:
             errors.append(float(error))
             if error < TOLERANCE:
                 self.graph = ComponentGraph(tuple(heads), tuple(kv_heads), (parallel,) * len(heads))
+                self.takes_positions = self._takes_positions(ids)
                 return
         raise ValueError(
             f"model family {self.model.config.model_type!r} is not understood well enough for circuits: its layers, "
             f"put together from their parts, give logits that are off by {min(errors):.1e} of their spread"
         )
+
+    def _takes_positions(self, ids: Int[Tensor, "1 time"]) -> bool:
+        """Whether `project_last` gives what `project` gives."""
+        residual = self.embed(ids)
+        for layer in range(len(self.anatomy.layers)):
+            whole = self.project(layer, residual)
+            earlier = Projected(*(part[:, :, :5] for part in whole))
+            try:
+                last = self.project_last(layer, residual[:, 5:], earlier)
+            except (TypeError, ValueError):  # the model's forward takes no position_ids
+                return False
+            pairs = ((last.query, whole.query[:, :, 5:]), (last.key, whole.key), (last.value, whole.value))
+            if any((a - b).abs().max() > TOLERANCE * b.std() for a, b in pairs):
+                return False
+            residual = self.layer(layer, residual)
+        return True
 
     @property
     def vocabulary(self) -> int:
@@ -143,22 +132,34 @@ class Stack:
 
     def embed(self, ids: Int[Tensor, "batch time"]) -> Float[Tensor, "batch time model"]:
         """The residual stream before the first layer."""
-        seen: list[Tensor] = []
-
-        def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            seen.append(args[0] if args else kwargs["hidden_states"])
-            raise _Seen
-
-        with self.anatomy.layers[0].module.register_forward_pre_hook(look, with_kwargs=True), suppress(_Seen):
-            self.model(input_ids=ids, use_cache=False)
-        self._note_calls(ids)
-        return seen[0]
+        self._calls.note(self._attentions(), ids)
+        return first_input(self.model, self.anatomy.layers[0].module, ids)
 
     def project(self, layer: int, residual: Float[Tensor, "batch time model"]) -> Projected:
         """Queries, keys and values that a layer reads from a residual stream."""
         tapped = self._tapped(layer, residual)
         self._attention_arguments[layer, residual.shape[1]] = tapped.mask, tapped.keywords
         return tapped.projected
+
+    def project_last(self, layer: int, residual: Float[Tensor, "batch last model"], earlier: Projected) -> Projected:
+        """Queries of the last positions, with keys and values of all; where `takes_positions` is true.
+
+        Args:
+            earlier: of the positions before, of the same batch. `project` has been called with their whole length.
+        """
+        first = earlier.key.shape[2]
+        ids = torch.zeros(1, residual.shape[1], dtype=torch.int64, device=residual.device)
+        self._calls.note(self._attentions(), ids, first)
+        last = self._tapped(layer, residual, first).projected
+        keys, values = (torch.cat(parts, dim=2) for parts in ((earlier.key, last.key), (earlier.value, last.value)))
+        return Projected(last.query, keys, values)
+
+    def _tapped(self, layer: int, residual: Float[Tensor, "batch time model"], first: int = 0) -> Tapped:
+        parts = self.anatomy.layers[layer]
+        return self._calls.tapped(layer, parts.attention, parts.before_attention(residual), first)
+
+    def _attentions(self) -> list[nn.Module]:
+        return [layer.attention for layer in self.anatomy.layers]
 
     def attend(self, layer: int, projected: Projected) -> Float[Tensor, "batch time head value_dim"]:
         """The heads' outputs before the output projection."""
@@ -179,9 +180,10 @@ class Stack:
 
     def edge_weights(self, layer: int, projected: Projected) -> Float[Tensor, "batch head query key"]:
         """The weight of every attention edge of a layer, as a matrix: see `softmax_and_edge_weights`."""
-        mask, keywords = self._attention_arguments[layer, projected.query.shape[2]]
+        mask, keywords = self._attention_arguments[layer, projected.key.shape[2]]
         attention = self.anatomy.layers[layer].attention
-        allowed, scaling = attention_problem(attention, projected.query, projected.key, mask, keywords)
+        allowed, scaling = attention_problem(attention, projected.key, projected.key, mask, keywords)
+        allowed = allowed.last(projected.query.shape[2])
         softcap = keywords.get("softcap")
         gate = attention.edge_gate
         return softmax_and_edge_weights(*projected, allowed, gate, scaling=scaling, softcap=softcap)[1]
@@ -238,38 +240,3 @@ class Stack:
         """The residual stream after a layer whose attention adds `attention`."""
         after = residual + attention
         return after + self.mlp(layer, residual if self.anatomy.layers[layer].parallel else after)
-
-    # --- how the model calls its attention ----------------------------------------------------------------------
-
-    def _tapped(self, layer: int, residual: Float[Tensor, "batch time model"]) -> _Tapped:
-        parts = self.anatomy.layers[layer]
-        args, kwargs = self._calls[residual.shape[1]][layer]
-        hidden = parts.before_attention(residual)
-        if args:
-            args = (hidden, *args[1:])
-        else:
-            kwargs = {**kwargs, "hidden_states": hidden}
-        try:
-            parts.attention(*args, **kwargs)
-        except _Tapped as tapped:
-            return tapped
-        raise AssertionError("the attention did not call its attention function")
-
-    def _note_calls(self, ids: Int[Tensor, "batch time"]) -> None:
-        """Keeps, once for every length, the arguments that each layer's attention is called with. Those of one
-        sequence fit any batch of sequences without padding."""
-        if ids.shape[1] in self._calls:
-            return
-        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-
-        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            calls.append((args, kwargs))
-
-        with ExitStack() as hooks:
-            hooks.callback(set_implementation, self.model, _TAPPED)
-            set_implementation(self.model, IMPLEMENTATION)
-            for layer in self.anatomy.layers:
-                hooks.enter_context(layer.attention.register_forward_pre_hook(note, with_kwargs=True))
-            with torch.no_grad():
-                self.model(input_ids=ids[:1], use_cache=False)
-        self._calls[ids.shape[1]] = calls

@@ -48,6 +48,12 @@ class EdgeMask:
         block = (key >= self.start[:, rows, None]) & (key < self.stop[:, rows, None])
         return block[:, None] if self.holes is None else block[:, None] & self.holes[:, :, rows, keys]
 
+    def last(self, rows: int) -> "EdgeMask":
+        """The mask of the last queries."""
+        first = self.start.shape[1] - rows
+        holes = None if self.holes is None else self.holes[:, :, first:]
+        return EdgeMask(self.start[:, first:], self.stop[:, first:], self.keys, holes)
+
     def dense(self) -> Bool[Tensor, "#batch 1 query key"]:
         return self.block(slice(0, self.start.shape[1]), slice(0, self.keys))
 

@@ -14,9 +14,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from lit_sparse.anatomy.calls import Projected
 from lit_sparse.anatomy.linear import FrozenNorm, LinearStack, freeze_norm
 from lit_sparse.anatomy.reach import reachable
-from lit_sparse.anatomy.stack import Projected
 from lit_sparse.attention import Gate
 from lit_sparse.transcoders import Transcoder
 

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lit_sparse.anatomy.calls import Projected
 from lit_sparse.anatomy.linear import TOLERANCE
-from lit_sparse.anatomy.stack import Projected
 from lit_sparse.attention.bridge import attention_problem
 from lit_sparse.attention.reference import attention_logits
 from lit_sparse.attribution.replacement import Replacement

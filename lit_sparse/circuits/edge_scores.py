@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from lit_sparse.anatomy.calls import Projected
 from lit_sparse.anatomy.component_graph import ComponentGraph
-from lit_sparse.anatomy.stack import Projected, Stack
+from lit_sparse.anatomy.stack import Stack
 from lit_sparse.circuits.forward import Ids, Metric, Writers, activations
 from lit_sparse.common.progress import Counter
 

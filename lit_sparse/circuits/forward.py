@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_sparse.anatomy.stack import Projected, Stack
+from lit_sparse.anatomy.calls import Projected
+from lit_sparse.anatomy.stack import Stack
 
 Ids = Int[Tensor, "batch time"]
 Writers = Float[Tensor, "writer batch time model"]

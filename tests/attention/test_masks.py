@@ -47,6 +47,7 @@ def test_intervals_are_the_boolean_mask(chunks, function, padding, rows):
     assert torch.equal(mask.dense().expand_as(expected), expected)
     assert torch.equal(mask.allowed().expand(2, -1), expected.sum(-1)[:, 0])
     assert torch.equal(mask.block(slice(0, rows), slice(2, 7)), mask.dense()[..., 2:7])
+    assert torch.equal(mask.last(1).dense(), mask.dense()[:, :, -1:])
 
 
 def test_what_is_no_run_of_keys_keeps_its_boolean_mask(chunks):
@@ -55,6 +56,7 @@ def test_what_is_no_run_of_keys_keeps_its_boolean_mask(chunks):
     assert travelling.dtype is torch.bool
     mask = allowed_edges(travelling, 9, 9, torch.device("cpu"))
     assert mask.holes is not None and torch.equal(mask.dense(), expected)
+    assert torch.equal(mask.last(4).dense(), expected[:, :, 5:])
     assert torch.equal(mask.allowed(), expected.sum(-1)[:, 0])
 
 

@@ -1,5 +1,6 @@
 """The last step to a small circuit, by real ablation: edges are taken out until none can go."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,9 +14,14 @@ from lit_sparse.circuits.attention_edges.passes import Passes
 TOKENS_AT_ONCE = 640
 """In one batch of passes: memory grows with it."""
 
+_BATCH = 24
+"""Tokens that could be run in the time in which a batch reads the weights."""
+
 _SHARES = (0.0, 0.08, 0.15, 0.25, 0.35, 0.5, 0.65, 0.8, 1.0)
 """Of the edges that can go one by one, how many are tried together."""
 _CANDIDATES = 24
+_SIZES = 8
+"""Prefixes that are tried together."""
 
 
 class Ablations:
@@ -43,15 +49,40 @@ class Ablations:
         found = self.passes.whole.logits.new_empty(len(places))
         if len(places) == 0:
             return found
-        residuals = self.passes.residuals(self.edges.switches(kept.float()[None]))
-        order = self.edges.layer[places].argsort(stable=True)
-        for some in order.split(self._at_once):
+        course = self.passes.course(self.edges.switches(kept.float()[None]))
+        layers, queries = self.edges.layer[places], self.edges.query[places]
+        if not self.passes.stack.takes_positions:
+            queries = torch.zeros_like(queries)
+        for some in self._together(layers.tolist(), queries.tolist()):
             rows = kept.float().repeat(len(some), 1)
             rows[torch.arange(len(some)), places[some]] = (~kept[places[some]]).float()
-            start = int(self.edges.layer[places[some[0]]])
-            logits = self.passes.logits(self.edges.switches(rows), start=start, residuals=residuals)
+            start, first = int(layers[some].min()), int(queries[some].min())
+            logits = self.passes.logits(self.edges.switches(rows), start=start, first=first, course=course)
             found[some] = self.goal.loss(logits).mean(1)
         return found
+
+    def _together(self, layers: list[int], queries: list[int]) -> list[list[int]]:
+        """Which edges are switched in one batch: what comes before its first layer and its first query is not computed
+        again. The cheapest split of their order."""
+        prompts, length = self.passes.ids.shape
+        depth = self.passes.stack.graph.layers
+        order = sorted(range(len(layers)), key=lambda edge: (-queries[edge], -layers[edge]))
+        cheapest, split = [0.0], [0]
+        for end in range(1, len(order) + 1):
+            best, start, first = (math.inf, 0), depth, length
+            for begin in reversed(range(end)):
+                start, first = min(start, layers[order[begin]]), min(first, queries[order[begin]])
+                tokens = (end - begin) * prompts * (length - first)
+                if tokens > TOKENS_AT_ONCE and begin < end - 1:
+                    break
+                best = min(best, (cheapest[begin] + (depth - start) * (tokens + _BATCH), begin))
+            cheapest.append(best[0])
+            split.append(best[1])
+        batches, end = [], len(order)
+        while end:
+            batches.append(order[split[end] : end])
+            end = split[end]
+        return batches
 
 
 def shortest_prefix(ablations: Ablations, order: Int[Tensor, " some"]) -> Bool[Tensor, " edge"] | None:
@@ -65,7 +96,10 @@ def shortest_prefix(ablations: Ablations, order: Int[Tensor, " some"]) -> Bool[T
         return (ablations.losses(rank < limit) <= ablations.goal.tolerance).tolist()
 
     grid = sorted({min(len(order), round(1.5**i)) for i in range(1, 40)} | {len(order)})
-    fits = dict(zip(grid, measure(grid), strict=True))
+    fits: dict[int, bool] = {}
+    while grid and not any(fits.values()):  # the smallest first: few circuits need more
+        fits |= dict(zip(grid[:_SIZES], measure(grid[:_SIZES]), strict=True))
+        grid = grid[_SIZES:]
     while any(fits.values()):
         best = min(count for count, fit in fits.items() if fit)
         below = max((count for count in fits if count < best), default=0)
@@ -106,27 +140,23 @@ def minimal(ablations: Ablations, kept: Bool[Tensor, " edge"], protected: Sequen
         kept = trials[max(row for row, fit in enumerate(fits) if fit)]
 
 
-def exchanged(
-    ablations: Ablations, kept: Bool[Tensor, " edge"], order: Int[Tensor, " edge"], attempts: int = 2
-) -> Bool[Tensor, " edge"]:
-    """Tries to put one edge in the place of two or more, again and again until it fails `attempts` times in a row.
+def exchanged(ablations: Ablations, kept: Bool[Tensor, " edge"], order: Int[Tensor, " edge"]) -> Bool[Tensor, " edge"]:
+    """Puts one edge in the place of two or more, again and again until that fails.
 
     Args:
         kept: a minimal circuit.
-        order: all edges, the most promising first: those next in it are tried.
+        order: all edges, the most promising first: of the next ones in it that is tried with which least is lost.
     """
-    failed: set[int] = set()
-    while len(failed) < attempts and int(kept.sum()) > 1:
-        candidates = [place for place in order[~kept[order]][:_CANDIDATES].tolist() if place not in failed]
-        if not candidates:
+    while int(kept.sum()) > 1:
+        candidates = order[~kept[order]][:_CANDIDATES]
+        if len(candidates) == 0:
             break
-        losses = ablations.switched(kept, torch.tensor(candidates, device=kept.device))
-        best = candidates[int(losses.argmin())]
+        best = candidates[ablations.switched(kept, candidates).argmin()]
         trial = kept.clone()
         trial[best] = True
-        smaller = minimal(ablations, trial, protected=[best])
-        if int(smaller.sum()) < int(kept.sum()):
-            kept, failed = minimal(ablations, smaller), set()
-        else:
-            failed.add(best)
+        smaller = minimal(ablations, trial, protected=[int(best)])
+        if int(smaller.sum()) >= int(kept.sum()):
+            break
+        needed = float(ablations.switched(smaller, best[None])) > ablations.goal.tolerance
+        kept = smaller if needed else minimal(ablations, smaller)
     return kept

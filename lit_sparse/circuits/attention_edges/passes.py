@@ -18,12 +18,14 @@ queries and keys have become; or weights are frozen at those of the whole model.
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lit_sparse.anatomy.stack import Projected, Stack
+from lit_sparse.anatomy.calls import Projected
+from lit_sparse.anatomy.stack import Stack
 from lit_sparse.attention.edge_weights import Passed
 from lit_sparse.records.sentence_circuit import Off
 
@@ -48,6 +50,14 @@ class Recorded:
             self.allowed,
             self.logits[prompts],
         )
+
+
+class Course(NamedTuple):
+    """One pass with some edges: per layer the residual stream before it, and what its attention works on. Passes that
+    differ from it in later layers or at later positions only start from it."""
+
+    residuals: list[Float[Tensor, "batch time model"]]
+    projected: list[Projected]
 
 
 class Passes:
@@ -123,20 +133,27 @@ class Passes:
         return found
 
     def logits(
-        self, kept: Switches, *, start: int = 0, residuals: list[Tensor] | None = None
+        self, kept: Switches, *, start: int = 0, first: int = 0, course: Course | None = None
     ) -> Float[Tensor, "sample_batch token"]:
         """Next-token logits, differentiable in the switches: samples x prompts, the prompts of a sample together.
 
         Args:
             kept: per layer the switches, 1 for an edge that is kept, of equally many samples.
             start: the first layer to run.
-            residuals: per layer the stream before it, of `self.residuals` for what is kept before `start`; default the
-                whole model's.
+            first: the first position to run, where `stack.takes_positions`.
+            course: what is before that layer and that position; default the whole model's, for `start` only.
         """
         samples = max((len(some) for some in kept if some is not None), default=1)
-        residual = (self.whole.residuals if residuals is None else residuals)[start].repeat(samples, 1, 1)
+        residuals = self.whole.residuals if course is None else course.residuals
+        residual = residuals[start][:, first:].repeat(samples, 1, 1)
         for layer in range(start, self.stack.graph.layers):
-            residual = self._layer(layer, residual, kept[layer])
+            if first == 0:
+                projected = self.stack.project(layer, residual)
+            else:
+                assert course is not None
+                earlier = (part[:, :, :first].repeat(samples, 1, 1, 1) for part in course.projected[layer])
+                projected = self.stack.project_last(layer, residual, Projected(*earlier))
+            residual = self._layer(layer, residual, projected, kept[layer])
         return self.stack.logits(residual)
 
     @torch.no_grad()
@@ -145,40 +162,45 @@ class Passes:
         return self.logits([torch.zeros_like(edges, dtype=torch.float32)[None] for edges in self.open])
 
     @torch.no_grad()
-    def residuals(self, kept: Switches) -> list[Float[Tensor, "batch time model"]]:
-        """The stream before each layer with one sample of switches."""
-        residual, found = self.whole.residuals[0], []
+    def course(self, kept: Switches) -> Course:
+        """The pass with one sample of switches."""
+        residual, found = self.whole.residuals[0], Course([], [])
         for layer in range(self.stack.graph.layers):
-            found.append(residual)
-            residual = self._layer(layer, residual, kept[layer])
+            projected = self.stack.project(layer, residual)
+            found.residuals.append(residual)
+            found.projected.append(projected)
+            residual = self._layer(layer, residual, projected, kept[layer])
         return found
 
-    def _layer(self, layer: int, residual: Tensor, kept: Tensor | None) -> Float[Tensor, "batch time model"]:
+    def _layer(
+        self, layer: int, residual: Tensor, projected: Projected, kept: Tensor | None
+    ) -> Float[Tensor, "batch time model"]:
         parts = self.stack.anatomy.layers[layer]
-        heads = self._heads(layer, self.stack.project(layer, residual), kept)
+        heads = self._heads(layer, projected, kept)
         attention = parts.after_attention(parts.output(heads.transpose(1, 2).flatten(2)))
         return self.stack.finish_layer(layer, residual, attention)
 
     def _heads(
         self, layer: int, projected: Projected, kept: Tensor | None
     ) -> Float[Tensor, "batch head time value_dim"]:
-        samples = len(projected.query) // len(self)
+        samples, rows = len(projected.query) // len(self), projected.query.shape[2]
         gate = self.stack.anatomy.layers[layer].attention.edge_gate
         value = _per_head(gate.deviation(projected.value), projected.query.shape[1])
         if self.frozen:
-            weight = self.whole.passed[layer].weights.repeat(samples, 1, 1, 1)
+            weight = self.whole.passed[layer].weights[:, :, -rows:].repeat(samples, 1, 1, 1)
         else:
             weight = self.stack.edge_weights(layer, projected)
         weight = weight.to(value.dtype)
         if kept is None:
             output = weight @ value
         else:
-            switch = kept.to(value.dtype).expand(samples, len(self), -1, -1, -1)
+            switch = kept[..., -rows:, :].to(value.dtype).expand(samples, len(self), -1, -1, -1)
             if self._always is not None:
-                switch = switch.masked_fill(self._always, 1)
+                switch = switch.masked_fill(self._always[-rows:], 1)
             output = (weight * switch.flatten(0, 1)) @ value
             if self.instead is not None:
-                off = (self.instead[layer].weights.to(value.dtype) * (1 - switch)) @ self.instead[layer].values
+                weights, values = self.instead[layer]
+                off = (weights[:, :, -rows:].to(value.dtype) * (1 - switch)) @ values
                 output = output + off.flatten(0, 1)
         restored: Tensor = gate.restored(output.transpose(1, 2))
         return restored.transpose(1, 2)

@@ -1,7 +1,7 @@
 """From a goal to a circuit: a mask is learnt, cut to what meets the goal, and made minimal by real ablation."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from jaxtyping import Bool
 from torch import Tensor
@@ -12,9 +12,13 @@ from lit_sparse.circuits.attention_edges.mask import DEFAULT, Learning, learn_ma
 from lit_sparse.circuits.attention_edges.minimal import Ablations, exchanged, minimal, shortest_prefix
 from lit_sparse.circuits.attention_edges.passes import Passes
 
-_MANY = 400
+_MANY = 150
 """Edges of which a mask is learnt again instead of taking them out one by one."""
 _ROUNDS = 3
+
+
+Level = Literal["edge", "head"]
+"""What is switched: attention edges one by one, or a head's together."""
 
 
 class Found(NamedTuple):
@@ -28,10 +32,17 @@ class Found(NamedTuple):
         return int(self.kept.sum())
 
     def edges(self) -> set[tuple[int, int, int, int]]:
-        """As (layer, head, query, key)."""
+        """As (layer, head, query, key); of heads query and key are 0."""
         listed = self.ablations.edges
         columns = (listed.layer, listed.head, listed.query, listed.key)
         return set(zip(*(column[self.kept].tolist() for column in columns), strict=True))
+
+
+def listed(passes: Passes, level: Level = "edge") -> EdgeList:
+    """The open edges of each prompt, or the heads that have any."""
+    if level == "head":
+        return EdgeList([layer.any(dim=(2, 3), keepdim=True) for layer in passes.open])
+    return EdgeList(passes.open)
 
 
 def find(
@@ -54,16 +65,22 @@ def find(
     return _cut(passes, edges, goal, logits, learning, seed)
 
 
-def find_each(passes: Passes, goal: Goal, learning: Learning = DEFAULT, *, seed: int = 0) -> list[Found | None]:
+def find_each(
+    passes: Passes, goal: Goal, learning: Learning = DEFAULT, *, level: Level = "edge", seed: int = 0
+) -> list[Found | None]:
     """A circuit for each of several prompts, as `find` does for one. Their masks are learnt side by side, so that the
-    weights are read once for all of them."""
-    edges = EdgeList(passes.open)
+    weights are read once for all of them.
+
+    Args:
+        level: "head" finds the smallest set of whole heads.
+    """
+    edges = listed(passes, level)
     logits = learn_mask(passes, edges, goal, learning, seed=seed)
     found = []
     for prompt in range(len(passes)):
         alone = passes.only(prompt)
         found.append(
-            _cut(alone, EdgeList(alone.open), goal.only(prompt), logits[edges.prompt == prompt], learning, seed)
+            _cut(alone, listed(alone, level), goal.only(prompt), logits[edges.prompt == prompt], learning, seed)
         )
     return found
 

@@ -1,5 +1,7 @@
 """From a learnt mask to a circuit of which no edge can go, on a model that has one."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -46,9 +48,11 @@ def test_a_circuit_is_found_that_meets_the_goal_and_needs_each_edge(
 
 @pytest.mark.parametrize("off", ["mean", "corrupted"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_switching_an_edge_is_a_mask_that_differs_in_it(off, dtype, copier, sentences, passes_of):
+@pytest.mark.parametrize("takes_positions", [True, False])
+def test_switching_an_edge_is_a_mask_that_differs_in_it(off, dtype, takes_positions, copier, sentences, passes_of):
     try:
         with Stack(copier.to(dtype)) as stack:
+            stack.takes_positions = takes_positions
             passes = passes_of(stack, sentences(1), off)
             edges = EdgeList(passes.open)
             ablations = Ablations(passes, edges, Distribution(passes.whole.logits))
@@ -98,3 +102,16 @@ def test_where_nothing_is_needed_nothing_is_kept(copier, sentences, passes_of):
         edges = EdgeList(passes.open)
         easy = Ablations(passes, edges, Distribution(passes.whole.logits, tolerance=1e6))
         assert not minimal(easy, torch.ones(len(edges), dtype=torch.bool)).any()
+
+
+def test_edges_are_switched_together_where_little_is_computed_again():
+    ablations = Ablations.__new__(Ablations)
+    ablations.passes = SimpleNamespace(
+        ids=torch.zeros(1, 40), stack=SimpleNamespace(graph=SimpleNamespace(layers=30), takes_positions=True)
+    )
+    layers, queries = [0, 29, 12] * 20, [0, 39, 39] * 20
+    batches = ablations._together(layers, queries)
+    assert sorted(edge for batch in batches for edge in batch) == list(range(60))
+    assert all(len({queries[edge] for edge in batch}) == 1 for batch in batches), "never all 40 positions for the last"
+    assert all((40 - queries[batch[0]]) * len(batch) <= TOKENS_AT_ONCE for batch in batches)
+    assert len(ablations._together([5] * 30, [39] * 30)) == 1, "weights are read once"

@@ -165,17 +165,38 @@ def test_samples_and_prompts_in_one_call_are_single_calls(family, off, frozen, b
         torch.testing.assert_close(together[1], passes.logits([torch.ones_like(kept[0]), kept[1]]), **CLOSE)
 
 
+@every_family
+@any_gates
 @any_off
-def test_a_pass_may_begin_at_a_later_layer(off, build, prompts):
-    with Stack(build("llama", "all")) as stack, torch.no_grad():
+def test_a_pass_may_begin_at_a_later_layer_and_position(family, gates, off, build, prompts):
+    with Stack(build(family, gates)) as stack, torch.no_grad():
+        assert stack.takes_positions
         passes = passes_of(stack, prompts, off)
         before, after = random_switches(passes), random_switches(passes, samples=3, seed=1)
-        residuals = passes.residuals([before[0], after[1][:1]])
-        found = passes.logits([None, after[1]], start=1, residuals=residuals)
-        torch.testing.assert_close(found, passes.logits([before[0].repeat(3, 1, 1, 1, 1), after[1]]), **CLOSE)
+        after[1][:, :, :, :5] = before[1][:, :, :, :5]
+        course = passes.course(before)
+        expected = passes.logits([before[0].repeat(3, 1, 1, 1, 1), after[1]])
+        for first in (0, 3, 5):
+            found = passes.logits([None, after[1]], start=1, first=first, course=course)
+            torch.testing.assert_close(found, expected, **CLOSE)
+        both = [before[0].repeat(3, 1, 1, 1, 1), after[1]]
+        both[0][1:, :, :, 5:] = after[0][1:, :, :, 5:]
+        torch.testing.assert_close(passes.logits(both, first=5, course=course), passes.logits(both), **CLOSE)
         torch.testing.assert_close(passes.logits([None, after[1]], start=1), passes.logits([None, after[1]]), **CLOSE)
-        for own, whole in zip(passes.residuals([None, None]), passes.whole.residuals, strict=True):
+        for own, whole in zip(passes.course([None, None]).residuals, passes.whole.residuals, strict=True):
             torch.testing.assert_close(own, whole, **CLOSE)
+
+
+@any_off
+@pytest.mark.parametrize("option", ["frozen", "between"])
+def test_later_positions_of_other_passes(option, off, build, prompts):
+    with Stack(build("llama", "all")) as stack, torch.no_grad():
+        passes = passes_of(stack, prompts, off, **{option: True})
+        before, after = random_switches(passes), random_switches(passes, seed=1)
+        for some, earlier in zip(after, before, strict=True):
+            some[:, :, :, :4] = earlier[:, :, :, :4]
+        found = passes.logits(after, first=4, course=passes.course(before))
+        torch.testing.assert_close(found, passes.logits(after), **CLOSE)
 
 
 @pytest.mark.parametrize("gates", ["dense", "all"])

@@ -118,3 +118,27 @@ def test_one_of_several_prompts(off, copier, sentences, passes_of):
         kept = [(torch.rand(2, *layer.shape) < 0.7).float() for layer in alone.open]
         torch.testing.assert_close(several.logits(kept), alone.logits(kept))
         assert all(map(torch.equal, several.open, alone.open)) and torch.equal(several.ids, alone.ids)
+
+
+def test_the_smallest_set_of_whole_heads(copier, sentences, passes_of):
+    with Stack(copier) as stack, torch.no_grad():
+        passes = passes_of(stack, sentences(2, seed=4))
+        goal = Distribution(passes.whole.logits)
+        with torch.enable_grad():
+            each = find_each(passes, goal, STEPS, level="head")
+        for prompt, found in enumerate(each):
+            alone, mine = passes.only(prompt), goal.only(prompt)
+            heads = torch.zeros(2, 4)
+            for layer, head, query, key in found.edges():
+                assert query == key == 0
+                heads[layer, head] = 1
+
+            def loss(heads, alone=alone, mine=mine):
+                kept = [row[None, None, :, None, None].expand(1, 1, 4, 8, 8) for row in heads]
+                return float(mine.loss(alone.logits(kept)))
+
+            assert 0 < heads.sum() == found.size < 8 and loss(heads) <= goal.tolerance
+            for layer, head in heads.nonzero().tolist():
+                fewer = heads.clone()
+                fewer[layer, head] = 0
+                assert loss(fewer) > goal.tolerance
