@@ -23,11 +23,10 @@ protocol, level, sentences, base, sparse, ratio, ratio_low, ratio_high, necessit
 import argparse
 import json
 from collections.abc import Iterator
-from itertools import pairwise, product
 from pathlib import Path
 
 import torch
-from attention_circuits.measure import AVERAGED, Group
+from attention_circuits.measure import Group, Setting, kind
 from attention_circuits.models import BASE, load
 from attention_circuits.table import read, table
 from tqdm import tqdm
@@ -40,12 +39,10 @@ from lit_sparse.models.base import load_tokenizer
 from lit_sparse.models.compared import files_of
 
 RESULTS = Path(__file__).parent / "results" / "circuits_paper"
-TASKS = "ioi,greater_than,letters,gendered_pronoun,subject_verb_agreement,ioi_long,docstring"
+TASKS = "ioi,greater_than,gendered_pronoun,subject_verb_agreement,letters,docstring,ioi_long"
 MEAN_OVER = 60
 """Sentences of the task, others than are measured, over which heads' means are taken."""
 CONTROL = " table"
-ROUNDS = (0, 4, 10, 20, 30)
-"""Every task's sentences up to one of these are measured before the next ones of any task."""
 MAIN = (
     "edge distribution/everyday", "edge distribution/task", "edge difference/everyday", "edge attribution/mean",
     "edge attribution/zero", "edge averaged/mean", "edge averaged/zero", "head exact/mean", "head exact/zero",
@@ -54,8 +51,10 @@ MORE = (
     "head distribution/everyday", "edge control/everyday", "edge another seed/everyday", "edge template/everyday",
     "edge gradient/mean", "edge gradient/zero",
 )  # fmt: skip
-MORE_ON = 10
-"""Sentences of each task."""
+ROUNDS = (
+    (MAIN, 0, 3), (MAIN, 3, 6), (MORE, 0, 3), (MAIN, 6, 10), (MORE, 3, 10), (MAIN, 10, 20), (MAIN, 20, 30),
+)  # fmt: skip
+"""Protocols, and which sentences of every task are measured by them before the next round begins."""
 
 
 def main() -> None:
@@ -64,7 +63,7 @@ def main() -> None:
     parser.add_argument("--model", default=BASE, help="or a control: calibrated, random, shuffled")
     parser.add_argument("--tasks", default=TASKS)
     parser.add_argument("--protocols", default="", help="only those that begin with one of these (comma-separated)")
-    parser.add_argument("--sentences", type=int, default=ROUNDS[-1])
+    parser.add_argument("--sentences", type=int, default=ROUNDS[-1][-1])
     parser.add_argument("--threads", type=int, default=1)
     parsed = parser.parse_args()
     torch.set_num_threads(parsed.threads)
@@ -94,10 +93,9 @@ def measure(name: str, tasks: list[str], protocols: list[str], sentences: int) -
         for task, protocol, left in work:
             level, _, rest = protocol.partition(" ")
             what, _, over = rest.partition("/")
-            some = [pairs[task][number] for number in left]
-            same = [other for other in others[task] if _kind(other) == _kind(some[0])][:AVERAGED]
             over_which = {"everyday": everyday, "task": task_means[task], "mean": task_means[task]}
-            rows = Group(stack, some, same, over_which, control).measure(level, what, over)
+            setting = Setting(stack, others[task], over_which, control)
+            rows = Group(setting, [pairs[task][number] for number in left]).measure(level, what, over)
             with file.open("a") as out:
                 for number, row in zip(left, rows, strict=True):
                     out.write(json.dumps({"task": task, "sentence": number, "protocol": protocol, **row}) + "\n")
@@ -107,17 +105,13 @@ def measure(name: str, tasks: list[str], protocols: list[str], sentences: int) -
 
 def _work(pairs: dict[str, list[Pair]], protocols: list[str]) -> Iterator[tuple[str, str, list[int]]]:
     """Task, protocol and the numbers of sentences that are measured side by side."""
-    for (first, end), tier in product(pairwise(ROUNDS), (MAIN, MORE)):
+    for tier, first, end in ROUNDS:
         for task, some in pairs.items():
-            groups: dict[tuple[str, int], list[int]] = {}
-            for number, pair in list(enumerate(some))[first : end if tier is MAIN else min(end, MORE_ON)]:
-                groups.setdefault(_kind(pair), []).append(number)
-            for group in groups.values():
-                yield from ((task, protocol, group) for protocol in tier if protocol in protocols)
-
-
-def _kind(pair: Pair) -> tuple[str, int]:
-    return pair.template, len(pair.clean)
+            for protocol in (protocol for protocol in tier if protocol in protocols):
+                groups: dict[object, list[int]] = {}
+                for number, pair in list(enumerate(some))[first:end]:
+                    groups.setdefault(kind(pair) if "template" in protocol else len(pair.clean), []).append(number)
+                yield from ((task, protocol, group) for group in groups.values())
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What each protocol gives on prompts of one template and length, in one model."""
+"""What each protocol gives on prompts of one length, in one model."""
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,20 +26,42 @@ AVERAGED = 8
 """Sentences of the template over which a ranking's scores are averaged."""
 
 
-class Group:
-    """Prompts of one template and length.
+@dataclass(frozen=True)
+class Setting:
+    """What all groups of a task share.
 
-    Args:
-        others: pairs of the same template and length.
-        over: heads' means, by what they were taken over.
-        control: a token that is no answer.
+    others: pairs that are not measured, of all templates.
+    means: heads' means, by what they were taken over.
+    control: a token that is no answer.
     """
 
-    def __init__(self, stack: Stack, pairs: list[Pair], others: list[Pair], over: dict[str, Means], control: int):
-        self.stack, self.pairs, self.others, self.means, self.control = stack, pairs, others, over, control
+    stack: Stack
+    others: list[Pair]
+    means: dict[str, Means]
+    control: int
+
+    def like(self, pair: Pair) -> list[Pair]:
+        """Others of the same template and length."""
+        return [other for other in self.others if kind(other) == kind(pair)]
+
+    def rephrased(self, pair: Pair) -> list[Pair]:
+        """One other of each other template."""
+        return list({other.template: other for other in self.others if other.template != pair.template}.values())
+
+
+def kind(pair: Pair) -> tuple[str, int]:
+    """Edges of pairs of one kind stand at the same positions."""
+    return pair.template, len(pair.clean)
+
+
+class Group:
+    """Prompts of one length."""
+
+    def __init__(self, setting: Setting, pairs: list[Pair]):
+        self.setting, self.stack, self.pairs = setting, setting.stack, pairs
         self.ids = torch.tensor([pair.clean for pair in pairs])
         self.right, self.wrong = (
-            torch.cat([answer_mask(getattr(pair, side), stack.vocabulary) for pair in pairs])
+            torch.cat([answer_mask(getattr(pair, side), self.stack.vocabulary) for pair in pairs])
             for side in ("answers", "wrong")
         )
 
@@ -69,7 +92,7 @@ class Group:
                 row["wrong"] = True
         if not fair:
             return rows
-        some = Group(self.stack, [self.pairs[number] for number in fair], self.others, self.means, self.control)
+        some = Group(self.setting, [self.pairs[number] for number in fair])
         for number, row in zip(fair, some.circuits(level, what, over), strict=True):
             rows[number] |= row
         return rows
@@ -90,7 +113,7 @@ class Group:
     def passes(self, over: str) -> Passes:
         if over == "zero":
             return Passes(self.stack, self.ids, "zero")
-        return Passes(self.stack, self.ids, "mean", means=self.means[over])
+        return Passes(self.stack, self.ids, "mean", means=self.setting.means[over])
 
     def difference(self, passes: Passes) -> Difference:
         return Difference(self.right, self.wrong, passes.whole.logits, passes.ablated())
@@ -123,7 +146,12 @@ class Group:
                 }
             row: Row = {"edges": one.size, "seconds": round(seconds, 1), "kept": sorted(one.edges())}
             row |= {name: round(float(loss), 4) for name, loss in losses.items()}
-            rows.append(row | self.elsewhere(kept, what, over))
+            others = self.setting.like(self.pairs[number])[:ELSEWHERE]
+            row["loss_elsewhere"] = [self.elsewhere(kept, other, what, over) for other in others]
+            if level == "head":
+                others = self.setting.rephrased(self.pairs[number])[:ELSEWHERE]
+                row["loss_rephrased"] = [self.elsewhere(kept, other, what, over) for other in others]
+            rows.append(row)
         return rows
 
     def template(self, passes: Passes) -> Row:
@@ -131,24 +159,22 @@ class Group:
         found = find(passes, Distribution(passes.whole.logits))
         assert found is not None, "all edges together meet the goal"
         kept = found.ablations.edges.switches(found.kept.float()[None])
-        return {"edges": found.size, "sentences": len(self.pairs), **self.elsewhere(kept, "distribution", "everyday")}
+        others = self.setting.like(self.pairs[0])[:ELSEWHERE]
+        losses = [self.elsewhere(kept, other, "distribution", "everyday") for other in others]
+        return {"edges": found.size, "sentences": len(self.pairs), "loss_elsewhere": losses}
 
     @torch.no_grad()
-    def elsewhere(self, kept: list[Tensor], what: str, over: str) -> Row:
-        """What a circuit's edges, at the same positions, lose on other sentences of the template."""
-        others = self.others[:ELSEWHERE]
-        if not others:
-            return {}
-        some = Group(self.stack, others, [], self.means, self.control)
+    def elsewhere(self, kept: list[Tensor], other: Pair, what: str, over: str) -> float:
+        """What a circuit's edges, at the same positions, lose on another sentence."""
+        some = Group(self.setting, [other])
         passes = some.passes(over)
-        losses = some.goal(what, passes).loss(passes.logits(kept))[0]
-        return {"loss_elsewhere": [round(float(loss), 4) for loss in losses]}
+        return round(float(some.goal(what, passes).loss(passes.logits(kept))), 4)
 
     def other_answer(self, passes: Passes, goal: Difference, number: int) -> Row:
         """As many nats of log-odds for an answer that has no claim to them."""
-        if bool((goal.right | goal.wrong)[0, self.control]):
+        if bool((goal.right | goal.wrong)[0, self.setting.control]):
             return {"edges": None}
-        mask = answer_mask([self.control], self.stack.vocabulary)
+        mask = answer_mask([self.setting.control], self.stack.vocabulary)
         found = find(passes, goal.for_another(mask, passes.ablated()))
         return {"edges": None if found is None else found.size}
 
@@ -163,8 +189,8 @@ class Group:
         elif score == "attribution":
             scores = edges.gathered([layer[number : number + 1] for layer in self.attributions(level)])
         else:
-            others = (self.others + self.pairs)[:AVERAGED]
-            layers = Group(self.stack, others, [], self.means, self.control).attributions(level)
+            others = (self.setting.like(self.pairs[number]) or [self.pairs[number]])[:AVERAGED]
+            layers = Group(self.setting, others).attributions(level)
             scores = edges.gathered([layer.abs().mean(0, keepdim=True) for layer in layers])
         return self.crossing(passes, edges, goal, scores.abs())
 

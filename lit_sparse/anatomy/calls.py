@@ -1,4 +1,4 @@
-"""How a model calls its attention: the arguments of each layer's module, and what it gives to its attention function."""
+"""How a model calls its attention: the arguments of each layer, and what it gives to its attention function."""
 
 from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple, NoReturn
