@@ -13,8 +13,8 @@ on few cores. A protocol is LEVEL WHAT/OVER:
     WHAT    by a learnt mask: distribution (KL <= 0.2 of the next token), difference (90 % of the log-odds), control (as
             much log-odds for an arbitrary answer), template (one circuit for some of a template's sentences), another
             seed (distribution again). Ranked: attribution, averaged, gradient, exact
-    OVER    what an edge passes that is off: its head's mean over everyday sentences, over the task's other sentences
-            (task), or zero
+    OVER    what an edge passes that is off: its head's mean over everyday sentences, or over the task's other sentences
+            (task; for rankings mean), what it passes on the corrupted prompt, or zero
 
 `table` compares the sentences that all models have: benchmarks/results/circuits_paper.json, a list of {model, task,
 protocol, level, sentences, base, sparse, ratio, ratio_low, ratio_high, necessity, transfer}.
@@ -44,12 +44,13 @@ MEAN_OVER = 60
 """Sentences of the task, others than are measured, over which heads' means are taken."""
 CONTROL = " table"
 MAIN = (
-    "edge distribution/everyday", "edge distribution/task", "edge difference/everyday", "edge attribution/mean",
-    "edge attribution/zero", "edge averaged/mean", "edge averaged/zero", "head exact/mean", "head exact/zero",
+    "edge distribution/everyday", "edge distribution/corrupted", "edge distribution/task", "edge difference/everyday",
+    "edge attribution/mean", "edge attribution/zero", "edge averaged/mean", "edge averaged/zero", "head exact/mean",
+    "head exact/zero",
 )  # fmt: skip
 MORE = (
-    "head distribution/everyday", "edge control/everyday", "edge another seed/everyday", "edge template/everyday",
-    "edge gradient/mean", "edge gradient/zero",
+    "edge difference/corrupted", "edge control/everyday", "edge another seed/everyday", "edge another seed/corrupted",
+    "edge template/everyday", "head distribution/everyday", "edge gradient/mean", "edge gradient/zero",
 )  # fmt: skip
 ROUNDS = (
     (MAIN, 0, 3), (MAIN, 3, 6), (MORE, 0, 3), (MAIN, 6, 10), (MORE, 3, 10), (MAIN, 10, 20), (MAIN, 20, 30),

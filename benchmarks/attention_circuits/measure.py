@@ -113,6 +113,9 @@ class Group:
     def passes(self, over: str) -> Passes:
         if over == "zero":
             return Passes(self.stack, self.ids, "zero")
+        if over == "corrupted":
+            corrupted = torch.tensor([pair.corrupted for pair in self.pairs])
+            return Passes(self.stack, self.ids, "corrupted", corrupted=corrupted)
         return Passes(self.stack, self.ids, "mean", means=self.setting.means[over])
 
     def difference(self, passes: Passes) -> Difference:
@@ -204,8 +207,7 @@ class Group:
     def attributions(self, level: Level) -> list[Tensor]:
         """By layer and prompt, what each edge or head loses of the metric to first order when it passes what it does on
         the corrupted prompt."""
-        corrupted = torch.tensor([pair.corrupted for pair in self.pairs])
-        passes = Passes(self.stack, self.ids, "corrupted", corrupted=corrupted)
+        passes = self.passes("corrupted")
         edges = listed(passes, level)
         scores = gradient_scores(passes, edges, self.difference(passes).metric)
         return [layer[0] for layer in edges.switches(scores[None])]

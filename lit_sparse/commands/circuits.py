@@ -58,7 +58,7 @@ def circuits_command(args: Sequence[str]) -> None:
             raise ValueError("--quick belongs to tasks: leave it out with --prompt")
         _sentence(parsed)
         return
-    for option in ("answer", "wrong"):
+    for option in ("answer", "wrong", "corrupted"):
         if getattr(parsed, option) is not None:
             raise ValueError(f"--{option} belongs to a sentence: add --prompt TEXT")
     if parsed.against == NOTHING:
@@ -150,7 +150,15 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--keep", type=float, default=0.9, help="share of these log-odds to keep")
     parser.add_argument("--nats", type=float, default=0.2, help="without --wrong: the largest KL of the next token")
-    parser.add_argument("--off", type=Literal["mean", "zero"], default="mean", help="what edges pass that are off")
+    parser.add_argument(
+        "--corrupted",
+        type=str | None,
+        default=None,
+        help="a prompt of as many tokens: which edges make the difference? One that is off passes what it passes there",
+    )
+    parser.add_argument(
+        "--off", type=Literal["mean", "zero"], default="mean", help="without --corrupted: what edges pass that are off"
+    )
     parser.add_argument("--searches", type=int, default=1, help="of a sentence's circuit, the smallest is kept")
     parser.add_argument("--controls", type=int, default=1, help="with --wrong: searches for arbitrary answers")
     parser.add_argument("--task", type=str, default="ioi", help=f"separated by commas, or all: {', '.join(TASKS)}")

@@ -8,7 +8,12 @@ import torch
 from rich.console import Console
 from tqdm import tqdm
 
-from lit_sparse.circuits.attention_edges.sentence import SentenceSettings, encode_sentence, sentence_circuit
+from lit_sparse.circuits.attention_edges.sentence import (
+    SentenceSettings,
+    encode_corrupted,
+    encode_sentence,
+    sentence_circuit,
+)
 from lit_sparse.circuits.tasks import Vocabulary
 from lit_sparse.common.files import check_writable, write_atomically
 from lit_sparse.common.progress import Bar
@@ -33,7 +38,10 @@ def circuit_of_sentence(parsed: Namespace, candidates: Sequence[Candidate]) -> N
     )
     check_writable(parsed.out)
     for candidate in candidates:
-        ids, _, _ = encode_sentence(Vocabulary(candidate.tokenizer), parsed.prompt, parsed.answer, parsed.wrong)
+        vocabulary = Vocabulary(candidate.tokenizer)
+        ids, _, _ = encode_sentence(vocabulary, parsed.prompt, parsed.answer, parsed.wrong)
+        if parsed.corrupted is not None:
+            encode_corrupted(vocabulary, parsed.prompt, parsed.corrupted)
         if len(ids) > candidate.positions:
             raise ValueError(
                 f"the prompt has {len(ids)} tokens; {candidate.name} reads {candidate.positions:g} at most"
@@ -70,6 +78,7 @@ def _found(
         parsed.answer,
         parsed.wrong,
         settings,
+        corrupted=parsed.corrupted,
         answer_id=answer_id,
         name=candidate.name,
         bars=bars,

@@ -67,6 +67,7 @@ class SentenceCircuit(BaseModel):
     off: what an edge passes that is switched off: nothing, what its head passes on average, or what it passes on a
         corrupted prompt.
     mean_over: token ids of the prompts over which the heads' means were taken.
+    corrupted, corrupted_ids: the prompt whose edges are passed instead, and its tokens.
     allowed, open: attention edges that causality allows, and that pass anything.
     whole, circuit, without, ablated: forward passes with all edges, with the circuit's only, with all but the
         circuit's, and with none.
@@ -90,6 +91,8 @@ class SentenceCircuit(BaseModel):
     nats: float | None
     off: Off
     mean_over: list[list[int]] = []
+    corrupted: Text | None = None
+    corrupted_ids: list[int] = []
     layers: int
     heads: int
     allowed: int
@@ -121,6 +124,8 @@ class SentenceCircuit(BaseModel):
         needed = ("keep", "wrong", "faithfulness") if self.goal == "difference" else ("nats",)
         if missing := [name for name in needed if getattr(self, name) is None]:
             raise ValueError(f"the goal {self.goal!r} needs {', '.join(missing)}")
+        if self.off == "corrupted" and (self.corrupted is None or len(self.corrupted_ids) != len(self.ids)):
+            raise ValueError("edges that pass what they do on a corrupted prompt need one of as many tokens")
         return self
 
     def apply(self, model: Any) -> AbstractContextManager[Any]:

@@ -104,6 +104,8 @@ def test_no_controls(circuits, folders):
     [
         (["--answer", "h"], "--answer belongs to a sentence: add --prompt"),
         (["--wrong", "h"], "--wrong belongs to a sentence: add --prompt"),
+        (["--corrupted", "h"], "--corrupted belongs to a sentence: add --prompt"),
+        (["--prompt", PROMPT, "--corrupted", "dmb"], "has 3 tokens, the prompt 8"),
         (["--prompt", "d"], "at least two tokens; 'd' has 1"),
         (["--prompt", ""], "at least two tokens"),
         (["--prompt", "d!b"], "'d!b'"),
@@ -142,6 +144,12 @@ def test_an_answer_that_the_model_does_not_prefer(folders, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["circuits", "--model", str(folders[0]), *arguments])
     assert "does not prefer the answer" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_difference_to_another_prompt(circuits, folders):
+    sides, printed = circuits(folders[1], "--corrupted", "dmbakcof")
+    assert len(sides) == 2 and all(one.off == "corrupted" and one.enough for one in sides)
+    assert 'An edge that is off passes what it passes in "dmbakcof".' in printed
 
 
 def test_numbers_are_plain_json(circuits, folders, tmp_path):

@@ -28,7 +28,9 @@ def apply_circuit(circuit: SentenceCircuit, model: PreTrainedModel) -> Iterator[
                 f"this model has {shape[0]} of {shape[1]}"
             )
         mean = means(stack, circuit.mean_over) if circuit.off == "mean" else None
-        passes = Passes(stack, torch.tensor([circuit.ids], device=model.device), circuit.off, means=mean)
+        ids = torch.tensor([circuit.ids], device=model.device)
+        corrupted = torch.tensor([circuit.corrupted_ids], device=model.device) if circuit.corrupted_ids else None
+        passes = Passes(stack, ids, circuit.off, means=mean, corrupted=corrupted)
     with edit(model, instead=passes.instead) as edits:
         edits.keep([edge[:4] for edge in circuit.edges])
         yield edits

@@ -38,7 +38,7 @@ class SentenceSettings:
     Args:
         keep: the share f of the log-odds of right against wrong answer that the circuit keeps.
         nats: without a wrong answer, the largest KL(whole model || circuit) of the next token.
-        off: what an edge passes that is off ("zero" or "mean").
+        off: what an edge passes that is off ("zero" or "mean"), where no corrupted prompt is given.
         searches: from different seeds; the smallest circuit found is reported, and how well they agree.
         controls: arbitrary answers for which the same is asked, where there is a wrong answer.
         learning: of the mask.
@@ -75,6 +75,7 @@ def sentence_circuit(
     wrong: str | None = None,
     settings: SentenceSettings | None = None,
     *,
+    corrupted: str | None = None,
     answer_id: int | None = None,
     name: str | None = None,
     bars: Bars | None = None,
@@ -89,22 +90,28 @@ def sentence_circuit(
         tokenizer: of transformers, or a character tokenizer.
         answer: a token with its leading space if it has one; default what the model predicts.
         wrong: another one.
+        corrupted: another prompt, of as many tokens: an edge that is off passes what it passes there. The circuit is
+            then what makes the difference between the two prompts.
         answer_id: the same as a token's id, for tokens that are no text of their own.
         name: what to call the model; default its configuration's name.
         bars: makes a progress bar from a description and a total.
 
     Raises:
-        ValueError: a prompt of less than two tokens, an answer that is not one token after it, answers that the model
-            does not tell apart, or a family that is not understood (see `Stack`).
+        ValueError: a prompt of less than two tokens, a corrupted one of another length, an answer that is not one token
+            after it, answers that the model does not tell apart, or a family that is not understood (see `Stack`).
     """
     settings = settings or SentenceSettings()
     vocabulary, started = Vocabulary(tokenizer), time.perf_counter()
     ids, from_text, wrong_id = encode_sentence(vocabulary, prompt, answer, wrong)
+    other = None if corrupted is None else encode_corrupted(vocabulary, prompt, corrupted)
     sparse = bool(attention_modules(model))
     with frozen(model), Stack(model) as stack:
-        mean_over = (everyday_prompts(tokenizer) or [tuple(ids)]) if settings.off == "mean" else []
+        off = settings.off if other is None else "corrupted"
+        mean_over = (everyday_prompts(tokenizer) or [tuple(ids)]) if off == "mean" else []
         mean = means(stack, mean_over) if mean_over else None
-        passes = Passes(stack, torch.tensor([ids], device=model.device), settings.off, means=mean)
+        both = [None if tokens is None else torch.tensor([tokens], device=model.device) for tokens in (ids, other)]
+        assert both[0] is not None
+        passes = Passes(stack, both[0], off, means=mean, corrupted=both[1])
         answer_id = from_text if answer_id is None else answer_id
         answer_id = int(passes.whole.logits.argmax()) if answer_id is None else answer_id
         goal = _goal(passes, answer_id, wrong_id, settings)
@@ -124,6 +131,8 @@ def sentence_circuit(
             sparse=sparse,
             prompt=prompt,
             mean_over=[list(prompt) for prompt in mean_over],
+            corrupted=corrupted,
+            corrupted_ids=other or [],
             answer_id=answer_id,
             wrong_id=wrong_id,
             keep=settings.keep if isinstance(goal, Difference) else None,
@@ -156,6 +165,23 @@ def encode_sentence(
     if found[0] is not None and found[0] == found[1]:
         raise ValueError(f"right and wrong answer are the same token: {answer!r}")
     return ids, found[0], found[1]
+
+
+def encode_corrupted(vocabulary: Vocabulary, prompt: str, corrupted: str) -> list[int]:
+    """The corrupted prompt's tokens.
+
+    Raises:
+        ValueError: see `sentence_circuit`.
+    """
+    ids, other = (list(vocabulary.encode(text)) for text in (prompt, corrupted))
+    if len(ids) != len(other):
+        raise ValueError(
+            f"the corrupted prompt has {len(other)} tokens, the prompt {len(ids)}: every edge needs its counterpart. "
+            "Replace words by words of as many tokens, such as one first name by another"
+        )
+    if ids == other:
+        raise ValueError("the corrupted prompt is the prompt: no edge makes a difference between them")
+    return other
 
 
 def agreement(circuits: Sequence[set[tuple[int, int, int, int]]]) -> float | None:

@@ -12,7 +12,6 @@ from lit_sparse.records.sentence_circuit import SentenceCircuit, SentenceCircuit
 from lit_sparse.report.sentence.layout import lay_out
 from lit_sparse.report.sentence.snippet import snippet
 from lit_sparse.report.sentence.words import (
-    OFF,
     agreement,
     comparison,
     controls,
@@ -20,6 +19,7 @@ from lit_sparse.report.sentence.words import (
     key_name,
     loss,
     magnitude,
+    off,
     outcome_rows,
     position,
     sentence,
@@ -67,7 +67,7 @@ def sentence_html(circuits: SentenceCircuits, picture: bytes | None = None) -> s
         first=circuits.circuits[0],
         sides=[_side(circuit, place) for place, circuit in enumerate(circuits.circuits)],
         comparison=comparison(circuits.circuits),
-        off=OFF[circuits.circuits[0].off],
+        off=off(circuits.circuits[0]),
         controlled=any(circuit.controls for circuit in circuits.circuits),
         picture=picture,
         data=[encode_circuit(circuit) for circuit in circuits.circuits],

@@ -5,17 +5,20 @@ from typing import NamedTuple
 from lit_sparse.common.formatting import MISSING, count, decimal, percent, signed, visible
 from lit_sparse.records.sentence_circuit import KeptEdge, Outcome, SentenceCircuit
 
-OFF = {
-    "zero": "passes nothing",
-    "mean": "passes what its head passes on average, the same for every sentence",
-    "corrupted": "passes what it passes in another sentence, in which the answer is not the same",
-}
-
 
 def quoted(token: str, width: int | None = None) -> str:
     """A token between quotes, its spaces kept: " John"."""
     text = visible(token)
     return f'"{text if width is None or len(text) <= width else text[: width - 1] + "…"}"'
+
+
+def off(circuit: SentenceCircuit) -> str:
+    """What an edge does that is off."""
+    if circuit.corrupted is not None:
+        return f"passes what it passes in {quoted(circuit.corrupted)}"
+    if circuit.off == "zero":
+        return "passes nothing"
+    return "passes what its head passes on average, the same for every sentence"
 
 
 def position(circuit: SentenceCircuit, place: int, width: int | None = None) -> str:
@@ -62,7 +65,7 @@ def legend(circuit: SentenceCircuit) -> str:
     if circuit.wrong is not None and circuit.goal == "difference":
         answers = f"{quoted(circuit.answer, 16)} against {quoted(circuit.wrong, 16)}"
         measure = f"f: the share of the log-odds of {answers} that is kept, from 0 with no edges to 1 with all."
-    return f"{measure} An edge that is off {OFF[circuit.off]}."
+    return f"{measure} An edge that is off {off(circuit)}."
 
 
 class OutcomeRow(NamedTuple):
@@ -119,10 +122,13 @@ def comparison(circuits: list[SentenceCircuit]) -> str | None:
     fewer, more = sorted(circuits, key=lambda circuit: len(circuit.edges))
     few, many = len(fewer.edges), len(more.edges)
     names = [fewer.kind, more.kind] if fewer.sparse != more.sparse else [visible(one.model) for one in (fewer, more)]
-    if few == many:
-        return f"Both models need {counted(few)}."
     ratio = f" ({many / few:.3g} times as many)" if few else ""
-    return f"The {names[0]} model needs {counted(few)}, the {names[1]} one {count(many)}{ratio}."
+    needs = f"The {names[0]} model needs {counted(few)}, the {names[1]} one {count(many)}{ratio}."
+    needs = f"Both models need {counted(few)}." if few == many else needs
+    if few == 0 or (fewer.layers, fewer.heads, fewer.ids) != (more.layers, more.heads, more.ids):
+        return needs
+    shared = len({edge[:4] for edge in fewer.edges} & {edge[:4] for edge in more.edges})
+    return f"{needs} {count(shared)} {'is' if shared == 1 else 'are'} in both."
 
 
 def counted(edges: int) -> str:

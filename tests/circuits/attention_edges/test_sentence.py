@@ -48,6 +48,24 @@ def test_a_circuit_keeps_what_it_says_when_it_is_applied(model, letters, tmp_pat
     assert torch.equal(logits_of(model), before)
 
 
+def test_what_makes_the_difference_to_another_prompt(model, letters, tmp_path):
+    other = "dmbakcof"  # its answer is m
+    before = logits_of(model)
+    found = sentence_circuit(model, letters, PROMPT, corrupted=other, settings=QUICK)
+    assert found.off == "corrupted" and found.corrupted == other and not found.mean_over
+    assert found.answer == "h" and found.enough and len(found.edges) > 0
+    with torch.no_grad():
+        corrupted = model(torch.tensor([[LETTERS.index(letter) for letter in other]])).logits[0, -1].log_softmax(-1)
+    assert found.ablated.predictions[0][0] != "h", "without edges the model reads the other prompt"
+    SentenceCircuits(circuits=[found]).write(tmp_path / "circuit.json")
+    (read,) = SentenceCircuits.load(tmp_path / "circuit.json").circuits
+    with read.apply(model):
+        kept = logits_of(model).log_softmax(-1)
+    whole = before.log_softmax(-1)
+    assert float((whole.exp() * (whole - kept)).sum()) == pytest.approx(found.circuit.kl, abs=1e-4)
+    assert float((whole.exp() * (whole - corrupted)).sum()) > 1
+
+
 def test_a_difference_with_controls_and_several_searches(model, letters, monkeypatch):
     monkeypatch.setattr("lit_sparse.circuits.attention_edges.sentence.SUBJECTS", ["xx", "b", "h", "c", "d"])
     monkeypatch.setattr("lit_sparse.circuits.attention_edges.sentence.SPACE", "")
@@ -98,6 +116,12 @@ def test_another_model_is_refused(copier, letters):
 def test_bad_sentences(arguments, message, copier, letters):
     with pytest.raises(ValueError, match=message):
         sentence_circuit(copier, letters, *arguments)
+
+
+@pytest.mark.parametrize(("corrupted", "message"), [("dmb", "has 3 tokens, the prompt 8"), (PROMPT, "is the prompt")])
+def test_bad_corrupted_prompts(corrupted, message, copier, letters):
+    with pytest.raises(ValueError, match=message):
+        sentence_circuit(copier, letters, PROMPT, corrupted=corrupted)
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,9 @@ def test_page_lists_every_edge(count):
 
 
 def test_page_explains_what_off_and_the_goal_mean():
-    assert "an edge that is off passes nothing." in sentence_html(circuits(make_circuit(off="zero")))
+    assert "an edge that is off <bdi>passes nothing</bdi>." in sentence_html(circuits(make_circuit(off="zero")))
+    other = make_circuit(off="corrupted", corrupted="<b>", corrupted_ids=[1] * len(make_circuit().ids))
+    assert "off <bdi>passes what it passes in &#34;&lt;b&gt;&#34;</bdi>." in sentence_html(circuits(other))
     distribution = {"goal": "distribution", "nats": 0.2, "wrong": None, "keep": None, "faithfulness": None}
     html = sentence_html(circuits(make_circuit(**distribution)))
     assert "open attention edges are enough: KL 0.14 nats (at most 0.2)" in html

@@ -69,6 +69,6 @@ def test_words():
         "12.35",
     ]
     assert comparison([circuit]) is None
-    assert comparison([circuit, circuit]) == "Both models need 1 attention edge."
+    assert comparison([circuit, circuit]) == "Both models need 1 attention edge. 1 is in both."
     none = make_circuit([], model="other")
     assert comparison([circuit, none]) == "The other model needs 0 attention edges, the gpt2 one 1."
