@@ -66,7 +66,8 @@ class Group:
         )
 
     def measure(self, level: Level, what: str, over: str) -> list[Row]:
-        """A row a prompt; those that the model gets wrong, or no better than without attention, have no circuit.
+        """A row a prompt. One that the model gets wrong has no circuit, nor, of what is about the log-odds, one that it
+        gets no better than without attention.
 
         Args:
             what: a goal of learnt masks ("distribution", "difference"), "control", "template", or a ranking.
@@ -86,7 +87,8 @@ class Group:
         if what == "template":
             found = self.template(passes)
             return [row | found for row in rows]
-        fair = [number for number, row in enumerate(rows) if row["whole"] > max(0.0, row["ablated"])]
+        of_all = what in ("distribution", "another seed")
+        fair = [n for n, row in enumerate(rows) if row["whole"] > (0.0 if of_all else max(0.0, row["ablated"]))]
         for number, row in enumerate(rows):
             if number not in fair:
                 row["wrong"] = True

@@ -20,6 +20,8 @@ _BATCH = 24
 _SHARES = (0.0, 0.08, 0.15, 0.25, 0.35, 0.5, 0.65, 0.8, 1.0)
 """Of the edges that can go one by one, how many are tried together."""
 _CANDIDATES = 24
+_TRIED = 200
+"""Edges of which the best are put in."""
 _SIZES = 8
 """Prefixes that are tried together."""
 
@@ -109,6 +111,32 @@ def shortest_prefix(ablations: Ablations, order: Int[Tensor, " some"]) -> Bool[T
             return rank < best
         fits |= dict(zip(between, measure(between), strict=True))
     return None
+
+
+def grown(
+    ablations: Ablations, kept: Bool[Tensor, " edge"], order: Int[Tensor, " some"], most: int
+) -> Bool[Tensor, " edge"] | None:
+    """Puts in edges, those with which least is lost first, until the goal is met; None if `most` are not enough.
+
+    Args:
+        order: of the next edges in it that are not kept, each is tried by itself, and the best of them together.
+    """
+    loss = float(ablations.losses(kept[None]))
+    while loss > ablations.goal.tolerance and int(kept.sum()) < most:
+        candidates = order[~kept[order]][:_TRIED]
+        losses = ablations.switched(kept, candidates)
+        helpful = candidates[losses.argsort()][: int((losses < loss).sum())]
+        counts = [2**power for power in range(len(helpful).bit_length())]
+        trials = kept.repeat(len(counts), 1)
+        for row, count in enumerate(counts):
+            trials[row, helpful[:count]] = True
+        found = ablations.losses(trials).tolist()
+        fits = [row for row, loss in enumerate(found) if loss <= ablations.goal.tolerance]
+        if not fits and min(found, default=loss) >= loss:
+            return None
+        best = fits[0] if fits else found.index(min(found))
+        kept, loss = trials[best], found[best]
+    return kept if loss <= ablations.goal.tolerance else None
 
 
 def minimal(ablations: Ablations, kept: Bool[Tensor, " edge"], protected: Sequence[int] = ()) -> Bool[Tensor, " edge"]:

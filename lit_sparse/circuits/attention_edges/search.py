@@ -3,17 +3,20 @@
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Bool
 from torch import Tensor
 
 from lit_sparse.circuits.attention_edges.edges import EdgeList
 from lit_sparse.circuits.attention_edges.goals import Goal
 from lit_sparse.circuits.attention_edges.mask import DEFAULT, Learning, learn_mask
-from lit_sparse.circuits.attention_edges.minimal import Ablations, exchanged, minimal, shortest_prefix
+from lit_sparse.circuits.attention_edges.minimal import Ablations, exchanged, grown, minimal, shortest_prefix
 from lit_sparse.circuits.attention_edges.passes import Passes
 
 _MANY = 150
-"""Edges of which a mask is learnt again instead of taking them out one by one."""
+"""Edges that are taken out one by one; twice as many where that cannot be helped."""
+_FIRST = 40
+"""Edges from which a circuit grows."""
 _ROUNDS = 3
 
 
@@ -86,13 +89,18 @@ def find_each(
 
 
 def _cut(passes: Passes, edges: EdgeList, goal: Goal, logits: Tensor, learning: Learning, seed: int) -> Found | None:
-    """The circuit in a learnt order of edges. Of what is too much to take apart edge by edge a mask is learnt again."""
+    """The circuit in a learnt order of edges. Where too many of the first would be needed, because some that count come
+    late, a circuit grows from the very first; where that fails, a mask is learnt again of those that are enough."""
     for left in reversed(range(_ROUNDS)):
         ablations, order = Ablations(passes, edges, goal), logits.argsort(descending=True)
         kept = shortest_prefix(ablations, order)
         if kept is None:
             return None
-        if left == 0 or int(kept.sum()) <= _MANY:
+        if int(kept.sum()) > _MANY:
+            first = torch.zeros_like(kept).index_fill(0, order[:_FIRST], True)
+            grown_from_first = grown(ablations, first, order, most=2 * _MANY)
+            kept = kept if grown_from_first is None else grown_from_first
+        if left == 0 or int(kept.sum()) <= 2 * _MANY:
             return Found(exchanged(ablations, minimal(ablations, kept), order), ablations)
         edges = edges.some(kept)
         logits = learn_mask(passes, edges, goal, learning, seed=seed)

@@ -8,7 +8,7 @@ from lit_sparse.circuits.attention_edges import search as module
 from lit_sparse.circuits.attention_edges.edges import EdgeList
 from lit_sparse.circuits.attention_edges.goals import Distribution
 from lit_sparse.circuits.attention_edges.mask import Learning
-from lit_sparse.circuits.attention_edges.minimal import Ablations, exchanged, minimal
+from lit_sparse.circuits.attention_edges.minimal import Ablations, exchanged, grown, minimal
 from lit_sparse.circuits.attention_edges.search import find, find_each
 
 STEPS = Learning(steps=30)
@@ -38,6 +38,18 @@ def test_minimal_takes_the_least_needed_and_keeps_what_is_protected():
     assert bool(kept[5]) and float(ablations.losses(kept[None])) <= 1
 
 
+def test_a_circuit_grows_by_the_edges_that_help_most_until_the_goal_is_met():
+    ablations = Additive([1, 0, 0, 5, -3, 2, 4])
+    order = torch.arange(7)
+    kept = torch.tensor([True] + [False] * 6)
+    found = grown(ablations, kept, order, most=7)
+    assert float(ablations.losses(found[None])) <= 1 and found.nonzero()[:, 0].tolist() == [0, 3, 6]
+    assert torch.equal(grown(ablations, found, order, most=7), found), "what meets the goal is left alone"
+    assert grown(ablations, kept, order[:4], most=7) is None, "none of the others helps"
+    assert grown(Additive([1, 1, 1, 1, 1, 1, 1]), kept, order, most=7) is None
+    assert grown(ablations, kept, order, most=1) is None
+
+
 def test_an_edge_takes_the_place_of_several():
     ablations = Additive([2, 2, 2, 2, 2, 9, 1])
     kept = torch.tensor([True] * 5 + [False, False])
@@ -57,7 +69,11 @@ def test_a_large_prefix_is_learnt_again_and_what_is_found_is_of_the_same_edges(
         assert sum(steps) == STEPS.steps
         again = find(passes, goal, STEPS)
         assert found.edges() == again.edges() and len(found.edges()) == found.size > 0
-        monkeypatch.setattr(module, "_MANY", 2)
+        monkeypatch.setattr(module, "_MANY", 1)
+        monkeypatch.setattr(module, "_FIRST", 1)
+        grows = find(passes, goal, STEPS)
+        assert float(grows.ablations.losses(grows.kept[None])) <= goal.tolerance
+        monkeypatch.setattr(module, "grown", lambda *_, most: None)
         other = find(passes, goal, STEPS)
         assert float(other.ablations.losses(other.kept[None])) <= goal.tolerance
         assert len(other.ablations.edges) < sum(int(layer.sum()) for layer in passes.open)
