@@ -66,8 +66,8 @@ class Group:
         )
 
     def measure(self, level: Level, what: str, over: str) -> list[Row]:
-        """A row a prompt. One that the model gets wrong has no circuit, nor, of what is about the log-odds, one that it
-        gets no better than without attention.
+        """A row a prompt. One that the model gets wrong has no circuit, nor, of what is about f, one that it gets no
+        better than without attention.
 
         Args:
             what: a goal of learnt masks ("distribution", "difference"), "control", "template", or a ranking.
@@ -87,8 +87,8 @@ class Group:
         if what == "template":
             found = self.template(passes)
             return [row | found for row in rows]
-        of_all = what in ("distribution", "another seed")
-        fair = [n for n, row in enumerate(rows) if row["whole"] > (0.0 if of_all else max(0.0, row["ablated"]))]
+        about_f = what in ("difference", "control")
+        fair = [n for n, row in enumerate(rows) if row["whole"] > (max(0.0, row["ablated"]) if about_f else 0.0)]
         for number, row in enumerate(rows):
             if number not in fair:
                 row["wrong"] = True
