@@ -4,6 +4,7 @@
     python benchmarks/circuits_paper.py measure --model release/smollm2_2048
     python benchmarks/circuits_paper.py measure --model calibrated --protocols "edge attribution"
     python benchmarks/circuits_paper.py table
+    python benchmarks/circuits_paper.py picture
 
 `measure` adds a line for each sentence and protocol to benchmarks/results/circuits_paper/MODEL.jsonl and goes on where
 it was stopped: first a few sentences of every task, then more of each. One process a model, one thread each, is fastest
@@ -17,7 +18,8 @@ on few cores. A protocol is LEVEL WHAT/OVER:
             (task; for rankings mean), what it passes on the corrupted prompt, or zero
 
 `table` compares the sentences that all models have: benchmarks/results/circuits_paper.json, a list of {model, task,
-protocol, level, sentences, base, sparse, ratio, ratio_low, ratio_high, necessity, transfer}.
+protocol, level, sentences, base, sparse, ratio, ratio_low, ratio_high, necessity, transfer, ...}. `picture` draws the
+attention of the heads that copy a letter: docs/copy_heads.png.
 """
 
 import argparse
@@ -28,6 +30,7 @@ from pathlib import Path
 import torch
 from attention_circuits.measure import Group, Setting, kind
 from attention_circuits.models import BASE, load
+from attention_circuits.patterns import picture
 from attention_circuits.table import read, table
 from tqdm import tqdm
 
@@ -60,7 +63,7 @@ ROUNDS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["measure", "table"])
+    parser.add_argument("what", choices=["measure", "table", "picture"])
     parser.add_argument("--model", default=BASE, help="or a control: calibrated, random, shuffled")
     parser.add_argument("--tasks", default=TASKS)
     parser.add_argument("--protocols", default="", help="only those that begin with one of these (comma-separated)")
@@ -70,6 +73,9 @@ def main() -> None:
     torch.set_num_threads(parsed.threads)
     if parsed.what == "table":
         table(RESULTS)
+        return
+    if parsed.what == "picture":
+        picture()
         return
     starts = tuple(parsed.protocols.split(","))
     protocols = [name for name in MAIN + MORE if name.startswith(starts)]

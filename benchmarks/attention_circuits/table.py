@@ -44,8 +44,14 @@ def table(results: Path) -> None:
         print(
             f"{row['model']:22} {row['task']:22} {row['level']:4} {row['protocol']:22} n {row['sentences']:3}  "
             f"base {row['base']:8.1f}  sparse {row['sparse']:8.1f}  "
-            f"ratio {row['ratio']:6.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})"
+            f"ratio {row['ratio']:6.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})  shared {row['shared']}"
         )
+
+
+def jaccard(one: list[list[int]], other: list[list[int]]) -> float:
+    """The share of two circuits' edges that is in both."""
+    mine, theirs = ({tuple(edge) for edge in some} for some in (one, other))
+    return len(mine & theirs) / max(1, len(mine | theirs))
 
 
 def _reported(protocol: str) -> str:
@@ -61,7 +67,10 @@ def _sizes(rows: Rows, keys: set[tuple[str, int, str]], protocol: str) -> dict[t
         row = rows[key]
         if row.get("wrong") or protocol not in ("open", _reported(key[2])):
             continue
-        row = {**row, "edges": row["open"]} if protocol == "open" else row
+        row = {"edges": row["open"]} if protocol == "open" else row
+        first = rows.get((*key[:2], key[2].replace("another seed", "distribution")), {})
+        if "another seed" in protocol and "kept" in first:
+            row = {**row, "agreement": jaccard(row["kept"], first["kept"])}
         sentence = key[:2]
         seen[sentence] = seen.get(sentence, 0) + 1
         if row.get("edges") is not None and row["edges"] <= found.get(sentence, row)["edges"]:
@@ -73,7 +82,8 @@ def _sizes(rows: Rows, keys: set[tuple[str, int, str]], protocol: str) -> dict[t
 def _compared(
     model: str, task: str, protocol: str, base: list[dict[str, Any]], sparse: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """A row: medians of both sides, and the geometric mean of the sentences' ratios with a 95 % interval."""
+    """A row: medians of both sides, the geometric mean of the sentences' ratios with a 95 % interval, and the share of
+    edges that both models' circuits have (Jaccard)."""
     sizes = np.array([(one["edges"], other["edges"]) for one, other in zip(base, sparse, strict=True)], dtype=float)
     ratios = np.log(sizes.clip(1)[:, 0]) - np.log(sizes.clip(1)[:, 1])
     low = high = float("nan")
@@ -87,6 +97,11 @@ def _compared(
             return None
         return {side: round(float(np.median(values)), 4) for side, values in zip(SIDES, found, strict=True)}
 
+    shared = [
+        jaccard(one["kept"], other["kept"])
+        for one, other in zip(base, sparse, strict=True)
+        if "kept" in one.keys() & other.keys()
+    ]
     level, _, what = protocol.partition(" ") if " " in protocol else ("edge", "", protocol)
     return {
         "model": model, "task": task, "protocol": what, "level": level, "sentences": len(ratios),
@@ -94,5 +109,7 @@ def _compared(
         "ratio": float(np.exp(ratios.mean())), "ratio_low": low, "ratio_high": high,
         "first": medians("first"), "area": medians("area"),
         "necessity": medians("loss_without"), "transfer": medians("loss_elsewhere"),
-        "ablated": medians("loss_ablated"), "zero": medians("loss_zero"),
+        "ablated": medians("loss_ablated"), "zero": medians("loss_zero"), "rephrased": medians("loss_rephrased"),
+        "agreement": medians("agreement"), "shared": round(float(np.median(shared)), 3) if shared else None,
+        "seconds": medians("seconds"),
     }  # fmt: skip
