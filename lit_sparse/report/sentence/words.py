@@ -80,7 +80,7 @@ class OutcomeRow(NamedTuple):
 
 
 def outcome_rows(circuit: SentenceCircuit) -> list[OutcomeRow]:
-    """With all edges, with the circuit's only, without them, and with none."""
+    """With all edges, with the circuit's only, without them, and with none (with all as in the corrupted prompt)."""
 
     def row(label: str, found: Outcome, f: float | None) -> OutcomeRow:
         token = quoted(found.predictions[0][0], 16) if found.predictions else MISSING
@@ -93,7 +93,7 @@ def outcome_rows(circuit: SentenceCircuit) -> list[OutcomeRow]:
         row("whole model", circuit.whole, 1.0),
         row("circuit only", circuit.circuit, circuit.faithfulness),
         row("without the circuit's edges", circuit.without, circuit.left),
-        row("no edges at all", circuit.ablated, 0.0),
+        row("no edges at all" if circuit.corrupted is None else "all edges as in the other", circuit.ablated, 0.0),
     ]
 
 
