@@ -39,7 +39,10 @@ def table(results: Path) -> None:
                 some = [key for key in shared if task in (key[0], ALL)]
                 if some:
                     found.append(_compared(model, task, protocol, *([side[key] for key in some] for side in sizes)))
-    results.with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n")
+    plain = [
+        {name: None if value != value else value for name, value in row.items()} for row in found
+    ]  # NaN is not JSON
+    results.with_suffix(".json").write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
     for row in found:
         print(
             f"{row['model']:22} {row['task']:22} {row['level']:4} {row['protocol']:22} n {row['sentences']:3}  "
