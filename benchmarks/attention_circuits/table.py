@@ -8,6 +8,8 @@ import numpy as np
 from attention_circuits.models import BASE
 from scipy.stats import bootstrap
 
+from lit_sparse.circuits.attention_edges.sentence import agreement
+
 Rows = dict[tuple[str, int, str], dict[str, Any]]
 
 ALL = "all tasks"
@@ -51,10 +53,9 @@ def table(results: Path) -> None:
         )
 
 
-def jaccard(one: list[list[int]], other: list[list[int]]) -> float:
+def jaccard(one: list[list[int]], other: list[list[int]]) -> float | None:
     """The share of two circuits' edges that is in both."""
-    mine, theirs = ({tuple(edge) for edge in some} for some in (one, other))
-    return len(mine & theirs) / max(1, len(mine | theirs))
+    return agreement([{(*edge,) for edge in some} for some in (one, other)])
 
 
 def _reported(protocol: str) -> str:

@@ -52,13 +52,13 @@ class Ablations:
         if len(places) == 0:
             return found
         course = self.passes.course(self.edges.switches(kept.float()[None]))
-        layers, queries = self.edges.layer[places], self.edges.query[places]
+        layers, queries = self.edges.layer[places].tolist(), self.edges.query[places].tolist()
         if not self.passes.stack.takes_positions:
-            queries = torch.zeros_like(queries)
-        for some in self._together(layers.tolist(), queries.tolist()):
+            queries = [0] * len(queries)
+        for some in self._together(layers, queries):
             rows = kept.float().repeat(len(some), 1)
             rows[torch.arange(len(some)), places[some]] = (~kept[places[some]]).float()
-            start, first = int(layers[some].min()), int(queries[some].min())
+            start, first = min(layers[edge] for edge in some), min(queries[edge] for edge in some)
             logits = self.passes.logits(self.edges.switches(rows), start=start, first=first, course=course)
             found[some] = self.goal.loss(logits).mean(1)
         return found

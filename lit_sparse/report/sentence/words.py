@@ -93,7 +93,7 @@ def outcome_rows(circuit: SentenceCircuit) -> list[OutcomeRow]:
         row("whole model", circuit.whole, 1.0),
         row("circuit only", circuit.circuit, circuit.faithfulness),
         row("without the circuit's edges", circuit.without, circuit.left),
-        row("no edges at all" if circuit.corrupted is None else "all edges as in the other", circuit.ablated, 0.0),
+        row("no edges at all" if circuit.corrupted is None else "edges of the other prompt", circuit.ablated, 0.0),
     ]
 
 
@@ -116,7 +116,7 @@ def agreement(circuit: SentenceCircuit) -> str | None:
 
 
 def comparison(circuits: list[SentenceCircuit]) -> str | None:
-    """The ratio of two circuits' sizes; None for one circuit."""
+    """The ratio of two circuits' sizes, and how many edges they share; None for one circuit."""
     if len(circuits) < 2:
         return None
     fewer, more = sorted(circuits, key=lambda circuit: len(circuit.edges))

@@ -88,7 +88,7 @@ def test_page_explains_what_off_and_the_goal_mean():
     other = make_circuit(off="corrupted", corrupted="<b>", corrupted_ids=[1] * len(make_circuit().ids))
     html = sentence_html(circuits(other))
     assert "off <bdi>passes what it passes in &#34;&lt;b&gt;&#34;</bdi>." in html
-    assert "all edges as in the other" in html and "no edges at all" not in html
+    assert "edges of the other prompt" in html and "no edges at all" not in html
     distribution = {"goal": "distribution", "nats": 0.2, "wrong": None, "keep": None, "faithfulness": None}
     html = sentence_html(circuits(make_circuit(**distribution)))
     assert "open attention edges are enough: KL 0.14 nats (at most 0.2)" in html
