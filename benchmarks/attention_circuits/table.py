@@ -67,7 +67,7 @@ def _sizes(rows: Rows, keys: set[tuple[str, int, str]], protocol: str) -> dict[t
     """By task and sentence, `edges` and what else was measured."""
     found: dict[tuple[str, int], dict[str, Any]] = {}
     seen: dict[tuple[str, int], int] = {}
-    for key in keys:
+    for key in sorted(keys):
         row = rows[key]
         if row.get("wrong") or protocol not in ("open", _reported(key[2])):
             continue
@@ -77,7 +77,7 @@ def _sizes(rows: Rows, keys: set[tuple[str, int, str]], protocol: str) -> dict[t
             row = {**row, "agreement": jaccard(row["kept"], first["kept"])}
         sentence = key[:2]
         seen[sentence] = seen.get(sentence, 0) + 1
-        if row.get("edges") is not None and row["edges"] <= found.get(sentence, row)["edges"]:
+        if row.get("edges") is not None and (sentence not in found or row["edges"] < found[sentence]["edges"]):
             found[sentence] = row
     needed = 2 if protocol.split(" ")[-1] in _BETTER else 1
     return {sentence: row for sentence, row in found.items() if seen[sentence] >= needed}
