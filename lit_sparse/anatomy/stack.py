@@ -228,9 +228,15 @@ class Stack:
         logits = self.anatomy.logits(residual[:, -1])
         return logits.to(accumulation_dtype(logits.dtype))
 
-    def layer(self, layer: int, residual: Float[Tensor, "batch time model"]) -> Float[Tensor, "batch time model"]:
-        """The residual stream after a layer."""
-        heads = self.attend(layer, self.project(layer, residual))
+    def layer(
+        self, layer: int, residual: Float[Tensor, "batch time model"], projected: Projected | None = None
+    ) -> Float[Tensor, "batch time model"]:
+        """The residual stream after a layer.
+
+        Args:
+            projected: what `project` gave, where it is at hand.
+        """
+        heads = self.attend(layer, self.project(layer, residual) if projected is None else projected)
         attention = self.anatomy.layers[layer].after_attention(self.anatomy.layers[layer].output(heads.flatten(2)))
         return self.finish_layer(layer, residual, attention)
 

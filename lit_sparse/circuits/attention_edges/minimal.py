@@ -9,10 +9,7 @@ from torch import Tensor
 
 from lit_sparse.circuits.attention_edges.edges import EdgeList
 from lit_sparse.circuits.attention_edges.goals import Goal
-from lit_sparse.circuits.attention_edges.passes import Passes
-
-TOKENS_AT_ONCE = 640
-"""In one batch of passes: memory grows with it."""
+from lit_sparse.circuits.attention_edges.passes import TOKENS_AT_ONCE, Passes
 
 _BATCH = 24
 """Tokens that could be run in the time in which a batch reads the weights."""

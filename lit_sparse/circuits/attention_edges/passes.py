@@ -33,6 +33,9 @@ Means = Sequence[Float[Tensor, "head value_dim"]]
 Switches = Sequence[Float[Tensor, "some prompts head query key"] | None]
 """Of every layer; prompts is 1 where they share them. None keeps all edges of a layer."""
 
+TOKENS_AT_ONCE = 640
+"""In one batch of passes: memory grows with it."""
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -218,7 +221,7 @@ def record(stack: Stack, ids: Int[Tensor, "batch time"]) -> Recorded:
         residuals.append(residual)
         passed.append(Passed(stack.edge_weights(layer, projected), values))
         allowed += stack.allowed_edges(layer, projected)
-        residual = stack.layer(layer, residual)
+        residual = stack.layer(layer, residual, projected)
     return Recorded(residuals, passed, allowed, stack.logits(residual))
 
 

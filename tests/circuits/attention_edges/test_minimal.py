@@ -9,7 +9,8 @@ from lit_sparse.anatomy.stack import Stack
 from lit_sparse.circuits.attention_edges.edges import EdgeList
 from lit_sparse.circuits.attention_edges.goals import Difference, Distribution
 from lit_sparse.circuits.attention_edges.mask import Learning, learn_mask
-from lit_sparse.circuits.attention_edges.minimal import TOKENS_AT_ONCE, Ablations, minimal, shortest_prefix
+from lit_sparse.circuits.attention_edges.minimal import Ablations, minimal, shortest_prefix
+from lit_sparse.circuits.attention_edges.passes import TOKENS_AT_ONCE
 
 
 def goal_of(passes, kind):
