@@ -187,10 +187,13 @@ def desparsify(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises:
         ValueError: the model has no gates.
+        RuntimeError: it is being edited (`lit_sparse.edit`).
     """
     modules = attention_modules(model)
     if not modules:
         raise ValueError("this model has no gates: it was not sparsified")
+    if hasattr(modules[0], "edge_edits"):
+        raise RuntimeError("this model is being edited: leave lit_sparse.edit before its gates are taken away")
     set_implementation(model, modules[0].edge_dense_implementation)
     modules[0].edge_watch.detach()
     for module in modules:

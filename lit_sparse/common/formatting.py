@@ -62,13 +62,19 @@ def roughly(seconds: float) -> str:
     return f"{round(seconds / 60)} min" if seconds < 120 * 60 else f"{seconds / 3600:.1f} h"
 
 
+_SIGNS = {"\n": "↵", "\r": "↵", "\u2028": "↵", "\u2029": "↵", "\t": "⇥"}
+_REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+"""Bidirectional classes of characters that reorder the text after them."""
+
+
 def visible(text: object) -> str:
-    """`text` on one line: control characters, line breaks and lone surrogates as visible signs."""
-    signs = {"\n": "↵", "\r": "↵", "\t": "⇥"}
-    return "".join(
-        signs.get(char) or ("\N{REPLACEMENT CHARACTER}" if unicodedata.category(char) in ("Cc", "Cs") else char)
-        for char in str(text)
-    )
+    """`text` on one line and in its order: control characters, line breaks, lone surrogates and what reorders text as
+    visible signs."""
+    return "".join(_SIGNS.get(char) or ("\N{REPLACEMENT CHARACTER}" if _hidden(char) else char) for char in str(text))
+
+
+def _hidden(char: str) -> bool:
+    return unicodedata.category(char) in ("Cc", "Cs") or unicodedata.bidirectional(char) in _REORDERING
 
 
 def visible_token(token: str, width: int | None = None) -> str:

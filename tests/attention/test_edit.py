@@ -7,7 +7,15 @@ from torch import nn
 import lit_sparse
 from lit_sparse import edit, sparsify
 from lit_sparse.anatomy.stack import Stack
-from lit_sparse.attention import attention_modules, attention_pattern, dense, edge_counts, gates_of, open_edges
+from lit_sparse.attention import (
+    attention_modules,
+    attention_pattern,
+    dense,
+    desparsify,
+    edge_counts,
+    gates_of,
+    open_edges,
+)
 from lit_sparse.attention.edge_weights import Passed
 from lit_sparse.attention.masks import packed_causal_mask
 from lit_sparse.models.adapters import LoraConfig, add_lora
@@ -408,6 +416,8 @@ def test_one_context_at_a_time(gated, make_model, tokens):
             pass
         with pytest.raises(RuntimeError, match=r"leave lit_sparse\.edit"):
             attention_pattern(model, ids)
+        with pytest.raises(RuntimeError, match=r"leave lit_sparse\.edit before"):
+            desparsify(model)
         assert torch.equal(logits(model, ids), edited)
     assert torch.equal(logits(model, ids), expected)
     for change in (edits.close, edits.clear, lambda: edits.keep([])):

@@ -82,6 +82,9 @@ def test_numbers_as_people_read_them():
         "-",
     ]
     assert visible("a\nb\x00\x1b") == "a↵b\ufffd\ufffd"
+    assert visible("a\u2028b\u2029\x85") == "a↵b↵\ufffd"
+    assert visible("\u202etxet\u2066\u2069") == "\ufffdtxet\ufffd\ufffd"
+    assert visible("שלום é 👩\u200d🔬") == "שלום é 👩\u200d🔬"
     assert [visible_token(token, 4) for token in (" cat", "", "  ", "\n", "long word")] == [
         "cat",
         "␣",
