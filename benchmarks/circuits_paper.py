@@ -13,7 +13,8 @@ on few cores. A protocol is LEVEL WHAT/OVER:
     LEVEL   edge or head
     WHAT    by a learnt mask: distribution (KL <= 0.2 of the next token), difference (90 % of the log-odds), control (as
             much log-odds for an arbitrary answer), template (one circuit for some of a template's sentences), another
-            seed (distribution again). Ranked: attribution, averaged, gradient, exact
+            seed (distribution again), uncut (distribution, of any answer, before edges are taken out). Ranked:
+            attribution, averaged, gradient, exact
     OVER    what an edge passes that is off: its head's mean over everyday sentences, or over the task's other sentences
             (task; for rankings mean), what it passes on the corrupted prompt, or zero
 
@@ -53,7 +54,8 @@ MAIN = (
 )  # fmt: skip
 MORE = (
     "edge difference/corrupted", "edge control/everyday", "edge another seed/everyday", "edge another seed/corrupted",
-    "edge template/everyday", "head distribution/everyday", "edge gradient/mean", "edge gradient/zero",
+    "edge template/everyday", "edge uncut/everyday", "edge uncut/corrupted", "head distribution/everyday",
+    "edge gradient/mean", "edge gradient/zero",
 )  # fmt: skip
 ROUNDS = (
     (MAIN, 0, 3), (MAIN, 3, 6), (MORE, 0, 3), (MAIN, 6, 10), (MORE, 3, 10), (MAIN, 10, 20), (MAIN, 20, 30),

@@ -1,5 +1,6 @@
 """What each protocol gives on prompts of one length, in one model."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from torch import Tensor
 from lit_sparse.anatomy.stack import Stack
 from lit_sparse.circuits.attention_edges.edges import EdgeList
 from lit_sparse.circuits.attention_edges.goals import Difference, Distribution
-from lit_sparse.circuits.attention_edges.minimal import Ablations
+from lit_sparse.circuits.attention_edges.mask import learn_mask
+from lit_sparse.circuits.attention_edges.minimal import Ablations, shortest_prefix
 from lit_sparse.circuits.attention_edges.passes import Means, Passes
 from lit_sparse.circuits.attention_edges.ranking import crossing, gradient_scores
 from lit_sparse.circuits.attention_edges.search import Level, find, find_each, listed
@@ -66,11 +68,11 @@ class Group:
         )
 
     def measure(self, level: Level, what: str, over: str) -> list[Row]:
-        """A row a prompt. One that the model gets wrong has no circuit, nor, of what is about f, one that it gets no
-        better than without attention.
+        """A row a prompt. One that the model gets wrong has no circuit (but for "uncut", of what a model says, right or
+        wrong), nor, of what is about f, one that it gets no better than without attention.
 
         Args:
-            what: a goal of learnt masks ("distribution", "difference"), "control", "template", or a ranking.
+            what: a goal of learnt masks ("distribution", "difference"), "control", "template", "uncut", or a ranking.
             over: what an edge passes that is off.
         """
         passes = self.passes(over)
@@ -87,8 +89,9 @@ class Group:
         if what == "template":
             found = self.template(passes)
             return [row | found for row in rows]
-        about_f = what in ("difference", "control")
-        fair = [n for n, row in enumerate(rows) if row["whole"] > (max(0.0, row["ablated"]) if about_f else 0.0)]
+        about_f, whatever = what in ("difference", "control"), what == "uncut"
+        least = [max(0.0, row["ablated"]) if about_f else -math.inf if whatever else 0.0 for row in rows]
+        fair = [n for n, row in enumerate(rows) if row["whole"] > least[n]]
         for number, row in enumerate(rows):
             if number not in fair:
                 row["wrong"] = True
@@ -107,6 +110,7 @@ class Group:
         goal = self.difference(passes)
         measure: Callable[[Passes, Difference, int], Row] = {
             "control": self.other_answer,
+            "uncut": self.uncut,
             "exact": self.exact,
             **dict.fromkeys(("attribution", "gradient", "averaged"), lambda *a: self.ranking(*a, level, what)),
         }[what]
@@ -182,6 +186,14 @@ class Group:
         mask = answer_mask([self.setting.control], self.stack.vocabulary)
         found = find(passes, goal.for_another(mask, passes.ablated()))
         return {"edges": None if found is None else found.size}
+
+    def uncut(self, passes: Passes, goal: Difference, number: int) -> Row:
+        """The first edges of a learnt order that keep the next token, before any is taken out."""
+        edges, whole = listed(passes), Distribution(passes.whole.logits)
+        order = learn_mask(passes, edges, whole).argsort(descending=True)
+        kept = shortest_prefix(Ablations(passes, edges, whole), order)
+        assert kept is not None, "all edges together meet the goal"
+        return {"edges": int(kept.sum()), "loss_ablated": round(float(whole.loss(passes.ablated())), 4)}
 
     # --- rankings -----------------------------------------------------------------------------------------------
 
