@@ -18,9 +18,10 @@ on few cores. A protocol is LEVEL WHAT/OVER:
     OVER    what an edge passes that is off: its head's mean over everyday sentences, or over the task's other sentences
             (task; for rankings mean), what it passes on the corrupted prompt, or zero
 
-`table` compares the sentences that all models have: benchmarks/results/circuits_paper.json, a list of {model, task,
-protocol, level, sentences, base, sparse, ratio, ratio_low, ratio_high, necessity, transfer, ...}. `picture` draws the
-attention of the heads that copy a letter: docs/copy_heads.png.
+`table` compares the sentences that both of two models have, with the dense model and with the untrained control:
+benchmarks/results/circuits_paper.json, a list of {against, model, task, protocol, level, sentences, base, sparse,
+ratio, ratio_low, ratio_high, necessity, transfer, ...}, base being the side that it is compared with. `picture` draws
+the attention of the heads that copy a letter: docs/copy_heads.png.
 """
 
 import argparse

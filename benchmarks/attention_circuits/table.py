@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from attention_circuits.models import BASE
+from attention_circuits.models import BASE, CONTROLS
 from scipy.stats import bootstrap
 
 from lit_sparse.circuits.attention_edges.sentence import agreement
@@ -28,27 +28,32 @@ def table(results: Path) -> None:
         file.stem: {(row["task"], row["sentence"], row["protocol"]): row for row in read(file)}
         for file in sorted(results.glob("*.jsonl"))
     }
-    base = rows.pop(BASE.replace(":", "_"))
+    base, control = BASE.replace(":", "_"), CONTROLS[0]
+    sides = [(base, model) for model in rows if model != base]
+    if control in rows:  # what training adds to cutoffs
+        sides += [(control, model) for model in rows if model not in (base, *CONTROLS)]
     found = []
-    for model, mine in rows.items():
-        both = base.keys() & mine.keys()
+    for against, model in sides:
+        other, mine = rows[against], rows[model]
+        both = other.keys() & mine.keys()
         protocols = ["open", *dict.fromkeys(_reported(key[2]) for key in mine)]
         tasks = list(dict.fromkeys(key[0] for key in mine))
         for protocol in protocols:
-            sizes = [{**_sizes(some, both, protocol)} for some in (base, mine)]
+            sizes = [{**_sizes(some, both, protocol)} for some in (other, mine)]
             shared = sorted(sizes[0].keys() & sizes[1].keys())
             for task in [*tasks, ALL]:
                 some = [key for key in shared if task in (key[0], ALL)]
                 if some:
-                    found.append(_compared(model, task, protocol, *([side[key] for key in some] for side in sizes)))
+                    row = _compared(model, task, protocol, *([side[key] for key in some] for side in sizes))
+                    found.append({"against": against, **row})
     plain = [
         {name: None if value != value else value for name, value in row.items()} for row in found
     ]  # NaN is not JSON
     results.with_suffix(".json").write_text(json.dumps(plain, indent=1, allow_nan=False) + "\n")
     for row in found:
         print(
-            f"{row['model']:22} {row['task']:22} {row['level']:4} {row['protocol']:22} n {row['sentences']:3}  "
-            f"base {row['base']:8.1f}  sparse {row['sparse']:8.1f}  "
+            f"{row['against']:18} {row['model']:20} {row['task']:22} {row['level']:4} "
+            f"{row['protocol']:22} n {row['sentences']:3}  {row['base']:8.1f} {row['sparse']:8.1f}  "
             f"ratio {row['ratio']:6.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})  shared {row['shared']}"
         )
 
