@@ -1,6 +1,5 @@
 """What each protocol gives on prompts of one length, in one model."""
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -89,9 +88,10 @@ class Group:
         if what == "template":
             found = self.template(passes)
             return [row | found for row in rows]
-        about_f, whatever = what in ("difference", "control"), what == "uncut"
-        least = [max(0.0, row["ablated"]) if about_f else -math.inf if whatever else 0.0 for row in rows]
-        fair = [n for n, row in enumerate(rows) if row["whole"] > least[n]]
+        if what == "uncut":
+            return [row | self.uncut(passes.only(number)) for number, row in enumerate(rows)]
+        about_f = what in ("difference", "control")
+        fair = [n for n, row in enumerate(rows) if row["whole"] > (max(0.0, row["ablated"]) if about_f else 0.0)]
         for number, row in enumerate(rows):
             if number not in fair:
                 row["wrong"] = True
@@ -110,7 +110,6 @@ class Group:
         goal = self.difference(passes)
         measure: Callable[[Passes, Difference, int], Row] = {
             "control": self.other_answer,
-            "uncut": self.uncut,
             "exact": self.exact,
             **dict.fromkeys(("attribution", "gradient", "averaged"), lambda *a: self.ranking(*a, level, what)),
         }[what]
@@ -187,7 +186,7 @@ class Group:
         found = find(passes, goal.for_another(mask, passes.ablated()))
         return {"edges": None if found is None else found.size}
 
-    def uncut(self, passes: Passes, goal: Difference, number: int) -> Row:
+    def uncut(self, passes: Passes) -> Row:
         """The first edges of a learnt order that keep the next token, before any is taken out."""
         edges, whole = listed(passes), Distribution(passes.whole.logits)
         order = learn_mask(passes, edges, whole).argsort(descending=True)
