@@ -1,10 +1,12 @@
 """`python main.py circuits` from folders to files."""
 
 import copy
+import functools
 import json
 import re
 
 import pytest
+from tqdm import tqdm
 
 from lit_sparse import sparsify
 from lit_sparse.circuits.settings import Settings
@@ -54,6 +56,8 @@ def test_a_comparison_is_written_and_goes_on_where_it_stopped(folders, method, c
     measured = []
     measure = Parts.measure
     monkeypatch.setattr(Parts, "measure", lambda *args: measured.append(args[2:4]) or measure(*args))
+    # Every step is drawn, however soon the next one follows.
+    monkeypatch.setattr(tqdm, "__init__", functools.partialmethod(tqdm.__init__, mininterval=0))
     main(arguments)
     printed, bar = capsys.readouterr()
     assert re.search(r"^about \d+ s for base, \d+ s for sparse$", printed, re.MULTILINE)
