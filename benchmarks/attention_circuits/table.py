@@ -39,7 +39,7 @@ def table(results: Path) -> None:
         protocols = ["open", *dict.fromkeys(_reported(key[2]) for key in mine)]
         tasks = list(dict.fromkeys(key[0] for key in mine))
         for protocol in protocols:
-            sizes = [{**_sizes(some, both, protocol)} for some in (other, mine)]
+            sizes = [_sizes(some, both, protocol) for some in (other, mine)]
             shared = sorted(sizes[0].keys() & sizes[1].keys())
             for task in [*tasks, ALL]:
                 some = [key for key in shared if task in (key[0], ALL)]
