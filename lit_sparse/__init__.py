@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         register_gate,
         sparsify,
     )
-    from lit_sparse.models.sparse_folder import load_sparse
+    from lit_sparse.models.hub import from_pretrained
     from lit_sparse.report.notebook import side_by_side
     from lit_sparse.tracing.attention import show_attention
     from lit_sparse.training.module import SparseAttentionModule
@@ -33,7 +33,7 @@ __all__ = [
     "SparseAttentionModule",
     "desparsify",
     "edit",
-    "load_sparse",
+    "from_pretrained",
     "register_gate",
     "show_attention",
     "side_by_side",
@@ -55,7 +55,7 @@ _NAMES = {
         ],
         "lit_sparse.attention",
     ),
-    "load_sparse": "lit_sparse.models.sparse_folder",
+    "from_pretrained": "lit_sparse.models.hub",
     "SparseAttentionModule": "lit_sparse.training.module",
     "show_attention": "lit_sparse.tracing.attention",
     "side_by_side": "lit_sparse.report.notebook",

@@ -35,7 +35,8 @@ const send = (network) => parent.postMessage(JSON.stringify({...reached, network
 fetch("http://127.0.0.1:9/").then(() => send("reached"), (error) => send(error.name));
 </script>"""
 NOTEBOOK = """<!doctype html><meta charset="utf-8"><title>notebook</title><p id="result"></p><script>
-addEventListener("message", (event) => { document.getElementById("result").textContent = btoa(encodeURIComponent(event.data)); });
+const said = (event) => { document.getElementById("result").textContent = btoa(encodeURIComponent(event.data)); };
+addEventListener("message", said);
 </script>"""
 
 
