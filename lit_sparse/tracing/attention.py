@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from lit_sparse.anatomy.stack import Stack
 from lit_sparse.attention import attention_modules
+from lit_sparse.attention.bridge import base_name_of
 from lit_sparse.circuits.attention_edges.passes import record
 from lit_sparse.circuits.tasks.vocabulary import Tokenizer, Vocabulary
 from lit_sparse.common.modes import frozen
@@ -55,5 +56,5 @@ def _attention(model: PreTrainedModel, ids: list[int]) -> ModelAttention:
     weights = np.zeros((len(passed), heads, len(ids), len(ids)), dtype=np.float32)
     for place, layer in enumerate(passed):
         weights[place, : layer.weights.shape[1]] = layer.weights[0].float().cpu().numpy()
-    name = Path(model.name_or_path or model.config.model_type).name
+    name = Path(base_name_of(model) or model.config.name_or_path or model.config.model_type).name
     return ModelAttention(model=name, sparse=bool(attention_modules(model)), weights=weights)
