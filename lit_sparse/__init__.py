@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         register_gate,
         sparsify,
     )
-    from lit_sparse.models.sparse_folder import load_sparse
+    from lit_sparse.models.hub import from_pretrained
     from lit_sparse.training.module import SparseAttentionModule
 
 __version__ = "0.1.0"
@@ -31,7 +31,7 @@ __all__ = [
     "SparseAttentionModule",
     "desparsify",
     "edit",
-    "load_sparse",
+    "from_pretrained",
     "register_gate",
     "sparsify",
 ]
@@ -51,7 +51,7 @@ _NAMES = {
         ],
         "lit_sparse.attention",
     ),
-    "load_sparse": "lit_sparse.models.sparse_folder",
+    "from_pretrained": "lit_sparse.models.hub",
     "SparseAttentionModule": "lit_sparse.training.module",
 }
 
