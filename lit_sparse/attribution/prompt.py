@@ -29,7 +29,6 @@ from lit_sparse.tracing.flow import encode
 from lit_sparse.transcoders import Transcoder, check_model, describe_transcoder, load_transcoder
 
 EXAMPLES_FILE = "examples.json"
-NODE_SHARE, EDGE_SHARE, EXPLAINED_HEADS = 0.8, 0.98, 100
 
 
 def prompt_graph(
@@ -39,9 +38,9 @@ def prompt_graph(
     transcoders: str | os.PathLike[str],
     answer: str | None = None,
     *,
-    node_share: float = NODE_SHARE,
-    edge_share: float = EDGE_SHARE,
-    explained_heads: int = EXPLAINED_HEADS,
+    node_share: float = 0.8,
+    edge_share: float = 0.98,
+    explained_heads: int = 100,
     name: str | None = None,
 ) -> GraphFile:
     """The attribution graph of the token after a prompt. Jupyter shows it as a view to explore.

@@ -1,4 +1,4 @@
-"""Low-rank adapters through peft (extra `lora`)."""
+"""Low-rank adapters through peft."""
 
 import json
 import warnings
@@ -43,7 +43,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
     """Wraps a sparsified model; its gates stay trainable, all other weights freeze. `save_pretrained` writes both.
 
     Raises:
-        ValueError: peft is not installed, or no module matches.
+        ValueError: no module matches.
     """
     peft = _peft()
     learnable = [gate.config.learnable and gate.closable for gate in gates_of(model)]
@@ -74,7 +74,7 @@ def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """A model with the adapters of a folder added to its weights.
 
     Raises:
-        ValueError: peft is not installed, or the adapters do not fit.
+        ValueError: the adapters do not fit.
     """
     peft = _peft()
     try:
@@ -146,10 +146,9 @@ def _with_adapters(model: PreTrainedModel, config: Any) -> PreTrainedModel:
 
 
 def _peft() -> ModuleType:
-    try:
-        import peft
-    except ImportError:
-        raise ValueError("LoRA needs peft: pip install 'lit-sparse[lora]'") from None
+    """peft, whose import takes seconds."""
+    import peft
+
     return peft
 
 
