@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedModel
 
 from lit_sparse.attention import attention_modules
-from lit_sparse.attention.bridge import base_name_of
 from lit_sparse.attribution.as_record import graph_file
 from lit_sparse.attribution.build import build_graph
 from lit_sparse.attribution.graph import Kind
@@ -21,6 +20,7 @@ from lit_sparse.attribution.influence import prune
 from lit_sparse.attribution.qk import why_open
 from lit_sparse.circuits.tasks.vocabulary import Tokenizer
 from lit_sparse.models.digest import digest_of
+from lit_sparse.models.names import shown_name
 from lit_sparse.models.tokens import token_text
 from lit_sparse.records.feature_examples import Examples
 from lit_sparse.records.graph import GraphFile
@@ -51,14 +51,14 @@ def prompt_graph(
         answer: the token to explain, with its leading space if it has one; default: the likeliest ones, up to 95 %.
         node_share, edge_share: shares of the influence that the nodes and the links that are kept have.
         explained_heads: head nodes that are told why their edge is open, at most.
-        name: what to call the model; default its configuration's name.
+        name: what to call the model; default its own or its base's name.
 
     Raises:
         ValueError: transcoders of another model, a prompt or an answer that cannot be used, or a model whose family is
             not understood (see `Stack`).
     """
     folder = Path(transcoders)
-    name = name or Path(base_name_of(model) or model.config.name_or_path or model.config.model_type).name
+    name = name or shown_name(model)
     digest = digest_of(model)
     check_model(folder, name, digest)
     examples = folder / EXAMPLES_FILE

@@ -45,6 +45,7 @@ from lit_sparse.circuits.attention_edges.passes import Means, Passes, means
 from lit_sparse.circuits.attention_edges.search import find
 from lit_sparse.circuits.tasks.vocabulary import NotExpressible, Tokenizer, Vocabulary
 from lit_sparse.common.modes import frozen
+from lit_sparse.models.names import shown_name
 from lit_sparse.models.tokens import token_text
 from lit_sparse.records.trace import Ablation, Trace, TraceEdges
 from lit_sparse.tracing.paths import NEVER, connected, needed, shortest_path
@@ -78,7 +79,7 @@ def trace(
         answer: the token to explain, with its leading space if it has one; default the model's own prediction.
         answer_id: the same as a token's id.
         keep: share of the answer's probability that the shown edges have to keep.
-        name: what to call the model; default its configuration's name.
+        name: what to call the model; default its own or its base's name.
         average: what closed edges pass, of `everyday_average`, which is called where it is not given.
         learning: of the mask by which the shown edges are found.
         advance: called with 1 after each of `learning.steps` steps.
@@ -117,7 +118,7 @@ def trace(
         for token, count in enumerate(places)
     ]
     return Trace(
-        model=name or model.config.name_or_path or model.config.model_type,
+        model=name or shown_name(model),
         sparse=sparse,
         prompt=prompt,
         tokens=[token_text(tokenizer, token) for token in ids],

@@ -1,5 +1,4 @@
-"""The notebooks as they are kept: without outputs, with checks, and in Python that can be read. The documentation's build
-executes them."""
+"""The notebooks as they are kept: without outputs, and with checks. The documentation's build executes them."""
 
 import ast
 import json

@@ -23,6 +23,7 @@ from lit_sparse.circuits.tasks.vocabulary import NotExpressible, Tokenizer, Voca
 from lit_sparse.circuits.tasks.words import SUBJECTS
 from lit_sparse.common.modes import frozen
 from lit_sparse.common.progress import Bar
+from lit_sparse.models.names import shown_name
 from lit_sparse.records.sentence_circuit import Control, Off, SentenceCircuit
 
 SPACE = " "
@@ -93,7 +94,7 @@ def sentence_circuit(
         corrupted: another prompt, of as many tokens: an edge that is off passes what it passes there. The circuit is
             then what makes the difference between the two prompts.
         answer_id: the same as a token's id, for tokens that are no text of their own.
-        name: what to call the model; default its configuration's name.
+        name: what to call the model; default its own or its base's name.
         bars: makes a progress bar from a description and a total.
 
     Raises:
@@ -127,7 +128,7 @@ def sentence_circuit(
             best,
             goal,
             tokenizer,
-            model=name or model.config.name_or_path or model.config.model_type,
+            model=name or shown_name(model),
             sparse=sparse,
             prompt=prompt,
             mean_over=[list(prompt) for prompt in mean_over],
