@@ -1,4 +1,4 @@
-"""From an attribution graph's arrays to the records that files and pages are made of."""
+"""Conversion of an attribution graph's arrays to the records of files and pages."""
 
 from collections.abc import Callable, Sequence
 
@@ -30,12 +30,12 @@ def graph_file(
     """The file of a pruned graph.
 
     Args:
-        text: a token's text by its id.
-        features: how many the transcoder has in a layer.
-        scan: name of the transcoder; slug: of the graph.
-        node_share: what the graph was pruned to.
-        shares: of the whole graph's heads.
-        reasons: why edges of head nodes are open, as far as that was asked.
+        text: gives a token's text by its id.
+        features: number of the transcoder's features in a layer.
+        scan: name of the transcoder; slug: name of the graph.
+        node_share: share of the node influence to which the graph was pruned.
+        shares: shares of the whole graph's heads.
+        reasons: reasons why edges of head nodes are open, for the heads that were explained.
         examples: contexts of features, from which they get labels.
     """
     nodes, target = graph.nodes, int(graph.logit_ids[0])
@@ -118,7 +118,7 @@ def _tracing(reason: EdgeReason, layers: int) -> QKTracing:
 
 
 def _node_id(source: Source, layers: int) -> str:
-    """The id that the file's constructors give to such a node."""
+    """The id that the file's constructors give to a node."""
     kind, layer, position, index = source.kind, source.layer, source.position, source.index
     if kind == Kind.EMBEDDING:
         return token_node(index, position).node_id
@@ -131,7 +131,7 @@ def _node_id(source: Source, layers: int) -> str:
 
 
 def _label(examples: Examples | None, layer: int, feature: int) -> str:
-    """The tokens at which a feature was strongest, each once."""
+    """The tokens at which a feature was strongest, without repetition."""
     found = () if examples is None else examples.features.get(f"{layer}_{feature}", ())
     peaks: Sequence[str] = list(dict.fromkeys(one.tokens[one.peak].strip() for one in found))
     return " / ".join([peak for peak in peaks if peak][:_LABEL_TOKENS])

@@ -1,13 +1,14 @@
-"""One prompt in a model whose MLPs are written as features, errors and biases: all that stays fixed, in tensors.
+"""Local replacement model of one prompt, in which features, errors and biases replace the MLPs, as tensors.
 
 Shapes: L layers, H heads, T positions, D model width, F features of a layer. The residual stream at a position is the
-sum of what was written into it: the embedding, every head's output, and of every layer's MLP
+sum of the embedding, every head's output, and for every layer's MLP
 
     sum over features of this and earlier layers (activation x decoder) + b_dec + error,
 
-error = the MLP's true output - the transcoder's at the true inputs, a constant. So every layer sees exactly what it
-sees in the model ("Circuit Tracing", transformer-circuits.pub 2025, local replacement model). Attention weights (with
-gates, 0 at closed edges), norm denominators and the set of active features are constants too; what is left is linear.
+error = the MLP's true output - the transcoder's output at the true inputs, a constant. So every layer has exactly the
+inputs that it has in the model ("Circuit Tracing", transformer-circuits.pub 2025, local replacement model). Attention
+weights (with gates, 0 at closed edges), norm denominators and the set of active features are constants too. The rest
+is linear.
 """
 
 import torch
@@ -24,32 +25,33 @@ _SAME = 1e-3  # relative: rounding in float32 is ten times below
 
 
 class Replacement:
-    """
+    """Local replacement model of one prompt.
+
     Attributes:
         embedding: (T, D) the residual stream before the first layer.
         weights: per layer (H, T, T), the factor of key s's value in query t's output, 0 at closed edges.
-        carried: per layer (H, T, V), what a head's edges carry from each position: values, or with centered gates
-            their deviations; V the values' dimension.
-        values: per layer (H, V, D) and (H, V), the projection and the bias that make it.
+        carried: per layer (H, T, V), the vectors that a head's edges move from each position: values, or with centered
+            gates their deviations; V is the values' dimension.
+        values: per layer (H, V, D) and (H, V), the projection and the bias that make `carried`.
         outputs: per layer (D, H, V), each head's part of the output projection.
         heads: per layer (H, T, D), what each head's edges write, through the norm after the attention if there is one.
-        attention_bias: per layer (T, D), what the attention writes beside that (with centered gates, the heads' means).
+        attention_bias: per layer (T, D), the rest of what the attention writes (with centered gates, the heads' means).
         attention_norms, after_attention, mlp_norms: per layer, the norms before and after the attention and before the
-            MLP; `final_norm` that before the logits, for the last position only.
-        projected: per layer, queries, keys and values; attention_inputs: (T, D) what they are made of.
-        allowed_edges, open_edges: attention edges over all layers and heads.
-        mlp_outputs: (L, T, D) of the model.
+            MLP; `final_norm` is the one before the logits, for the last position only.
+        projected: per layer, queries, keys and values; attention_inputs: (T, D) the input that they are computed from.
+        allowed_edges, open_edges: numbers of attention edges over all layers and heads.
+        mlp_outputs: (L, T, D) outputs of the model's MLPs.
         activations: (L, T, F) of the features; errors: (L, T, D); decoders: `Transcoder.W_dec`.
         seen: (L + 1, T), row l: the positions whose residual stream before layer l can reach the logits (row L).
         logits: (V,) of the token after the last one; vocabulary: the unembedding (V, D) and its bias (V,) or None.
 
     Args:
-        transcoder: moved to the model's device and dtype.
-        ids: one prompt.
+        transcoder: the transcoder. It is moved to the model's device and dtype.
+        ids: token ids of one prompt.
 
     Raises:
-        ValueError: a transcoder of another shape, a model in half precision, or a family whose norms or values are
-            not linear at fixed denominators.
+        ValueError: the transcoder has another shape, the model is in half precision, or the norms or values of its
+            family are not linear at fixed denominators.
     """
 
     @torch.no_grad()
@@ -110,15 +112,15 @@ class Replacement:
 
     @property
     def explained_variance(self) -> float:
-        """1 - squared error over squared deviation from the mean over the prompt's positions, averaged over layers;
-        nan for a prompt of one token."""
+        """1 - squared error / squared deviation from the mean over the prompt's positions, averaged over layers; nan
+        for a prompt of one token."""
         deviation = self.mlp_outputs - self.mlp_outputs.mean(1, keepdim=True)
         return float((1 - self.errors.square().sum((1, 2)) / deviation.square().sum((1, 2))).mean())
 
     @torch.no_grad()
     def replacement_kl(self) -> float:
-        """KL divergence (nats) of the next token from the model's when every MLP's output is the transcoder's, each
-        layer reading the replaced run; nothing is frozen."""
+        """KL divergence (nats) of the next token from the model's, when the transcoder's output replaces every MLP's.
+        Each layer reads the replaced run; nothing is frozen."""
         residual, acts = self.embedding[None], []
         for layer, parts in enumerate(self.stack.anatomy.layers):
             _, attention = self.stack.write(layer, self.stack.attend(layer, self.stack.project(layer, residual)))
@@ -130,7 +132,7 @@ class Replacement:
         return float((log_p.exp() * (log_p - log_q)).sum())
 
     def _attention(self, layer: int, residual: Float[Tensor, "time model"]) -> Float[Tensor, "time model"]:
-        """Notes all about a layer's attention; what it adds to the residual stream."""
+        """Records all tensors of a layer's attention; returns what it adds to the residual stream."""
         stack, parts = self.stack, self.stack.anatomy.layers[layer]
         projected = stack.project(layer, residual[None])
         count, group = projected.query.shape[1], projected.query.shape[1] // projected.key.shape[1]

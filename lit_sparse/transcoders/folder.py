@@ -2,10 +2,10 @@
 
     W_enc_{i}.safetensors   W_enc_{i} (F, D), b_enc_{i} (F,), b_dec_{i} (D,), threshold_{i} (F,) if there are thresholds
     W_dec_{i}.safetensors   W_dec_{i} (F, L - i, D), or (F, 1, D) for features that write to their own layer only
-    config.yaml             model_name, model_kind, the hooks, and under `lit_sparse` what we know besides
+    config.yaml             model_name, model_kind, the hooks, and our own fields under `lit_sparse`
 
-A folder without our part of the config has no top-k: it is read as JumpReLU with its thresholds, or with zeros (ReLU).
-Nor does it say which weights the transcoder was trained on: `check_model` warns of that.
+A folder without our fields has no top-k. It is read as JumpReLU with its thresholds, or with thresholds of zero (ReLU).
+It also does not say on which weights the transcoder was trained; `check_model` warns of that.
 """
 
 import logging
@@ -39,17 +39,17 @@ def save_transcoder(
     measured: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Writes the folder, replacing one that `save_transcoder` wrote before; a reader never sees half of it.
+    """Writes a transcoder folder, whole or not at all. It replaces a transcoder folder of that name.
 
     Args:
-        transcoder: on raw MLP inputs and outputs.
+        transcoder: a transcoder of raw MLP inputs and outputs.
         model_name: the model that it reads, as `lit_sparse` names models.
-        model_digest: of that model (see `lit_sparse.models.digest`).
+        model_digest: digest of that model (see `lit_sparse.models.digest`).
         measured: plain values for people to read.
-        dtype: of the weights on disk, float32 or bfloat16.
+        dtype: type of the weights on disk, float32 or bfloat16.
 
     Raises:
-        ValueError: something else lies in the folder's place, or another dtype.
+        ValueError: the folder exists and is no transcoder folder, or the dtype is another one.
     """
     folder, config = Path(folder), transcoder.config
     if dtype not in (torch.float32, torch.bfloat16):
@@ -92,10 +92,10 @@ def save_transcoder(
 
 
 def describe_transcoder(folder: str | Path) -> dict[str, Any]:
-    """What a transcoder folder's config.yaml says.
+    """Reads the config.yaml of a transcoder folder.
 
     Raises:
-        ValueError: no such file, or it does not name a kind of transcoder.
+        ValueError: there is no such file, or it does not name a kind of transcoder.
     """
     file = Path(folder) / CONFIG_FILE
     if not file.is_file():
@@ -110,14 +110,14 @@ def describe_transcoder(folder: str | Path) -> dict[str, Any]:
 
 
 def check_model(folder: str | Path, name: str, digest: str | None = None) -> None:
-    """Refuses a folder of transcoders that were trained on another model; warns where it does not say on which.
+    """Refuses a folder of transcoders that were trained on another model, and warns if it does not record the model.
 
     Args:
-        name: what to call the model.
-        digest: of the model; None checks only that the folder records one.
+        name: name of the model in messages.
+        digest: digest of the model; None checks only that the folder records one.
 
     Raises:
-        ValueError: it belongs to another model, or an older version wrote it.
+        ValueError: the folder belongs to another model, or an older version wrote it.
     """
     description = describe_transcoder(folder)
     if "lit_sparse" not in description:
@@ -131,10 +131,10 @@ def check_model(folder: str | Path, name: str, digest: str | None = None) -> Non
 
 
 def load_transcoder(folder: str | Path) -> Transcoder:
-    """The transcoder of a folder, in float32, in evaluation mode.
+    """The transcoder of a folder, in float32 and in evaluation mode.
 
     Raises:
-        ValueError: not such a folder, missing or unreadable weights, or shapes that do not fit together.
+        ValueError: the folder is no transcoder folder, weights are missing or unreadable, or shapes do not fit.
     """
     folder = Path(folder)
     description = describe_transcoder(folder)

@@ -127,7 +127,7 @@ def test_a_norm_that_is_none_of_the_known_is_refused(make_problem):
     norm = model.model.layers[1].post_attention_layernorm
     whole = norm.forward
     norm.forward = lambda x: torch.tanh(whole(x))
-    with pytest.raises(ValueError, match=r"llama.*LlamaRMSNorm is no norm that becomes linear"):
+    with pytest.raises(ValueError, match=r"llama.*LlamaRMSNorm does not become linear"):
         build_graph(model, transcoder, ids)
 
 
