@@ -1,7 +1,7 @@
-"""A sparsified model never runs dense unnoticed: a forward pass in which gates had no part ends in an error.
+"""Guard against dense attention in a sparsified model: a forward pass without the gates raises an error.
 
-Attention goes dense without a word of transformers' where somebody sets another implementation, where a config is
-shared, or where a tool (TransformerLens' bridge, for one) computes attention in its own way from the projections.
+Transformers does not warn when attention becomes dense. This happens if somebody sets another implementation, if a
+config is shared, or if a tool (such as TransformerLens' bridge) computes attention itself from the projections.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from torch import nn
 
 _ADVICE = (
     "Its adapted weights would run with dense attention, which is not the model that was trained. Turn the gates on "
-    'again with model.set_attn_implementation("lit_sparse"), or, if dense attention is meant, take them away with '
+    'again with model.set_attn_implementation("lit_sparse"), or, if dense attention is meant, remove them with '
     "lit_sparse.desparsify(model)"
 )
 
@@ -21,22 +21,22 @@ class DenseAttentionError(RuntimeError):
 
 
 class Watch:
-    """Looks at every forward pass of a sparsified model, or of its base model alone, before and after.
+    """Checks every forward pass of a sparsified model, or of its base model alone, before and after it.
 
     Args:
-        modules: the attention modules that carry gates.
-        implementation: the attention implementation in which gates have a part.
+        modules: the attention modules that have gates.
+        implementation: the attention implementation that uses gates.
     """
 
     def __init__(self, modules: Iterable[Any], implementation: str):
         self.modules = list(modules)
         self.implementation = implementation
         self.paused = False
-        """While lit_sparse itself runs the model in another way (`dense`, calibration)."""
+        """True while lit_sparse itself runs the model in another way (`dense`, calibration)."""
         self._handles: list[Any] = []
 
     def attach(self, *models: nn.Module) -> None:
-        """Watches these modules, once each."""
+        """Watches each of these modules once."""
         for model in {id(model): model for model in models}.values():
             self._handles += [model.register_forward_pre_hook(self.before), model.register_forward_hook(self.after)]
 
@@ -46,7 +46,8 @@ class Watch:
         self._handles.clear()
 
     def before(self, model: nn.Module, inputs: Any) -> None:
-        """
+        """Checks a model before its forward pass.
+
         Raises:
             DenseAttentionError: a layer has another attention implementation.
         """
@@ -57,14 +58,15 @@ class Watch:
             config = getattr(module, "config", None)
             if config is not None and config._attn_implementation != self.implementation:
                 raise DenseAttentionError(
-                    f"this sparse model's attention implementation was changed to {config._attn_implementation!r}, in "
-                    f"which its gates have no part. {_ADVICE}"
+                    f"this sparse model's attention implementation was changed to {config._attn_implementation!r}, "
+                    f"which ignores its gates. {_ADVICE}"
                 )
 
     def after(self, model: nn.Module, inputs: Any, output: Any) -> None:
-        """
+        """Checks a model after its forward pass.
+
         Raises:
-            DenseAttentionError: gates of no layer ran, or in evaluation those of some layers did not.
+            DenseAttentionError: the gates of no layer ran, or in evaluation the gates of some layers did not run.
         """
         if self.paused:
             return

@@ -145,7 +145,7 @@ def head_attribution(replacement: Replacement, derivatives: Derivatives) -> Floa
 
 
 def edge_attribution(replacement: Replacement, derivatives: Derivatives) -> list[Float[np.ndarray, "head query key"]]:
-    """For every attention edge: w_ts x (value that it moves from s, through the output projection) . g at t."""
+    """Attribution of every attention edge: w_ts x (its value from s, through the output projection) . g at t."""
     layers = zip(replacement.weights, replacement.carried, derivatives.outputs, strict=True)
     return [
         (weight * torch.einsum("thv,hsv->hts", output, carried)).float().cpu().numpy()

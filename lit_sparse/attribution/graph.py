@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float, Int
 
 
 class Kind(IntEnum):
+    """Kinds of nodes."""
+
     EMBEDDING = 0
     FEATURE = 1
     ERROR = 2
@@ -56,6 +58,7 @@ _OFFSET = np.array([0, 2, 3, 1, 1])  # by kind: in a layer heads come first, the
 
 
 def stage(kind: Int[np.ndarray, "*nodes"], layer: Int[np.ndarray, "*nodes"]) -> Int[np.ndarray, "*nodes"]:
+    """Stage in which nodes of a kind and layer are computed (see `NodeTable.stages`)."""
     return np.where(kind == Kind.EMBEDDING, 0, 3 * layer + _OFFSET[kind]).astype(np.int32)
 
 

@@ -1,6 +1,6 @@
-"""The life of a sparse run under Lightning: how it is built, started, stepped, and written to checkpoints.
+"""A sparse run under Lightning: its building, start, steps and checkpoints.
 
-`module.SparseAttentionModule` is what to read and to subclass; this is what stays the same for all of its kinds.
+Read and subclass `module.SparseAttentionModule`; this module holds what is the same for all subclasses.
 """
 
 from abc import abstractmethod
@@ -36,7 +36,7 @@ from lit_sparse.training.strategies import Sharding, sharding_of
 
 
 class PairModule(RunModule):
-    """A student that learns from the model that it was made of. Arguments as of `SparseAttentionModule`."""
+    """A student that learns from the model that it was made of. For the arguments see `SparseAttentionModule`."""
 
     pair: Pair
     runner: StepRunner
@@ -81,7 +81,7 @@ class PairModule(RunModule):
         self.last_evaluation: Evaluation | None = None
         self.guard = FiniteGuard()
         self.seeds = torch.empty(0)  # (L, B), of the gates in this step
-        self._is_whole = False  # whether a sharded run's model was put together again
+        self._is_whole = False  # True if a sharded run's model was joined again
 
     @abstractmethod
     def build_base(self) -> PreTrainedModel:
@@ -89,11 +89,11 @@ class PairModule(RunModule):
 
     @abstractmethod
     def build_teacher(self, base: PreTrainedModel) -> PreTrainedModel | None:
-        """What the student is compared with; None is the student without adapters and gates."""
+        """The model with which the student is compared; None means the student without adapters and gates."""
 
     @abstractmethod
     def is_gated(self, layer: int) -> bool:
-        """Whether this attention layer may close edges."""
+        """True if this attention layer may close edges."""
 
     @abstractmethod
     def measure(self, metric: EvaluationMetric, batch: Batch) -> None:
@@ -103,7 +103,7 @@ class PairModule(RunModule):
 
     @property
     def sharding(self) -> Sharding:
-        """Where the strategy keeps weights."""
+        """The strategy's handling of weights."""
         return sharding_of(None if self._trainer is None or self._is_whole else self._trainer.strategy)
 
     def configure_model(self) -> None:
@@ -125,7 +125,8 @@ class PairModule(RunModule):
         return self.scheduled(self.make_optimizer(groups))
 
     def rebuild_whole(self, checkpoints: Path) -> None:
-        """After a sharded run: the model whole on each rank, from the best checkpoint or else the last, to report on.
+        """Rebuilds the whole model on each rank after a sharded run, from the best checkpoint or else the last, so that
+        the run can report on it.
 
         Raises:
             ValueError: the run wrote no checkpoint.
@@ -148,7 +149,7 @@ class PairModule(RunModule):
     # --- started -----------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """On a fresh start calibrates the gates and measures where the run begins: on the test split, as its end.
+        """Calibrates the gates and measures the start of a run that is not resumed, on the test split, as at its end.
         Constraints are prepared on the validation split, which model selection uses."""
         follows = (self.gate_config, self.objective, self.selection)
         if any(part.follows_progress for part in follows) and self.trainer.max_steps < 1:
@@ -183,7 +184,7 @@ class PairModule(RunModule):
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], description: str = "evaluating") -> Evaluation:
-        """Deterministic gates on batches outside of Lightning's loops; with a progress bar."""
+        """Evaluates batches with deterministic gates outside of Lightning's loops, with a progress bar."""
         self.pair.place()
         metric = EvaluationMetric().to(self.device)
         with evaluating(self), progress_bar(description) as advance:
@@ -252,5 +253,5 @@ class PairModule(RunModule):
 
 def _text(batches: Iterable[Batch] | None, most: int | None, reader: str) -> list[Batch]:
     if batches is None:
-        raise ValueError(f"{reader} reads text before training: give fit a data module that has it, such as TextData")
+        raise ValueError(f"{reader} needs text before training: give fit a data module that has it, such as TextData")
     return list(islice(batches, most))

@@ -42,7 +42,7 @@ class YearSplit:
         return self.given + self.asked == 4
 
     def tokens(self, vocabulary: Vocabulary) -> dict[str, list[str]]:
-        """For each start of a year, the next digits that are one token after it in a whole year, ascending."""
+        """Next digits, by start of a year, that are one token after it in a whole year, ascending."""
         possible = [f"{number:0{self.asked}}" for number in range(10**self.asked)]
         decades = [""] if self.given == 2 else range(10)
         tokens = {}

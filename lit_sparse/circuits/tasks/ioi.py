@@ -57,7 +57,7 @@ class IOI(Task):
         }
 
     def leads(self, vocabulary: Vocabulary) -> Mapping[str, Lead]:
-        """For each surface, the text before the sentence in a prompt and its corruption: here none.
+        """Text before the sentence in a prompt and its corruption, by surface: here none.
 
         Raises:
             NotExpressible: the vocabulary lacks words for it.

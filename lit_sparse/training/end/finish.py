@@ -1,4 +1,4 @@
-"""The end of a run: the best checkpoint evaluated on text it was not chosen on, exported, drawn and summed up."""
+"""End of a run: evaluation of the best checkpoint on text that did not select it, export, plots and summary."""
 
 import json
 import time
@@ -26,11 +26,11 @@ EXAMPLE = "When Mary and John went to the store, John gave a drink to Mary becau
 
 
 def finish_run(module: PairModule, run_dir: Path) -> RunSummary | None:
-    """Writes summary.json, model/, plots/, report.html and the record they can be rebuilt from, and prints and
+    """Writes summary.json, model/, plots/, report.html and the record from which they can be rebuilt; prints and
     returns the summary.
 
-    All ranks measure; the first one writes, and the others return None.
-    Everything that is written replaces what an earlier end of the same run left.
+    All ranks measure. The first rank writes; the others return None. Files of an earlier end of the same run are
+    replaced.
     """
     started = time.perf_counter()
     trainer, data = module.trainer, module.run_data
@@ -84,7 +84,7 @@ def finish_run(module: PairModule, run_dir: Path) -> RunSummary | None:
 
 
 def summarise(module: PairModule, end: Evaluation, chosen_at: int) -> RunSummary:
-    """The run in numbers."""
+    """Summary of the run in numbers."""
     start, constraint = module.state.start, module.objective.constraint
     tolerance = constraint.tolerance_for(end.base_ce)
     summary = RunSummary(
@@ -120,7 +120,8 @@ def summarise(module: PairModule, end: Evaluation, chosen_at: int) -> RunSummary
 
 
 def attention_example(module: PairModule) -> AttentionExample:
-    """One sentence's attention in the base model and in the sparse one, all layers and heads; of a task, a sequence."""
+    """Attention of one sentence in the base model and in the sparse one, in all layers and heads. For a task it is one
+    held-out sequence."""
     data = module.run_data
     tokenizer, held_out = data.tokenizer(module.base_name), data.test()
     is_text = getattr(module.data, "task_name", "text") == "text"
@@ -148,7 +149,7 @@ def attention_example(module: PairModule) -> AttentionExample:
 
 
 def _remove(folder: Path) -> None:
-    """An earlier export of this same run."""
+    """Removes an earlier export of this run."""
     if folder.is_dir():
         for file in sorted(folder.rglob("*"), reverse=True):
             file.rmdir() if file.is_dir() else file.unlink()

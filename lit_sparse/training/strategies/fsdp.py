@@ -20,14 +20,14 @@ from lit_sparse.training.strategies.sharding import Sharding
 
 
 class SparseFSDPStrategy(Sharding, ModelParallelStrategy):
-    """Weights, gradients and optimizer state sharded over all devices, gathered a layer at a time.
+    """FSDP2: weights, gradients and optimizer state sharded over all devices, gathered one layer at a time.
 
     Each rank reads its own share of the base model, and of the teacher, from safetensors. A model that a subclass
     builds in another way is whole on each rank's CPU first.
 
     Args:
         process_group_backend: "nccl" or "gloo"; None chooses by device.
-        timeout_minutes: how long a rank waits for the others.
+        timeout_minutes: time that a rank waits for the others.
     """
 
     shards_weights = True
@@ -85,7 +85,7 @@ class SparseFSDPStrategy(Sharding, ModelParallelStrategy):
         self.save_sharded(checkpoint, filepath)
 
     def check_resumable(self, path: Path) -> None:
-        """Any number of processes: shards are cut anew."""
+        """Checks a checkpoint, which may come from any number of processes, because shards are cut anew."""
         if not (path / "meta.pt").is_file():
             raise ValueError(
                 f"{path} is no folder that an FSDP2 run wrote, so it has no sharded optimizer state to resume from; "

@@ -125,7 +125,7 @@ def test_what_training_cannot_go_on_from_is_refused(tmp_path):
     fsdp.mkdir()
     (fsdp / "meta.pt").touch()
     SparseFSDPStrategy().check_resumable(fsdp)
-    with pytest.raises(ValueError, match=r"written by 2 processes.* here are 1"):
+    with pytest.raises(ValueError, match=r"written by 2 processes.* this run has 1"):
         SparseDeepSpeedStrategy(stage=2).check_resumable(zero)
     for strategy, path in ((SparseDeepSpeedStrategy(), fsdp), (SparseFSDPStrategy(), zero), (Sharding(), fsdp)):
         with pytest.raises(ValueError, match="resume under the strategy that wrote it"):
