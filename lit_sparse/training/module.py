@@ -36,8 +36,7 @@ from lit_sparse.training.selection import Selection
 from lit_sparse.training.start.calibration import Calibration
 
 _EQUAL_ON_RANKS: Any = {"sync_dist": True, "rank_zero_only": True}
-"""Logging options for metrics that `EvaluationMetric` has summed over ranks. The first satisfies Lightning's check, the
-second leaves the values unchanged."""
+"""Options for logging metrics that `EvaluationMetric` has summed over ranks, which leave their values unchanged."""
 
 
 class StepSums(NamedTuple):
