@@ -92,7 +92,7 @@ def gated_attention_forward(
         # Training sets them, so that its gates do not depend on the number of ranks.
         given = module.edge_seeds
         seeds = draw_seeds(query.shape[0], query.device) if given is None else given
-    # Cached or autocast inputs may differ in dtype; values decide.
+    # Cached or autocast inputs may differ in dtype: all take the values' dtype.
     query, key, value = query.to(value.dtype), key.to(value.dtype), gate.deviation(value)
     output, edges = operator(
         query, key, value, mask, gate, scaling=scaling, softcap=softcap, dropout=dropout, seeds=seeds

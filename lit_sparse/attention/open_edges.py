@@ -66,7 +66,7 @@ def layer_open_edges(
         indices.append(torch.stack([*place, tile.queries.start + row // group, tile.keys.start + column]))
     edges, factors = torch.cat(indices, dim=1), torch.cat(weights)
     order = torch.arange(len(factors), device=factors.device)
-    for axis in (3, 2, 1, 0):  # the last key sorted by decides
+    for axis in (3, 2, 1, 0):  # sorting is stable, so the last axis decides
         order = order[edges[axis, order].argsort(stable=True)]
     return OpenEdges(edges[:, order], factors[order])
 

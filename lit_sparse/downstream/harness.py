@@ -62,7 +62,7 @@ def load_tasks(names: Sequence[str]) -> Any:
         built: list[Any] = []
         for name, path in paths.items():
             loaded = _load(manager, name) if path is None else _load_file(manager, path)
-            # The outermost group comes first and brings its tasks along; a tag is several tasks.
+            # The outermost group comes first and contains its tasks; a tag is several tasks.
             built += list(loaded["groups"].values())[:1] or loaded["tasks"].values()
         return manager.load(built)
 

@@ -37,7 +37,7 @@ class RunData:
 
     def test(self) -> Iterable[Batch] | None:
         """Batches to report on: those of the test split, or of the validation split if there is no test split."""
-        test = self._of("test_dataloader")  # not its truth, which is its length: not every loader has one
+        test = self._of("test_dataloader")  # its truth value would be its length, which not every loader has
         return self.validation() if test is None else test
 
     def calibration(self) -> list[Batch] | None:

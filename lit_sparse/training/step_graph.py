@@ -77,7 +77,7 @@ def record(run: Callable[[], tuple[Tensor, ...]], prepare: Callable[[], None]) -
             run()
     torch.cuda.current_stream().wait_stream(stream)
     prepare()
-    # Autocast keeps copies of weights from the runs before: in a recording they would stay as they were.
+    # Autocast keeps copies of weights from the runs before. In a recording they would never be updated.
     torch.clear_autocast_cache()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):

@@ -83,7 +83,7 @@ def save_transcoder(
             "lit_sparse": ours,
         }
         (scratch / CONFIG_FILE).write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
-        scratch.chmod(0o755)  # mkdtemp's folders are their owner's alone
+        scratch.chmod(0o755)  # only the owner can read mkdtemp's folders
         if folder.exists():
             shutil.rmtree(folder)
         scratch.rename(folder)

@@ -174,7 +174,7 @@ class Gate(nn.Module):
         raise TypeError(f"{type(self).__name__} must implement form()")
 
     def key_offset(self, value: Float[Tensor, "batch kv_head key value_dim"]) -> KeyOffset | None:
-        """Addition of a key to the score of all its edges, at least float32 and differentiable; None for none."""
+        """Addition of a key to the score of all its edges, at least float32 and differentiable, or None."""
         return None
 
     def set_cutoff(self, cutoff: Float[Tensor, " head"]) -> None:

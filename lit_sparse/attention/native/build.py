@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("rows.c")
 DISABLE = "LIT_SPARSE_NO_NATIVE"
-# Everything of -ffast-math that makes vectors, nothing that assumes away NaN and infinity.
+# The parts of -ffast-math that allow vector code, without those that ignore NaN and infinity.
 _FLAGS = [
     "-O3",
     "-fno-math-errno",
@@ -28,7 +28,7 @@ _FLAGS = [
     "-fassociative-math",
     "-ffp-contract=fast",
 ]
-# With threads and for this very processor where the compiler can; else plainer.
+# Threads and code for this processor first; then plainer variants for compilers that cannot build these.
 _VARIANTS = [["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], ["-mcpu=native"], []]
 
 _POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32

@@ -68,7 +68,7 @@ class Passes:
 
     Args:
         ids: the prompts, without padding.
-        off: kind of what switched-off edges pass.
+        off: what switched-off edges pass: "zero", "mean" or "corrupted" (see the top of this file).
         means: means of the heads, for "mean".
         corrupted: prompts of the same length, for "corrupted".
         frozen: True if weights stay those of the whole model.
