@@ -190,9 +190,9 @@ def _graph(one: Loaded, prompt: str, ids: list[int], settings: Settings) -> tupl
     )
     file = graph_file(
         graph,
+        whole,
         text=lambda token: token_text(tokenizer, token),
         prompt=prompt,
-        features=one.transcoder.config.features,
         scan=str(describe_transcoder(one.side.folder).get("scan", one.side.folder.name)),
         slug=_slug(prompt),
         node_share=settings.node_share,

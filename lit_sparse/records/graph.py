@@ -9,8 +9,8 @@ Field names, types and the forms of ids are those of attribution graphs as first
   `qk_note`, and what `QKTracing` says about the gate.
 
 `influence` is cumulative, since viewers prune by `influence <= threshold`: the share of all influence on the logits
-that this node and the more influential ones have together (`graph_nodes.cumulative`).
-`own_influence` is the node's own share.
+that this node and the more influential ones of the whole graph have together (`graph_nodes.cumulative`); a pruned
+graph's features, heads and errors reach up to `Metadata.node_threshold`. `own_influence` is the node's own share.
 """
 
 import json
