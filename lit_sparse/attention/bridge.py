@@ -215,7 +215,8 @@ def dense(model: nn.Module) -> Iterator[nn.Module]:
 
 def attention_modules(model: nn.Module) -> list[Any]:
     """The attention modules that carry gates, in the order in which they run."""
-    return [module for module in model.modules() if isinstance(getattr(module, "edge_gate", None), Gate)]
+    # Modules that another tool wraps around these may show the gate as an attribute of their own.
+    return [module for module in model.modules() if isinstance(module._modules.get("edge_gate"), Gate)]
 
 
 def gates_of(model: nn.Module) -> list[Gate]:
