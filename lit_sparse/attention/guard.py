@@ -18,8 +18,8 @@ _ADVICE = (
 
 
 _REPLACED = (
-    "something computed attention in their place (such as TransformerBridge.boot_transformers of TransformerLens, whose "
-    "bridge replaces attention modules: lit_sparse.models.transformer_lens.transformer_bridge keeps them)"
+    "something computed attention in their place (such as TransformerLens' TransformerBridge.boot_transformers, which "
+    "replaces attention modules: lit_sparse.models.transformer_lens.transformer_bridge keeps them)"
 )
 
 
@@ -97,9 +97,10 @@ class Watch:
         comes from."""
         replaced = any(getattr(parent, name, None) is not module for parent, name, module in self._places)
         note = f"Before this error the gates of this sparse model had no part: {_REPLACED}."
-        if error is not None and replaced and not any(module.edge_ran for module in self.modules):
-            if note not in getattr(error, "__notes__", ()):
-                error.add_note(note)
+        if error is None or not replaced or any(module.edge_ran for module in self.modules):
+            return
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
 
 def _layers(model: Any) -> int | None:

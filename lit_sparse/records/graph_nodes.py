@@ -26,7 +26,9 @@ def token_node(token_id: int, position: int, **extra: Any) -> Node:
 
 def head_node(layer: int, head: int, position: int, **extra: Any) -> Node:
     """A head at its query position; `activation` is its attribution to the explained logits."""
-    number = -2 - head  # viewers tell the nodes of a layer and a position apart by this number: no feature's, no error's
+    number = (
+        -2 - head
+    )  # viewers tell the nodes of a layer and a position apart by this number: no feature's, no error's
     return _node(f"{layer}_h{head}_{position}", f"{layer}_h{head}-0", HEAD, number, layer, position, extra)
 
 

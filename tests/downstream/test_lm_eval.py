@@ -72,7 +72,7 @@ def test_a_sparse_folder_scores_as_its_model_does(sparse_folder, character_token
 
 def test_a_folder_without_a_tokenizer(sparse_folder, llama_folder, task_file, tmp_path):
     bare = shutil.copytree(sparse_folder, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer*"))
-    with pytest.raises(ValueError, match="no tokenizer in .*tokenizer=NAME"):
+    with pytest.raises(ValueError, match=r"no tokenizer in .*tokenizer=NAME"):
         simple("lit_sparse", task_file, f"pretrained={bare}")
     found = simple("lit_sparse", task_file, f"pretrained={bare},tokenizer={llama_folder}")
     assert found["results"]["animals"]["sample_len"] == 8

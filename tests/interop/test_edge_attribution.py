@@ -1,4 +1,4 @@
-"""Our EAP scores against TransformerLens' edge attribution patching, in float64: two implementations, one definition."""
+"""Our EAP scores against TransformerLens' edge attribution patching, in float64."""
 
 import copy
 

@@ -108,7 +108,9 @@ def test_gradients_of_attention_outputs(case):
         output.retain_grad()
         kept.append(output)
 
-    handle = model.get_submodule(path(0)).register_forward_hook(lambda module, inputs, output: keep(module, inputs, output[0]))
+    handle = model.get_submodule(path(0)).register_forward_hook(
+        lambda module, inputs, output: keep(module, inputs, output[0])
+    )
     model(ids).logits[0, -1, 3].backward()
     handle.remove()
     with traced.trace(ids):

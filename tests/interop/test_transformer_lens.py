@@ -7,13 +7,19 @@ import pytest
 import torch
 
 from lit_sparse import sparsify
-from lit_sparse.attention import DenseAttentionError, attention_pattern, gates_of, open_edges
+from lit_sparse.attention import attention_pattern, gates_of, open_edges
 from lit_sparse.models.transformer_lens import transformer_bridge
 from tests.interop.packages import needed
 
 needed("transformer_lens")
 
-FAMILIES = ["llama", "gpt2", "qwen2", "gemma2", "gpt_neox"]  # plain, fused projections, value biases, two norms, parallel
+FAMILIES = [
+    "llama",
+    "gpt2",
+    "qwen2",
+    "gemma2",
+    "gpt_neox",
+]  # plain, fused projections, value biases, two norms, parallel
 GATE = {"family": "contribution", "threshold": 0.2}
 EXACT = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -58,10 +64,14 @@ def test_logits_and_cached_activations_are_the_models_own(models, family, tokens
     for layer, block in enumerate(decoder_layers(plain)):
         attention = block.attn if family == "gpt2" else block.attention if family == "gpt_neox" else block.self_attn
         *_, output = (child for child in attention.children() if hasattr(child, "weight") and child.weight.dim() == 2)
-        block.register_forward_pre_hook(lambda _, inputs, at=layer: kept.update({f"blocks.{at}.hook_resid_pre": inputs[0]}))
+        block.register_forward_pre_hook(
+            lambda _, inputs, at=layer: kept.update({f"blocks.{at}.hook_resid_pre": inputs[0]})
+        )
         block.mlp.register_forward_hook(lambda *a, at=layer: kept.update({f"blocks.{at}.mlp.hook_out": a[2]}))
         attention.register_forward_hook(lambda *a, at=layer: kept.update({f"blocks.{at}.attn.hook_out": a[2][0]}))
-        output.register_forward_pre_hook(lambda _, inputs, at=layer: kept.update({f"blocks.{at}.attn.hook_z": inputs[0]}))
+        output.register_forward_pre_hook(
+            lambda _, inputs, at=layer: kept.update({f"blocks.{at}.attn.hook_z": inputs[0]})
+        )
     expected = plain(ids).logits
     bridge = transformer_bridge(model)
     logits, cache = bridge.run_with_cache(ids)
