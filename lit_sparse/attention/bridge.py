@@ -77,7 +77,7 @@ def gated_attention_forward(
     if not hasattr(module, "edge_gate"):
         raise DenseAttentionError(
             "this model's configuration asks for lit_sparse's attention, and it has no gates: it was built from a "
-            "sparse model's config. Load sparse models with lit_sparse.load_sparse(folder), or call "
+            "sparse model's config. Load sparse models with lit_sparse.from_pretrained(name), or call "
             "lit_sparse.sparsify(model) on a dense one"
         )
     refuse_unknown_keywords(kwargs)
@@ -217,7 +217,8 @@ def dense(model: nn.Module) -> Iterator[nn.Module]:
 
 def attention_modules(model: nn.Module) -> list[Any]:
     """The attention modules that have gates, in the order in which they run."""
-    return [module for module in model.modules() if isinstance(getattr(module, "edge_gate", None), Gate)]
+    # Modules that another tool wraps around these may have the gate as an attribute too.
+    return [module for module in model.modules() if isinstance(module._modules.get("edge_gate"), Gate)]
 
 
 def gates_of(model: nn.Module) -> list[Gate]:

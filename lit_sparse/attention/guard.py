@@ -4,6 +4,7 @@ Transformers does not warn when attention becomes dense. This happens if somebod
 config is shared, or if a tool (such as TransformerLens' bridge) computes attention itself from the projections.
 """
 
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,12 @@ _ADVICE = (
     "Its adapted weights would run with dense attention, which is not the model that was trained. Turn the gates on "
     'again with model.set_attn_implementation("lit_sparse"), or, if dense attention is meant, remove them with '
     "lit_sparse.desparsify(model)"
+)
+
+
+_REPLACED = (
+    "something computed attention in their place (such as TransformerLens' TransformerBridge.boot_transformers, which "
+    "replaces attention modules: lit_sparse.models.transformer_lens.transformer_bridge keeps them)"
 )
 
 
@@ -34,11 +41,17 @@ class Watch:
         self.paused = False
         """True while lit_sparse itself runs the model in another way (`dense`, calibration)."""
         self._handles: list[Any] = []
+        self._places: list[tuple[nn.Module, str, nn.Module]] = []  # where the attention modules are: parent and name
 
     def attach(self, *models: nn.Module) -> None:
-        """Watches each of these modules once."""
+        """Watches each of these modules once. The first one contains all attention modules."""
+        for parent in models[0].modules():
+            self._places += [(parent, name, child) for name, child in parent.named_children() if child in self.modules]
         for model in {id(model): model for model in models}.values():
-            self._handles += [model.register_forward_pre_hook(self.before), model.register_forward_hook(self.after)]
+            self._handles += [
+                model.register_forward_pre_hook(self.before),
+                model.register_forward_hook(self.after, always_call=True),
+            ]
 
     def detach(self) -> None:
         for handle in self._handles:
@@ -70,14 +83,26 @@ class Watch:
         """
         if self.paused:
             return
+        if output is None:  # the pass ended in an error
+            self._explain(sys.exception())
+            return
         modules = self.modules[: _layers(model)]  # generation that exits early lowers this number for some passes
         ran = sum(module.edge_ran for module in modules)
         if ran == 0 or (ran < len(modules) and not model.training):  # training may drop layers
             raise DenseAttentionError(
                 f"the gates of {len(modules) - ran} of {len(modules)} attention layers had no part in this "
-                "forward pass: something computed attention in their place (such as TransformerLens, whose bridge "
-                f"replaces attention modules). {_ADVICE}"
+                f"forward pass: {_REPLACED}. {_ADVICE}"
             )
+
+    def _explain(self, error: BaseException | None) -> None:
+        """Says of an error of something that replaced attention modules, and cannot read the gates' masks, what it
+        comes from."""
+        replaced = any(getattr(parent, name, None) is not module for parent, name, module in self._places)
+        note = f"Before this error the gates of this sparse model had no part: {_REPLACED}."
+        if error is None or not replaced or any(module.edge_ran for module in self.modules):
+            return
+        if note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
 
 def _layers(model: Any) -> int | None:

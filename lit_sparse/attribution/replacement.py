@@ -13,7 +13,7 @@ is linear.
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from lit_sparse.anatomy.calls import Projected
 from lit_sparse.anatomy.linear import FrozenNorm, LinearStack, freeze_norm
@@ -37,7 +37,7 @@ class Replacement:
         heads: per layer (H, T, D), what each head's edges write, through the norm after the attention if there is one.
         attention_bias: per layer (T, D), the rest of what the attention writes (with centered gates, the heads' means).
         attention_norms, after_attention, mlp_norms: per layer, the norms before and after the attention and before the
-            MLP; `final_norm` is the one before the logits, for the last position only.
+            transcoder's input; `final_norm` is the one before the logits, for the last position only.
         projected: per layer, queries, keys and values; attention_inputs: (T, D) the input that they are computed from.
         allowed_edges, open_edges: numbers of attention edges over all layers and heads.
         mlp_outputs: (L, T, D) outputs of the model's MLPs.
@@ -81,9 +81,9 @@ class Replacement:
             attention = self._attention(layer, residual)
             after = residual + attention
             read = residual if self.parallel[layer] else after
-            parts = stack.anatomy.layers[layer]
-            self.mlp_norms.append(freeze_norm(parts.before_mlp, read, self.family))
-            inputs.append(parts.before_mlp(read))
+            norm = self._norm_before_features(layer)
+            self.mlp_norms.append(freeze_norm(norm, read, self.family))
+            inputs.append(norm(read))
             mlp_outputs.append(stack.mlp(layer, read[None])[0])
             residual = after + mlp_outputs[-1]
         self.final_norm = freeze_norm(stack.anatomy.final_norm, residual[-1:], self.family)
@@ -122,10 +122,10 @@ class Replacement:
         """KL divergence (nats) of the next token from the model's, when the transcoder's output replaces every MLP's.
         Each layer reads the replaced run; nothing is frozen."""
         residual, acts = self.embedding[None], []
-        for layer, parts in enumerate(self.stack.anatomy.layers):
+        for layer in range(self.layers):
             _, attention = self.stack.write(layer, self.stack.attend(layer, self.stack.project(layer, residual)))
             after = residual + attention
-            read = parts.before_mlp(residual if self.parallel[layer] else after)
+            read = self._norm_before_features(layer)(residual if self.parallel[layer] else after)
             acts.append(self.transcoder.activate(layer, self.transcoder.preactivations(layer, read)))
             residual = after + self.transcoder.write(layer, acts)
         log_p, log_q = self.logits.log_softmax(-1), self.stack.logits(residual)[0].log_softmax(-1)
@@ -168,12 +168,23 @@ class Replacement:
             raise ValueError(f"model family {self.family!r}: layer {layer}'s heads do not add up to its attention")
         return attention
 
+    def _norm_before_features(self, layer: int) -> nn.Module:
+        """What the features of a layer read of the residual stream: what the MLP reads, or the stream itself."""
+        read_residual = self.transcoder.reads == "hook_resid_mid"
+        return nn.Identity() if read_residual else self.stack.anatomy.layers[layer].before_mlp
+
     def _check(self, transcoder: Transcoder) -> None:
         width = self.embedding.shape[1]
         if (transcoder.layers, transcoder.width) != (self.layers, width):
             raise ValueError(
                 f"the transcoder reads {transcoder.layers} layers of width {transcoder.width}, the model has "
                 f"{self.layers} of width {width}: it was trained on another model"
+            )
+        normed = any(not isinstance(parts.after_mlp, nn.Identity) for parts in self.stack.anatomy.layers)
+        if normed and transcoder.writes == "mlp.hook_out":
+            raise ValueError(
+                f"the transcoder writes mlp.hook_out, and in model family {self.family!r} a norm comes between that "
+                "and the residual stream; transcoders of hook_mlp_out are supported"
             )
         if self.embedding.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"attribution is exact in float32 only, not in {self.embedding.dtype}: load it in float32")

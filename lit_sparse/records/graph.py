@@ -9,8 +9,9 @@ Field names, types and the forms of ids are those of attribution graphs as first
   `head_share` and `qk_note`, and the gate's fields of `QKTracing`.
 
 `influence` is cumulative, since viewers prune by `influence <= threshold`. It is the share of all influence on the
-logits that this node and the more influential ones have together (`graph_nodes.cumulative`).
-`own_influence` is the node's own share.
+logits that this node and the more influential ones of the whole graph have together (`graph_nodes.cumulative`). In a
+pruned graph, it is at most `Metadata.node_threshold` for features, heads and errors. `own_influence` is the node's own
+share.
 """
 
 import json
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from lit_sparse.common.files import write_atomically
 from lit_sparse.records.graph_summary import GraphSummary
 from lit_sparse.records.reading import Finite, Text
+from lit_sparse.records.shown import Shown
 
 SCHEMA_VERSION = 1
 FEATURE, ERROR, TOKEN, LOGIT, HEAD = (
@@ -116,7 +118,7 @@ class Link(_Part):
     weight: Finite
 
 
-class GraphFile(_Part):
+class GraphFile(Shown, _Part):
     """Content of graph.json.
 
     Raises:
@@ -144,6 +146,10 @@ class GraphFile(_Part):
         if (unknown := next((one for one in named if one not in ids), None)) is not None:
             raise ValueError(f"{unknown!r} is no node of the graph, but a link, a pin or a supernode names it")
         return self
+
+    def __repr__(self) -> str:
+        size = f"{len(self.nodes):,} nodes, {len(self.links):,} links"
+        return f"<GraphFile: {self.metadata.prompt!r}, {size}>"
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from lit_sparse.records.shown import Shown
+
 # A loss may be infinite or not a number. Here and in files it then counts as not known.
 Number = Annotated[
     float | None,
@@ -12,7 +14,7 @@ Number = Annotated[
 ]
 
 
-class RunSummary(BaseModel):
+class RunSummary(Shown, BaseModel):
     """Results of a run on the test split, at its start and end, in nats per token with deterministic gates.
 
     Values that an older version did not measure are None. Fields of other versions are kept unchanged.

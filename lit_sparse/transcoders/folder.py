@@ -4,6 +4,10 @@
     W_dec_{i}.safetensors   W_dec_{i} (F, L - i, D), or (F, 1, D) for features that write to their own layer only
     config.yaml             model_name, model_kind, the hooks, and our own fields under `lit_sparse`
 
+A set of transcoders may also be in circuit-tracer's other layout, which is read only:
+
+    layer_{i}.safetensors   W_enc (F, D), b_enc (F,), W_dec (F, D), b_dec (D,), activation_function.threshold (F,)
+
 A folder without our fields has no top-k. It is read as JumpReLU with its thresholds, or with thresholds of zero (ReLU).
 It also does not say on which weights the transcoder was trained; `check_model` warns of that.
 """
@@ -22,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_sparse.records.digest import require_same
-from lit_sparse.transcoders.transcoder import Transcoder, TranscoderConfig
+from lit_sparse.transcoders.transcoder import READS, WRITES, Transcoder, TranscoderConfig
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +81,8 @@ def save_transcoder(
         description = {
             "model_name": model_name,
             "model_kind": _KINDS[config.cross_layer],
-            "feature_input_hook": "mlp.hook_in",
-            "feature_output_hook": "hook_mlp_out",
+            "feature_input_hook": transcoder.reads,
+            "feature_output_hook": transcoder.writes,
             "scan": f"{Path(model_name).name or model_name}-transcoder",
             "lit_sparse": ours,
         }
@@ -134,20 +138,12 @@ def load_transcoder(folder: str | Path) -> Transcoder:
     """The transcoder of a folder, in float32 and in evaluation mode.
 
     Raises:
-        ValueError: the folder is no transcoder folder, weights are missing or unreadable, or shapes do not fit.
+        ValueError: the folder is no transcoder folder, weights are missing or unreadable, shapes do not fit, or
+            something is not supported: other hooks than those of `Transcoder`, skip connections, negative thresholds.
     """
     folder = Path(folder)
     description = describe_transcoder(folder)
-    layers = len(list(folder.glob("W_enc_*.safetensors")))
-    if layers == 0:
-        raise ValueError(f"{folder} holds no W_enc_0.safetensors")
-    tensors: dict[str, Tensor] = {}
-    for layer in range(layers):
-        for name in (f"W_enc_{layer}", f"W_dec_{layer}"):
-            try:
-                tensors |= load_file(folder / f"{name}.safetensors")
-            except (OSError, SafetensorError) as error:
-                raise ValueError(f"cannot read {name}.safetensors in {folder}: {error}") from error
+    layers, tensors = _tensors(folder)
     ours = description.get("lit_sparse") or {}
     cross_layer = description["model_kind"] == _KINDS[True]
     encoder = tensors.get("W_enc_0")
@@ -160,7 +156,16 @@ def load_transcoder(folder: str | Path) -> Transcoder:
         activation=activation,
         **({"k": ours["k"]} if "k" in ours else {"k": 1}),
     )
-    transcoder = Transcoder(config, layers, encoder.shape[1])
+    try:
+        transcoder = Transcoder(
+            config,
+            layers,
+            encoder.shape[1],
+            reads=description.get("feature_input_hook", READS[0]),
+            writes=description.get("feature_output_hook", WRITES[0]),
+        )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     with torch.no_grad():
         for name, target in _targets(transcoder).items():
             found = tensors.get(name)
@@ -171,7 +176,37 @@ def load_transcoder(folder: str | Path) -> Transcoder:
                 shape = "missing" if found is None else tuple(found.shape)
                 raise ValueError(f"{folder}: {name} is {shape}, expected {tuple(target.shape)}")
             target.copy_(found)
+    if left := sorted(set(tensors) - set(_targets(transcoder))):
+        raise ValueError(f"{folder} has {left[0]}, which is no part of a transcoder here")
+    if transcoder.threshold is not None and bool((transcoder.threshold < 0).any()):
+        raise ValueError(f"{folder} has thresholds below 0: its features could be active with negative values")
     return transcoder.eval()
+
+
+def _tensors(folder: Path) -> tuple[int, dict[str, Tensor]]:
+    """The number of layers, and all tensors by their names in our layout."""
+    tensors: dict[str, Tensor] = {}
+    if layers := len(list(folder.glob("W_enc_*.safetensors"))):
+        for layer in range(layers):
+            for name in (f"W_enc_{layer}", f"W_dec_{layer}"):
+                tensors |= _read(folder / f"{name}.safetensors")
+        return layers, tensors
+    layers = len(list(folder.glob("layer_*.safetensors")))
+    if layers == 0:
+        raise ValueError(f"{folder} holds no W_enc_0.safetensors, nor a layer_0.safetensors")
+    for layer in range(layers):
+        for name, tensor in _read(folder / f"layer_{layer}.safetensors").items():
+            decoder = tensor[:, None] if name == "W_dec" and tensor.dim() == 2 else tensor
+            tensors[f"{name.removeprefix('activation_function.')}_{layer}"] = decoder
+    return layers, tensors
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        found: dict[str, Tensor] = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {file.name} in {file.parent}: {error}") from error
+    return found
 
 
 def _targets(transcoder: Transcoder) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 ACTIVATIONS = ("topk", "jumprelu")
+READS, WRITES = ("mlp.hook_in", "hook_resid_mid"), ("hook_mlp_out", "mlp.hook_out")
 
 BANDWIDTH = 0.5
 """Width of the kernel that estimates a threshold's gradient, in units of preactivations (whose spread is about 1)."""
@@ -58,13 +59,24 @@ class Transcoder(nn.Module):
     Args:
         layers: L.
         width: D.
+        reads, writes: the places in a layer, as circuit-tracer calls them. Training makes transcoders of the MLP's
+            input and of what the MLP adds to the residual stream; "hook_resid_mid" is the residual stream before the
+            MLP's norm, "mlp.hook_out" the MLP's output before a norm that may follow.
+
+    Raises:
+        ValueError: other places.
     """
 
     threshold: nn.Parameter | None
 
-    def __init__(self, config: TranscoderConfig, layers: int, width: int):
+    def __init__(
+        self, config: TranscoderConfig, layers: int, width: int, *, reads: str = READS[0], writes: str = WRITES[0]
+    ):
         super().__init__()
-        self.config, self.layers, self.width = config, layers, width
+        for place, known in ((reads, READS), (writes, WRITES)):
+            if place not in known:
+                raise ValueError(f"transcoders of {place} are not supported, those of {' and '.join(known)} are")
+        self.config, self.layers, self.width, self.reads, self.writes = config, layers, width, reads, writes
         features = config.features
         self.W_enc = nn.Parameter(torch.empty(layers, features, width).uniform_(-1, 1) * math.sqrt(3 / width))
         self.b_enc = nn.Parameter(torch.zeros(layers, features))

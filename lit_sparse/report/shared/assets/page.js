@@ -1,7 +1,8 @@
 "use strict";
 // The attention explorer. Tokens are already in the page as text; the data holds numbers only:
-// {layers, heads, size, floor, top: [[layer, head]], before: [flat], after: [flat]} where flat is
-// [query * size + key, weight in thousandths, ...] of head layer * heads + head.
+// {layers, heads, size, floor, top: [[layer, head]], sides: {before, after: {name, whole}}, before: [flat], after: [flat]}
+// where flat is [query * size + key, weight in thousandths, ...] of head layer * heads + head. A side that is whole has
+// every open edge, any other its weights from the floor on; "before" may be missing.
 (() => {
   const source = document.getElementById("attention-data");
   if (!source) return;
@@ -12,7 +13,10 @@
   const buttons = rows.map((row) => row.querySelector("button"));
   const names = buttons.map((button) => button.textContent);
   const allowed = (data.size * (data.size + 1)) / 2;
-  const SIDES = ["before", "after"];
+  const SIDES = ["before", "after"].filter((side) => side in data.sides);
+  const counted = (side, number) => data.sides[side].whole
+    ? `${number} of ${allowed} edges open`
+    : `${number} edges of weight ≥ ${data.floor} drawn`;
   let [layer, head] = data.top[0] || [0, 0];
   let current = null; // the query token that is shown alone
 
@@ -70,9 +74,7 @@
           "stroke-width": (0.6 + 4.4 * edge.weight).toFixed(2), opacity: (0.25 + 0.7 * edge.weight).toFixed(2),
         }, svg);
       }
-      byId("count-" + side).textContent = side === "before"
-        ? `${list.length} edges of weight ≥ ${data.floor} drawn`
-        : `${list.length} of ${allowed} edges open`;
+      byId("count-" + side).textContent = counted(side, list.length);
     }
     drawToken();
   };
@@ -80,8 +82,9 @@
   const sentence = (side, list) => {
     const paragraph = make("div", {}, reading);
     make("span", { class: "dot " + side }, paragraph);
-    paragraph.append(side === "before" ? "Before: " : "After: ");
-    if (!list.length) paragraph.append(side === "before" ? `no weight reaches ${data.floor}` : "reads no token: every edge is closed");
+    const { name, whole } = data.sides[side];
+    paragraph.append(`${name}: `);
+    if (!list.length) paragraph.append(whole ? "reads no token: every edge is closed" : `no weight reaches ${data.floor}`);
     list.slice(0, 8).forEach((edge, index) => {
       if (index) paragraph.append(", ");
       make("bdi", { text: names[edge.key] }, paragraph);
@@ -150,7 +153,7 @@
     make("span", { text: h, "aria-hidden": "true" }, map);
     for (let l = 0; l < data.layers; l++) {
       const count = data.after[l * data.heads + h].length / 2;
-      const name = `layer ${l}, head ${h}: ${count} of ${allowed} edges open`;
+      const name = `layer ${l}, head ${h}: ${counted("after", count)}`;
       const cell = make("button", {
         type: "button", role: "radio", class: "cell", "data-layer": l, "data-head": h, "aria-label": name, title: name,
       }, map);
