@@ -57,9 +57,9 @@ class SparseAttentionModule(PairModule):
         model: a local folder, a Hugging Face name, or `package:NAME` (see `lit_sparse.models`).
         gate: what the gates are like.
         objective: what is minimised, and what must hold.
-        start: the sparse start to search for before training (a `Calibration`), or a folder of adapters and gates (a
-            run's `adapters/`, `release/smollm2_2048`) to go on from, which needs `lora`; None starts from `gate` as
-            it is.
+        start: the sparse start to search for before training (a `Calibration`), or a folder of adapters and gates (the
+            `model/` of a run with `lora`, `release/smollm2_2048`) to go on from, which needs `lora`; None starts from
+            `gate` as it is.
         train: which weights learn besides the gates: "all", "attention" (the attention layers' own) or "none".
         lora: train low-rank adapters instead of the weights.
         optimizer: for weights and gates alike.
@@ -197,4 +197,4 @@ class SparseAttentionModule(PairModule):
         return run_callbacks(self.trainer, self.run_dir, SparsityByHead())
 
     def finish(self, run_dir: Path) -> None:
-        finish_run(self, run_dir)
+        finish_run(self, run_dir, base_by_name=type(self).build_base is SparseAttentionModule.build_base)

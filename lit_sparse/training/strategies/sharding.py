@@ -1,6 +1,6 @@
 """What the module needs from a strategy besides training: where weights live while they are built, read and written."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,21 @@ class Sharding:
                 "start a new run from the exported model"
             )
 
-    def whole_state_dict(self) -> dict[str, Tensor]:
-        """All weights on the CPU of the first rank; empty on the others. All ranks must call it."""
-        raise NotImplementedError
+    @contextmanager
+    def whole(self, tensor: Tensor) -> Iterator[Tensor]:
+        """Inside, a weight of which this rank may hold a part is there in whole. All ranks must enter it."""
+        yield tensor
+
+    def whole_state_dict(self: Any, names: Iterable[str]) -> dict[str, Tensor]:
+        """Weights of these names on the CPU of the first rank; empty on the others. All ranks must call it."""
+        state = self.lightning_module.state_dict(keep_vars=True)
+        wanted = {name: state[name] for name in names}
+        copies: dict[int, Tensor] = {}  # tied weights stay one tensor
+        for tensor in {id(tensor): tensor for tensor in wanted.values()}.values():
+            with self.whole(tensor) as whole:
+                if self.is_global_zero:
+                    copies[id(tensor)] = whole.detach().to("cpu", copy=True)
+        return {name: copies[id(tensor)] for name, tensor in wanted.items()} if self.is_global_zero else {}
 
     def save_folder(self, checkpoint: dict[str, Any], folder: Path) -> None:
         """Writes what resuming needs, each rank its part. All ranks must call it."""
@@ -75,7 +87,7 @@ class Sharding:
         the place of an earlier one in whole."""
         path = Path(self.broadcast(filepath))
         if is_weights_only(checkpoint):
-            weights = {**checkpoint, "state_dict": self.whole_state_dict()}
+            weights = {**checkpoint, "state_dict": self.whole_state_dict(checkpoint["state_dict"])}
             if self.is_global_zero:
                 AtomicCheckpointIO().save_checkpoint(weights, path)
             self.barrier()
