@@ -57,9 +57,9 @@ class SparseAttentionModule(PairModule):
         model: a local folder, a Hugging Face name, or `package:NAME` (see `lit_sparse.models`).
         gate: description of the gates.
         objective: the edge objective and the constraint.
-        start: the sparse start to search for before training (a `Calibration`), or a folder of adapters and gates (a
-            run's `adapters/`, `release/smollm2_2048`) to continue from, which needs `lora`; None starts from `gate`
-            unchanged.
+        start: the sparse start to search for before training (a `Calibration`), or a folder of adapters and gates (the
+            `model/` of a run with `lora`, `release/smollm2_2048`) to continue from, which needs `lora`; None starts
+            from `gate` unchanged.
         train: the weights that learn besides the gates: "all", "attention" (the attention layers' own) or "none".
         lora: train low-rank adapters instead of the weights.
         optimizer: optimizer of both weights and gates.
@@ -197,4 +197,4 @@ class SparseAttentionModule(PairModule):
         return run_callbacks(self.trainer, self.run_dir, SparsityByHead())
 
     def finish(self, run_dir: Path) -> None:
-        finish_run(self, run_dir)
+        finish_run(self, run_dir, base_by_name=type(self).build_base is SparseAttentionModule.build_base)

@@ -24,6 +24,7 @@ from lit_sparse.objective import Constraint, Lagrangian
 from lit_sparse.training.checkpoint_io import BEST, LAST, AtomicCheckpointIO, recover
 from lit_sparse.training.execution import Execution, StepRunner
 from lit_sparse.training.finite import FiniteGuard
+from lit_sparse.training.frozen import FrozenWeights, completed, left_out_of
 from lit_sparse.training.gate_noise import draw_step_seeds
 from lit_sparse.training.held_out import Evaluation, EvaluationMetric
 from lit_sparse.training.pair import Pair
@@ -81,6 +82,7 @@ class PairModule(RunModule):
         self.last_evaluation: Evaluation | None = None
         self.guard = FiniteGuard()
         self.seeds = torch.empty(0)  # (L, B), of the gates in this step
+        self._frozen = FrozenWeights()
         self._is_whole = False  # True if a sharded run's model was joined again
 
     @abstractmethod
@@ -134,10 +136,10 @@ class PairModule(RunModule):
         written = [path for path in (checkpoints / BEST, recover(checkpoints / LAST)) if path.exists()]
         if not written:
             raise ValueError(f"the run wrote no checkpoint to {checkpoints}, so there is no model to report on")
-        weights = AtomicCheckpointIO().load_checkpoint(written[0])["state_dict"]
+        checkpoint = AtomicCheckpointIO().load_checkpoint(written[0])
         self.model, self._is_whole = None, True
         self.configure_model()
-        self.load_state_dict(weights)
+        self.load_weights(checkpoint)
 
     def check_finish(self) -> None:
         if self.run_data.test() is None:
@@ -145,6 +147,12 @@ class PairModule(RunModule):
                 "a run ends with a report on held-out text: give fit a test or validation loader, or a trainer with "
                 "enable_checkpointing=False, which writes nothing"
             )
+
+    def load_weights(self, checkpoint: dict[str, Any]) -> None:
+        """Sets the weights to those of a checkpoint of this very run."""
+        left_out = left_out_of(checkpoint)
+        names = left_out["names"] if left_out is not None else []
+        self.load_state_dict(completed(checkpoint["state_dict"], self, names))
 
     # --- started -----------------------------------------------------------------------------------------------
 
@@ -246,8 +254,12 @@ class PairModule(RunModule):
         self._end_step()  # callbacks that save at the end of a step come before the module's own hook
         self.guard.check()
         self.state.write(checkpoint, objective=self.objective.state_dict())
+        assert self.model is not None
+        self._frozen.take_out(checkpoint, self, self.model, self.sharding.whole)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.state.check(checkpoint)
+        self._frozen.put_back(checkpoint, self, self.base_name, self.sharding.whole)
         self.objective.load_state_dict(self.state.read(checkpoint, self.state_dict())["objective"])
 
 

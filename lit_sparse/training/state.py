@@ -50,11 +50,8 @@ class RunState:
             **more,
         }
 
-    def read(self, checkpoint: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Reads the state from a checkpoint; returns all values that `write` put in.
-
-        Args:
-            own: state dict of the module that loads the checkpoint.
+    def check(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """All values that `write` put into a checkpoint.
 
         Raises:
             ValueError: the checkpoint belongs to another model or to another kind of run.
@@ -67,6 +64,18 @@ class RunState:
                 f"this checkpoint belongs to another model: it is about {state['model']!r}, the config says "
                 f"{self.model!r}"
             )
+        return state
+
+    def read(self, checkpoint: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Takes it out of a checkpoint again; returns all that was put in.
+
+        Args:
+            own: the state dict of the module that the checkpoint is for.
+
+        Raises:
+            ValueError: as `check`, or its weights have other names or shapes.
+        """
+        state = self.check(checkpoint)
         if "state_dict" in checkpoint:  # else the strategy has loaded it
             _check_shapes(checkpoint["state_dict"], own)
         self.tokens = int(state["tokens"])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sparse.attention import attention_pattern, desparsify, sparsify
 from lit_sparse.common.files import write_atomically
@@ -25,12 +26,16 @@ from lit_sparse.training.pair_module import PairModule
 EXAMPLE = "When Mary and John went to the store, John gave a drink to Mary because she was thirsty."
 
 
-def finish_run(module: PairModule, run_dir: Path) -> RunSummary | None:
+def finish_run(module: PairModule, run_dir: Path, *, base_by_name: bool) -> RunSummary | None:
     """Writes summary.json, model/, plots/, report.html and the record from which they can be rebuilt; prints and
     returns the summary.
 
     All ranks measure. The first rank writes; the others return None. Files of an earlier end of the same run are
     replaced.
+
+    Args:
+        base_by_name: True if `load_model` gives the base by its name. Then the model/ of a run with adapters holds only
+            the adapters and no copy of the base.
     """
     started = time.perf_counter()
     trainer, data = module.trainer, module.run_data
@@ -40,7 +45,7 @@ def finish_run(module: PairModule, run_dir: Path) -> RunSummary | None:
     best = run_dir / "checkpoints" / BEST
     if best.is_file():
         checkpoint = torch.load(best, map_location="cpu", weights_only=True)
-        module.load_state_dict(checkpoint["state_dict"])
+        module.load_weights(checkpoint)
         chosen_at = int(checkpoint["global_step"])
     else:
         chosen_at = trainer.global_step
@@ -55,12 +60,7 @@ def finish_run(module: PairModule, run_dir: Path) -> RunSummary | None:
         example = attention_example(module)
     summary = summarise(module, end, chosen_at)
 
-    export_folder = run_dir / "model"
-    if has_adapters(module.model):
-        _remove(run_dir / "adapters")
-        export_adapters(module.model, run_dir / "adapters", measured=summary.as_json(), tokenizer=tokenizer)
-    _remove(export_folder)
-    summary.model_digest = export_sparse(module.model, export_folder, measured=summary.as_json(), tokenizer=tokenizer)
+    summary.model_digest = _export(module.model, run_dir, summary, tokenizer, base_by_name)
     history_file = merge_history(run_dir)
     start = end if module.state.start is None else module.state.start
     record = RunRecord(
@@ -146,6 +146,26 @@ def attention_example(module: PairModule) -> AttentionExample:
         after=(after.weights * after.is_open).numpy(),
         title=title,
     )
+
+
+def _export(
+    model: PreTrainedModel,
+    run_dir: Path,
+    summary: RunSummary,
+    tokenizer: PreTrainedTokenizerBase | None,
+    base_by_name: bool,
+) -> str:
+    """Writes model/; returns the model's digest. A base that no name gives is in model/ too, and adapters to go on from
+    are then beside it."""
+    folder, adapters = run_dir / "model", run_dir / "adapters"
+    _remove(folder)
+    _remove(adapters)
+    if not has_adapters(model):
+        return export_sparse(model, folder, measured=summary.as_json(), tokenizer=tokenizer)
+    if base_by_name:
+        return export_adapters(model, folder, measured=summary.as_json(), tokenizer=tokenizer)
+    export_adapters(model, adapters, measured=summary.as_json(), tokenizer=tokenizer)
+    return export_sparse(model, folder, measured=summary.as_json(), tokenizer=tokenizer)
 
 
 def _remove(folder: Path) -> None:

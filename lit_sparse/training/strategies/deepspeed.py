@@ -15,6 +15,7 @@ from lit_sparse.attention.bridge import attention_modules
 from lit_sparse.attention.gates import Gate
 from lit_sparse.training.checkpoint_folders import TAG
 from lit_sparse.training.checkpoint_io import AtomicCheckpointIO
+from lit_sparse.training.frozen import keep_all, left_out_of
 from lit_sparse.training.strategies.sharding import Sharding
 
 _GLOO_BUCKET = 5_000_000
@@ -176,23 +177,36 @@ class SparseDeepSpeedStrategy(Sharding, DeepSpeedStrategy):
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 
-    def whole_state_dict(self) -> dict[str, Tensor]:
-        assert self.lightning_module is not None
-        if not self.zero_stage_3:
-            state = self.lightning_module.state_dict() if self.is_global_zero else {}
-            return {name: tensor.detach().cpu() for name, tensor in state.items()}
+    @contextmanager
+    def whole(self, tensor: Tensor) -> Iterator[Tensor]:
         import deepspeed
 
-        state = self.lightning_module.state_dict(keep_vars=True)
-        copies: dict[int, Tensor] = {}  # tied weights stay one tensor
-        for tensor in {id(tensor): tensor for tensor in state.values()}.values():
-            with deepspeed.zero.GatheredParameters([tensor], enabled=isinstance(tensor, nn.Parameter)):
-                if self.is_global_zero:
-                    copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
-        return {name: copies[id(tensor)] for name, tensor in state.items()} if self.is_global_zero else {}
+        with deepspeed.zero.GatheredParameters(
+            [tensor], enabled=self.zero_stage_3 and isinstance(tensor, nn.Parameter)
+        ):
+            yield tensor
 
     def save_folder(self, checkpoint: dict[str, Any], folder: Path) -> None:
-        super().save_checkpoint(checkpoint, str(folder))
+        """The engine leaves out all frozen weights or none: all are written where gates are fixed, which no base model
+        gives again."""
+        assert self.lightning_module is not None
+        left_out = left_out_of(checkpoint)
+        names = set(left_out["names"]) if left_out is not None else set()
+        named = self.lightning_module.named_parameters(remove_duplicate=False)
+        self.exclude_frozen_parameters = names >= {name for name, value in named if not value.requires_grad}
+        if not self.exclude_frozen_parameters:
+            keep_all(checkpoint)
+            names = set()
+
+        def leave_out(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+            for name in names & state.keys():  # the engine knows tied weights by one of their names only
+                del state[name]
+
+        handle = self.lightning_module.register_state_dict_post_hook(leave_out)  # type: ignore[no-untyped-call]
+        try:
+            super().save_checkpoint(checkpoint, str(folder))
+        finally:
+            handle.remove()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         self.save_sharded(checkpoint, filepath)
@@ -219,12 +233,24 @@ class SparseDeepSpeedStrategy(Sharding, DeepSpeedStrategy):
         """Loads a checkpoint. Training loads each rank's part of a folder. Evaluation loads any checkpoint, joined on
         the first rank if no rank can hold it beside its own model."""
         if self._fits:
-            return super().load_checkpoint(checkpoint_path, weights_only)
+            return self._resume(checkpoint_path, weights_only)
         if not self.zero_stage_3:
             return AtomicCheckpointIO().load_checkpoint(checkpoint_path)
         checkpoint = AtomicCheckpointIO().load_checkpoint(checkpoint_path) if self.is_global_zero else {}
         self._weights_to_load = checkpoint.pop("state_dict", {})
         return self.broadcast(checkpoint)
+
+    def _resume(self, checkpoint_path: Any, weights_only: bool | None) -> dict[str, Any]:
+        """Frozen weights that the folder leaves out stay as they are; the optimizer's part has a shape for all others,
+        which DeepSpeed compares."""
+        module = self.lightning_module
+        assert module is not None
+        strict = module.strict_loading
+        module.strict_loading = strict and all(parameter.requires_grad for parameter in module.parameters())
+        try:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        finally:
+            module.strict_loading = strict
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None

@@ -1,6 +1,6 @@
 """Interface between the module and a strategy besides training: weights while they are built, read and written."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,9 +63,21 @@ class Sharding:
                 "start a new run from the exported model"
             )
 
-    def whole_state_dict(self) -> dict[str, Tensor]:
-        """All weights, on the CPU of the first rank; empty on the others. All ranks must call it."""
-        raise NotImplementedError
+    @contextmanager
+    def whole(self, tensor: Tensor) -> Iterator[Tensor]:
+        """Context with the whole of a weight of which this rank may hold a part. All ranks must enter it."""
+        yield tensor
+
+    def whole_state_dict(self: Any, names: Iterable[str]) -> dict[str, Tensor]:
+        """Weights of these names, on the CPU of the first rank; empty on the others. All ranks must call it."""
+        state = self.lightning_module.state_dict(keep_vars=True)
+        wanted = {name: state[name] for name in names}
+        copies: dict[int, Tensor] = {}  # tied weights stay one tensor
+        for tensor in {id(tensor): tensor for tensor in wanted.values()}.values():
+            with self.whole(tensor) as whole:
+                if self.is_global_zero:
+                    copies[id(tensor)] = whole.detach().to("cpu", copy=True)
+        return {name: copies[id(tensor)] for name, tensor in wanted.items()} if self.is_global_zero else {}
 
     def save_folder(self, checkpoint: dict[str, Any], folder: Path) -> None:
         """Writes what resuming needs, one part per rank. All ranks must call it."""
@@ -76,7 +88,7 @@ class Sharding:
         replaces an earlier one as a whole."""
         path = Path(self.broadcast(filepath))
         if is_weights_only(checkpoint):
-            weights = {**checkpoint, "state_dict": self.whole_state_dict()}
+            weights = {**checkpoint, "state_dict": self.whole_state_dict(checkpoint["state_dict"])}
             if self.is_global_zero:
                 AtomicCheckpointIO().save_checkpoint(weights, path)
             self.barrier()
