@@ -21,7 +21,7 @@ READERS = {
     "mlp": ("#94A0AC", "into MLPs"),
     "logits": (style.INK, "into the logits"),
 }
-DRAWN = 150  # edges in a picture; more become a tangle
+DRAWN = 60  # edges in a picture; more become a tangle
 
 
 def circuit_drawing(title: str, shape: Shape, circuit: Circuit, most: int = DRAWN) -> Figure:
@@ -33,7 +33,7 @@ def circuit_drawing(title: str, shape: Shape, circuit: Circuit, most: int = DRAW
     what = f"The {len(edges)} strongest of {count:,} edges" if len(edges) < count else f"All {count:,} edges"
     figure = style.new_figure(6.2, pitch * (grid.top + 0.8) + 1.3, title)
     axes = style.plain_axes(figure.subplots(), grid=False)
-    style.heading(axes, f"{what} that keep {share} of the effect", bold=False)
+    style.heading(axes, f"{what} of a circuit that keeps {share} of the effect", bold=False)
     _draw_edges(axes, edges)
     _draw_nodes(axes, grid, edges)
     axes.set_xlim(-0.8, grid.mlp_x + 1.3)

@@ -12,19 +12,19 @@ from lit_sparse.report.run.story_sections import Cell, link
 
 _MEASURED = (
     ("heads_for_80", "Heads for 80 % of the attention attribution", 1),
-    ("heads_for_80_by_connection", "The same between two positions, mean over pairs", 1),
-    ("heads_for_80_by_influence", "Heads for 80 % of the heads' influence", 1),
+    ("heads_for_80_by_connection", "Heads for 80 % between two positions, mean over pairs", 1),
+    ("heads_for_80_by_influence", "Heads for 80 % of the influence of all heads", 1),
     ("nodes", "Nodes", 0),
     ("links", "Links", 0),
     ("replacement_error", "Replacement error", 3),
     ("explained_variance", "Explained variance on the prompt", 3),
-    ("seconds", "Seconds", 1),
+    ("seconds", "Time to compute, seconds", 1),
 )
 
 
 class Fewer(NamedTuple):
-    """How many fewer heads one model needs than the other: the mean over prompts and its range, and the mean of what
-    moves between two positions where it is known."""
+    """How many fewer heads one model needs than the other: the mean over prompts and its range, and the mean of
+    heads between two positions where it is known."""
 
     models: list[str]
     mean: str

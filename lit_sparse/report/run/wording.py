@@ -34,12 +34,12 @@ def share_at_end(summary: RunSummary) -> str:
 
 
 def edges_before(summary: RunSummary) -> str:
-    """Open edges per query and head before training; older records measured their share on the validation split."""
+    """Open edges per query and head at the start of training (older records: the share on the validation split)."""
     return edges_at_start(summary.edges_per_query_start, summary.edge_fraction_start)
 
 
 def edges_tile(summary: RunSummary) -> Tile:
-    more = f"{share_at_end(summary)}; {edges_before(summary)} at the start"
+    more = f"{share_at_end(summary)}; {edges_before(summary)} at the start of training"
     return Tile("Open edges per query and head", decimal(summary.edges_per_query, 2), more)
 
 
@@ -60,7 +60,7 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
     rows = [
         ("Model", visible(summary.model or MISSING)),
         ("Open edges per query and head", f"{decimal(summary.edges_per_query, 2)} ({share_at_end(summary)})"),
-        ("… at the start", edges_before(summary)),
+        ("… at the start of training", edges_before(summary)),
         ("CE, base → sparse", f"{change} nats/token"),
         ("KL from the base model", f"{decimal(summary.kl)} nats/token"),
         (f"Constraint ({visible(kind)})" if kind else "Constraint", comparison),

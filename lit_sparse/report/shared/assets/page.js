@@ -35,6 +35,7 @@
     }
     return list;
   };
+  const number = (value) => value.toLocaleString("en-US");
   const written = (weight) => (weight < 0.001 ? "<.001" : weight >= 0.9995 ? "1" : weight.toFixed(3).slice(1));
 
   // One arc in a box 100 wide and `size` high; tokens are at the box's inner side.
@@ -71,8 +72,8 @@
         }, svg);
       }
       byId("count-" + side).textContent = side === "before"
-        ? `${list.length} edges of weight ≥ ${data.floor} drawn`
-        : `${list.length} of ${allowed} edges open`;
+        ? `${number(list.length)} of ${number(allowed)} edges drawn: those of weight ≥ ${data.floor}`
+        : `${number(list.length)} of ${number(allowed)} edges open`;
     }
     drawToken();
   };
@@ -80,8 +81,8 @@
   const sentence = (side, list) => {
     const paragraph = make("div", {}, reading);
     make("span", { class: "dot " + side }, paragraph);
-    paragraph.append(side === "before" ? "Before: " : "After: ");
-    if (!list.length) paragraph.append(side === "before" ? `no weight reaches ${data.floor}` : "reads no token: every edge is closed");
+    paragraph.append(side === "before" ? "Base model: " : "Sparse model: ");
+    if (!list.length) paragraph.append(side === "before" ? `all weights are below ${data.floor}` : "no token, because every edge is closed");
     list.slice(0, 8).forEach((edge, index) => {
       if (index) paragraph.append(", ");
       make("bdi", { text: names[edge.key] }, paragraph);
@@ -110,12 +111,12 @@
       }
     });
     if (current === null) {
-      reading.append("Hover, tap or focus a token to see which earlier tokens it reads in this head, and with what weight.");
+      reading.append("Point at a token, tap it or go to it with Tab. Then this box lists the tokens that the head reads there, with their attention weights.");
       return;
     }
     const line = make("div", {}, reading);
     make("bdi", { text: names[current] }, line);
-    line.append(` (token ${current}) in layer ${layer}, head ${head} reads`);
+    line.append(` (token ${current}): tokens that layer ${layer}, head ${head} reads here, with attention weights`);
     for (const side of SIDES) sentence(side, shown[side]);
   };
 
@@ -150,7 +151,7 @@
     make("span", { text: h, "aria-hidden": "true" }, map);
     for (let l = 0; l < data.layers; l++) {
       const count = data.after[l * data.heads + h].length / 2;
-      const name = `layer ${l}, head ${h}: ${count} of ${allowed} edges open`;
+      const name = `layer ${l}, head ${h}: ${number(count)} of ${number(allowed)} edges open`;
       const cell = make("button", {
         type: "button", role: "radio", class: "cell", "data-layer": l, "data-head": h, "aria-label": name, title: name,
       }, map);

@@ -115,7 +115,7 @@
       make("bdi", { text: query }, parent, false);
       parent.append(" reads ");
       make("bdi", { text: key }, parent, false);
-      parent.append(` with weight ${weight}; without it `);
+      parent.append(` with attention weight ${weight}; without this edge `);
       make("span", { class: data.effect[edge] < 0 ? "minus" : "plus", text: loss }, parent, false);
     };
     const listing = (title, edges) => {
@@ -136,19 +136,19 @@
       const title = make("div", {}, reading, false);
       make("bdi", { text: tokens[position].textContent }, title, false);
       title.append(position === last ? ", where the answer is read" : data.streams[position] === null ? ": no edge of the circuit" : "");
-      listing("It reads:", inLayers.filter((edge) => data.query[edge] === position));
-      listing("It is read:", inLayers.filter((edge) => data.key[edge] === position && data.query[edge] !== position));
+      listing("Edges into it:", inLayers.filter((edge) => data.query[edge] === position));
+      listing("Edges out of it:", inLayers.filter((edge) => data.key[edge] === position && data.query[edge] !== position));
     };
     const rest = () => {
       if (pinned) return pinned();
       highlight(null);
-      reading.append("Each line is an edge, named layer.head: what stands at its lower end is read at its upper end. Only layers with edges are drawn. The wider a line, ");
-      make("span", { class: "plus", text: "the more is lost without it" }, reading, false);
+      reading.append("A line is an edge, named layer.head. It starts below at the key, the token that is read, and ends above at the query. Only layers with edges are drawn. The wider a line, ");
+      make("span", { class: "plus", text: "the larger the loss without it" }, reading, false);
       if (data.effect.some((effect) => effect < 0)) {
-        reading.append("; without an ");
-        make("span", { class: "minus", text: "orange one the circuit does better" }, reading, false);
+        reading.append("; the circuit does better without an ");
+        make("span", { class: "minus", text: "orange one" }, reading, false);
       }
-      reading.append(". Point at a line or a token, or focus them with Tab and move with the arrow keys.");
+      reading.append(". Point at a line or a token, or go to them with Tab and the arrow keys.");
     };
 
     // --- mouse and keyboard ---
