@@ -87,8 +87,11 @@ def _draw_nodes(axes: Axes, grid: Grid, edges: Sequence[Edge]) -> None:
             facecolor=style.PAPER if place.kind == "head" else style.CLOSED, edgecolor=ink, linewidth=0.8, zorder=3,
         ))  # fmt: skip
         if grid.heads <= 24 or place.kind in ("embedding", "logits"):
-            axes.text(place.x, place.y - 0.01, label, ha="center", va="center_baseline", color=ink, zorder=4,
-                      fontsize=6.5 if len(label) < 4 else style.SMALL)  # fmt: skip
+            number = len(label) < 4
+            axes.text(
+                place.x, place.y - 0.01, label, ha="center", va="center_baseline" if number else "center", color=ink,
+                zorder=4, fontsize=6.5 if number else style.SMALL,
+            )  # fmt: skip
     for shared in {edge.reader.nodes: edge.reader for edge in edges if edge.reader.kind in ("key", "value")}.values():
         _draw_bar(axes, grid, shared)
 

@@ -6,6 +6,7 @@ Every function returns a matplotlib `Figure` and touches no global state (no pyp
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from lit_sparse.common.formatting import percent, visible
@@ -14,6 +15,7 @@ from lit_sparse.report.circuits.drawing import circuit_drawing
 from lit_sparse.report.circuits.values import PLURAL, mean_curve, size, times
 from lit_sparse.report.shared import style
 
+_HALO = [withStroke(linewidth=3, foreground=style.PAPER)]  # numbers stay legible on top of lines
 COLOURS: dict[Side, str] = {"base": style.VERMILLION, "sparse": style.BLUE}
 
 
@@ -78,7 +80,7 @@ def _mark(axes: Axes, side: Side, found: float, share: float, larger: bool) -> N
     axes.annotate(
         size(found), (found, share), xytext=(5, -5) if larger else (-5, 5), textcoords="offset points",
         ha="left" if larger else "right", va="top" if larger else "bottom",
-        fontsize=style.LARGE, fontweight="bold", color=COLOURS[side],
+        fontsize=style.LARGE, fontweight="bold", color=COLOURS[side], path_effects=_HALO,
     )  # fmt: skip
 
 
@@ -112,8 +114,10 @@ def ratio_plot(found: Comparison) -> Figure:
             colour = style.BLUE if ratio >= 1 else style.VERMILLION
             axes.plot(bounds, (y, y), color=colour, linewidth=2.0, solid_capstyle="butt")
             axes.plot([ratio], [y], marker="o", markersize=6, color=colour, markeredgecolor=style.PAPER)
-            axes.annotate(times(ratio), (ratio, y), xytext=(0, 6), textcoords="offset points", ha="center",
-                          fontsize=style.SMALL, color=style.INK if ratio >= 1 else colour)  # fmt: skip
+            axes.annotate(
+                times(ratio), (ratio, y), xytext=(0, 6), textcoords="offset points", ha="center",
+                fontsize=style.SMALL, color=style.INK if ratio >= 1 else colour, path_effects=_HALO,
+            )  # fmt: skip
             ends += [ratio, *bounds]
         axes.set_xscale("log")
         axes.set_xlim(min(ends) / 1.3, max(*ends, 2.0) * 1.3)

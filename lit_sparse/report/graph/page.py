@@ -85,7 +85,7 @@ def _answer(graph: GraphFile) -> str:
 def _side(graph: GraphFile, index: int) -> _Side:
     summary = graph.metadata.summary
     heads = sum(node.feature_type == HEAD for node in graph.nodes)
-    facts = [f"{count(len(graph.nodes))} nodes ({count(heads)} of heads)", f"{count(len(graph.links))} links"]
+    facts = [f"{count(len(graph.nodes))} nodes ({count(heads)} heads)", f"{count(len(graph.links))} links"]
     if summary is None:
         return _Side(f"graph {index + 1}", graph.metadata.scan, facts)
     facts += [

@@ -10,8 +10,8 @@ from lit_sparse.records.run_summary import RunSummary
 from lit_sparse.report.run.explorer import Explorer
 from lit_sparse.report.run.plots import render_plots
 from lit_sparse.report.run.wording import (
-    CONSTRAINT_NAMES,
     constraint_name,
+    constraint_words,
     edges_before,
     edges_tile,
     open_edges,
@@ -36,14 +36,13 @@ def write_page(record: RunRecord, path: str | os.PathLike[str], plots: Mapping[s
 def page_html(record: RunRecord, plots: Mapping[str, bytes]) -> str:
     """The page as text."""
     summary = record.summary
-    what = CONSTRAINT_NAMES.get(summary.constraint or "", "distance from the base model, or its loss,")
     return render(
         "run.html",
         model=summary.model or "a language model",
         title=_title(summary),
         summary=summary,
         constraint_name=constraint_name(summary),
-        constraint=summary.constraint_described or f"the model's {what} has to stay at or below the tolerance",
+        constraint=constraint_words(summary),
         tiles=_tiles(summary),
         rows=summary_rows(summary),
         everything=[(fmt.visible(key), fmt.visible(value)) for key, value in summary.as_json().items()],

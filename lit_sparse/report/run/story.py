@@ -18,7 +18,7 @@ from lit_sparse.report.run.explorer import Explorer
 from lit_sparse.report.run.plots import render_plots
 from lit_sparse.report.run.story_graphs import GraphsPart, heads_words, kind
 from lit_sparse.report.run.story_sections import Abilities, CircuitsPart, all_ratios, transcoder_rows
-from lit_sparse.report.run.wording import constraint_name, edges_tile, open_edges, summary_rows
+from lit_sparse.report.run.wording import constraint_name, constraint_words, edges_tile, open_edges, summary_rows
 from lit_sparse.report.shared.picture import Picture
 from lit_sparse.report.shared.rendering import render, write_html
 from lit_sparse.report.shared.tile import Tile
@@ -68,6 +68,8 @@ def run_html(parts: RunParts, out: Path, plots: Mapping[str, bytes]) -> str:
         "story.html",
         title=open_edges(summary) or "Report of a run",
         model=summary.model or parts.run_dir.name,
+        summary=summary,
+        constraint=constraint_words(summary),
         run=parts.run_dir.name,
         tiles=_tiles(parts, summary),
         sections=_sections(parts, out, plots),
@@ -97,7 +99,7 @@ class _Edges(NamedTuple):
 def _tiles(parts: RunParts, summary: RunSummary) -> list[Tile]:
     tiles = []
     if parts.record is not None:
-        more = f"{constraint_name(summary)}; tolerance {fmt.decimal(summary.tolerance)}"
+        more = f"{constraint_name(summary)}, nats per token; tolerance {fmt.decimal(summary.tolerance)}"
         tiles += [edges_tile(summary), Tile("Constraint", fmt.decimal(summary.constraint_value), more)]
     for level in LEVELS if parts.circuits else ():
         ratios = all_ratios(parts.circuits, level)

@@ -49,6 +49,12 @@ def constraint_name(summary: RunSummary) -> str:
     return CONSTRAINT_NAMES.get(kind, visible(kind)) if kind else "constraint"
 
 
+def constraint_words(summary: RunSummary) -> str:
+    """The constraint in words, as the run recorded it if it did."""
+    what = CONSTRAINT_NAMES.get(summary.constraint or "", "distance from the base model, or its loss,")
+    return summary.constraint_described or f"the model's {what} has to stay at or below the tolerance"
+
+
 def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
     """The summary as (label, value) rows; what is missing is a dash, what is optional is left out."""
     value, tolerance, kind = summary.constraint_value, summary.tolerance, summary.constraint
@@ -61,7 +67,7 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
         ("Model", visible(summary.model or MISSING)),
         ("Open edges per query and head", f"{decimal(summary.edges_per_query, 2)} ({share_at_end(summary)})"),
         ("… at the start of training", edges_before(summary)),
-        ("CE, base → sparse", f"{change} nats/token"),
+        ("Cross-entropy, base → sparse", f"{change} nats/token"),
         ("KL from the base model", f"{decimal(summary.kl)} nats/token"),
         (f"Constraint ({visible(kind)})" if kind else "Constraint", comparison),
         ("Constraint satisfied", satisfied_text(summary.satisfied)),

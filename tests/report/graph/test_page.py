@@ -73,7 +73,7 @@ def test_page_is_one_file_that_loads_nothing(tmp_path, graph):
     assert not re.findall(r'(?:src|href)="', html)
     assert "80 % of the attention attribution to the answer comes from 5 heads in the sparse model" in html
     assert "from 41 heads in the dense model" in html
-    assert "60 nodes (18 of heads)" in html and "replacement error 0.310" in html
+    assert "60 nodes (18 heads)" in html and "replacement error 0.310" in html
 
 
 def test_number_of_graphs_and_examples_is_checked(graph):

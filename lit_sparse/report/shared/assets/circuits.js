@@ -55,8 +55,8 @@
     }
     for (let head = 0; head < model.heads; head += Math.ceil(model.heads / 12)) make("text", { x: panel.x(head), y: height - 8 }, svg, head);
     make("text", { x: panel.x(model.mlp), y: height - 8 }, svg, "MLP");
-    make("text", { class: "axis", x: LEFT - 4, y: height - 8 }, svg, "head");
-    make("text", { class: "axis", x: LEFT - 4, y: panel.y(model.layers) - 13 }, svg, "layer");
+    make("text", { class: "axis name", x: 0, y: height - 8 }, svg, "head");
+    make("text", { class: "axis name", x: 0, y: panel.y(model.layers) - 14 }, svg, "layer");
     make("path", { class: "grid", d: dots }, svg);
     panel.lines = make("g", { class: "lines" }, svg);
     panel.lit = make("g", { class: "lines" }, svg);
