@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lit_sparse.records.sentence_circuit import SentenceCircuit, SentenceCircuits, by_strength
+from lit_sparse.records.sentence_circuit import KeptEdge, SentenceCircuit, SentenceCircuits, by_strength
 from lit_sparse.report.sentence.page import encode_circuit, sentence_html, write_sentence_page
 from lit_sparse.report.sentence.plot import circuit_figure
 from lit_sparse.report.sentence.snippet import snippet
@@ -160,3 +160,23 @@ def test_snippet_is_python_that_holds_the_claim(hostile, count):
     literals = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
     assert hostile.prompt in literals and hostile.model in literals and 1 in literals
     assert f"keeps its {count} edges" in text
+
+
+NAMES = """<script>
+const outside = [...document.querySelectorAll(".model")].map((model) => {
+  const box = model.querySelector("svg").getBoundingClientRect();
+  return [...model.querySelectorAll(".name rect")].map((name) => name.getBoundingClientRect())
+    .filter((name) => name.left < box.left || name.right > box.right).length;
+});
+const result = document.createElement("pre");
+result.id = "result";
+result.textContent = btoa(encodeURIComponent(JSON.stringify(outside)));
+document.body.append(result);
+</script>"""
+
+
+def test_names_of_edges_are_not_cut_off_in_a_narrow_window(tmp_path, drive_page):
+    tokens = ["a"] * 14
+    edges = [KeptEdge(11, 10, 13, 13, 0.9, 0.4), KeptEdge(3, 10, 0, 0, 0.9, 0.3)]
+    path = write_sentence_page(circuits(make_circuit(edges, tokens)), tmp_path / "a.html")
+    assert drive_page(path, NAMES, size=(480, 800)) == [0]

@@ -77,17 +77,19 @@
         hit.addEventListener("mouseenter", () => showEdge(edge));
         hit.addEventListener("mouseleave", rest);
       }
-      labels = data.labelled ? place(points) : [];
+      labels = data.labelled ? place(points, box.width) : [];
       make("circle", { class: "node", cx: x(last), cy: y(height), r: 5 }, svg);
       make("text", { class: "answer", x: x(last) + 6, y: y(height) - 12, "text-anchor": "end", text: answer.length > 24 ? `${answer.slice(0, 23)}…` : answer }, svg);
       rest();
     };
     // Names of edges, the strongest first, each where it covers the least of those before it.
-    const place = (points) => {
+    const place = (points, width) => {
       const taken = [];
       return points.map(([a, control, b], edge) => {
         const text = `${data.layer[edge]}.${data.head[edge]}`, half = 3.1 * text.length + 3;
-        const at = (t, i) => (1 - t) ** 2 * a[i] + 2 * t * (1 - t) * control[i] + t ** 2 * b[i];
+        const on = (t, i) => (1 - t) ** 2 * a[i] + 2 * t * (1 - t) * control[i] + t ** 2 * b[i];
+        const inside = (x) => Math.max(half + 1, Math.min(width - half - 1, x)); // at the drawing's sides no name is cut off
+        const at = (t, i) => (i ? on(t, 1) : inside(on(t, 0)));
         const covers = (t) => taken.reduce((sum, one) => sum + Math.max(0, half + one.half - Math.abs(at(t, 0) - one.x)) * Math.max(0, 16 - Math.abs(at(t, 1) - one.y)), 0);
         const t = ALONG.find((one) => covers(one) === 0) ?? ALONG.reduce((best, one) => (covers(one) < covers(best) ? one : best));
         taken.push({ x: at(t, 0), y: at(t, 1), half });

@@ -77,6 +77,7 @@
       for (let layer = 0; layer <= data.layers; layer += data.layers > 12 ? 5 : 1) {
         make("text", { x: Math.max(4, x(0) - 26), y: y(layer) + 4, "text-anchor": "middle", text: layer }, svg, true);
       }
+      make("text", { x: 0, y: y(data.layers) - 12, text: "layer" }, svg, true);
       const sums = new Map(), read = new Array(data.size).fill(-1);
       for (const edge of on) {
         const name = (data.layer[edge] * data.size + data.query[edge]) * data.size + data.key[edge];
