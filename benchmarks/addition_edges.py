@@ -17,7 +17,7 @@ from machine import RESULTS, machine
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 
-from lit_sparse import load_sparse
+from lit_sparse import from_pretrained
 from lit_sparse.attention import open_edges
 from lit_sparse.models.base import load_tokenizer
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    model, tokenizer = load_sparse(folder), load_tokenizer(str(folder))
+    model, tokenizer = from_pretrained(folder), load_tokenizer(str(folder))
     ids = torch.tensor([tokenizer.encode(text, add_special_tokens=False) for text in TEXTS])
     right = (model(ids).logits.argmax(-1)[:, 5:8] == ids[:, ANSWER]).all(dim=1)
 

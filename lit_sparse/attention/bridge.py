@@ -77,7 +77,7 @@ def gated_attention_forward(
     if not hasattr(module, "edge_gate"):
         raise DenseAttentionError(
             "this model's configuration asks for lit_sparse's attention, and it has no gates: it was built from a "
-            "sparse model's config. Load sparse models with lit_sparse.load_sparse(folder), or call "
+            "sparse model's config. Load sparse models with lit_sparse.from_pretrained(name), or call "
             "lit_sparse.sparsify(model) on a dense one"
         )
     refuse_unknown_keywords(kwargs)

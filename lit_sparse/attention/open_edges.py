@@ -80,7 +80,9 @@ def open_edges(model: nn.Module, input_ids: Int[Tensor, "batch query"], **inputs
     """
     modules = attention_modules(model)
     if not modules:
-        raise ValueError("this model has no gates: call lit_sparse.sparsify(model) or load_sparse(folder) first")
+        raise ValueError(
+            "this model has no gates: call lit_sparse.sparsify(model) or lit_sparse.from_pretrained(name) first"
+        )
     layers: list[OpenEdges] = []
 
     def attend(

@@ -45,7 +45,7 @@ def export_command(args: Sequence[str]) -> None:
     assert module.model is not None
     tokenizer = cli.datamodule.load_tokenizer() if hasattr(cli.datamodule, "load_tokenizer") else None
     export_sparse(module.model, out, measured=_measured(run_dir, checkpoint, module).as_json(), tokenizer=tokenizer)
-    print(f"wrote {out}; load it with lit_sparse.load_sparse({str(out)!r})")
+    print(f"wrote {out}; load it with lit_sparse.from_pretrained({str(out)!r})")
 
 
 def _measured(run_dir: Path, checkpoint: dict[str, Any], module: SparseAttentionModule) -> RunSummary:

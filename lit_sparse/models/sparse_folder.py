@@ -38,11 +38,20 @@ from lit_sparse.models.adapters import (
     merge_adapters,
     write_adapters,
 )
-from lit_sparse.models.base import BASE_CONFIG_FILE, SPARSE_FILE, VARIANT, load_model, load_weights
+from lit_sparse.models.base import (
+    BASE_CONFIG_FILE,
+    LOGGED_IN,
+    SPARSE_FILE,
+    VARIANT,
+    HubAccess,
+    load_model,
+    load_weights,
+)
 from lit_sparse.models.card import model_card
 from lit_sparse.models.digest import digest_of
 
 GATES_FILE = "gates.safetensors"
+_WEIGHTS_FILE, _INDEX_FILE = f"model.{VARIANT}.safetensors", f"model.safetensors.index.{VARIANT}.json"
 _FORMAT = 2
 
 
@@ -174,16 +183,20 @@ def load_sparse(
     dtype: torch.dtype = torch.float32,
     backend: Backend | str = Backend.AUTO,
     trust_remote_code: bool = False,
+    access: HubAccess = LOGGED_IN,
 ) -> PreTrainedModel:
     """The sparse model of a folder that `export_sparse`, `export_adapters` or `save_pretrained` wrote, in evaluation
     mode; `generate` works.
+
+    Args:
+        access: to the hub that adapters' base is on.
 
     Raises:
         ValueError: not such a folder, or gates that do not fit the model.
     """
     folder = Path(folder).expanduser()
     description = _describe(folder)
-    model = _load_dense(folder, dtype, trust_remote_code)
+    model = _load_dense(folder, dtype, trust_remote_code, access)
     model.name_or_path = description["measured"].get("model", "")
     kept_dense = set(description["dense_layers"])
     model = sparsify(
@@ -232,9 +245,7 @@ def continue_from(folder: str | Path, model: Any, base: str) -> None:
 
 def _describe(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
-        raise ValueError(
-            f"no folder {str(folder)!r}. Models on a hub are downloaded first: `hf download NAME --local-dir FOLDER`"
-        )
+        raise ValueError(f"no folder {str(folder)!r}; lit_sparse.from_pretrained loads models of a hub by name")
     if not (folder / SPARSE_FILE).is_file():
         hint = ""
         if (folder / "model" / SPARSE_FILE).is_file():
@@ -249,6 +260,23 @@ def _describe(folder: Path) -> dict[str, Any]:
             f"{_FORMAT}: write the folder again (`main.py export` from a run's checkpoint)"
         )
     return description
+
+
+def missing_files(folder: Path) -> list[str]:
+    """Names of the files that a sparse model folder lacks, of those that the model is loaded from."""
+    needed = [SPARSE_FILE, GATES_FILE]
+    if any((folder / name).is_file() for name in ADAPTERS_FILES):
+        needed += ADAPTERS_FILES
+    else:
+        needed += [BASE_CONFIG_FILE, *_weights_files(folder)]
+    return [name for name in needed if not (folder / name).is_file()]
+
+
+def _weights_files(folder: Path) -> list[str]:
+    index = folder / _INDEX_FILE
+    if not index.is_file():
+        return [_WEIGHTS_FILE]
+    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
 
 
 def _load_gates(model: nn.Module, folder: Path) -> None:
@@ -267,11 +295,12 @@ def base_of_adapters(folder: Path) -> str | None:
     return _describe(folder)["measured"]["model"] if (folder / ADAPTERS_FILE).is_file() else None
 
 
-def _load_dense(folder: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+def _load_dense(folder: Path, dtype: torch.dtype, trust_remote_code: bool, access: HubAccess) -> PreTrainedModel:
     base = base_of_adapters(folder)
     if base is None:
         return load_weights(folder, dtype=dtype, trust_remote_code=trust_remote_code)
-    return merge_adapters(load_model(base, dtype=dtype, trust_remote_code=trust_remote_code), folder)
+    model = load_model(base, dtype=dtype, trust_remote_code=trust_remote_code, access=access)
+    return merge_adapters(model, folder)
 
 
 def _without_adapters(model: nn.Module) -> Any:

@@ -10,6 +10,7 @@ from typing import Generic, Literal, NamedTuple, Self, TypeVar
 from pydantic import BaseModel
 
 from lit_sparse.common.files import write_atomically
+from lit_sparse.common.late import lent
 from lit_sparse.records.reading import Text, read_json
 
 Side = Literal["base", "sparse"]
@@ -212,6 +213,15 @@ class Comparison(NamedTuple):
         rows = json.dumps([row.model_dump() for row in self.rows], indent=2)
         write_atomically(folder / COMPARISON, (rows + "\n").encode())
         write_atomically(folder / DETAILS, (self.result.model_dump_json() + "\n").encode())
+
+    def __repr__(self) -> str:
+        tasks = ", ".join(task.task for task in self.result.tasks)
+        return f"<Comparison of circuits: {' with '.join(self.result.names)}; tasks: {tasks}>"
+
+    def _repr_html_(self) -> str:
+        """As of `Shown`, which a named tuple cannot inherit."""
+        html: str = lent("notebook_html")(self)
+        return html
 
     def row(self, task: str, level: Level, share: float) -> ComparisonRow | None:
         wanted = (task, level, share)

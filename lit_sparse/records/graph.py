@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from lit_sparse.common.files import write_atomically
 from lit_sparse.records.graph_summary import GraphSummary
 from lit_sparse.records.reading import Finite, Text
+from lit_sparse.records.shown import Shown
 
 SCHEMA_VERSION = 1
 FEATURE, ERROR, TOKEN, LOGIT, HEAD = (
@@ -116,7 +117,7 @@ class Link(_Part):
     weight: Finite
 
 
-class GraphFile(_Part):
+class GraphFile(Shown, _Part):
     """The whole file.
 
     Raises:
@@ -144,6 +145,10 @@ class GraphFile(_Part):
         if (unknown := next((one for one in named if one not in ids), None)) is not None:
             raise ValueError(f"{unknown!r} is no node of the graph, but a link, a pin or a supernode names it")
         return self
+
+    def __repr__(self) -> str:
+        size = f"{len(self.nodes):,} nodes, {len(self.links):,} links"
+        return f"<GraphFile: {self.metadata.prompt!r}, {size}>"
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

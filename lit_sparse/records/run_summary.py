@@ -5,6 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from lit_sparse.records.shown import Shown
+
 # A loss may be infinite or not a number: that is not known, in files as here.
 Number = Annotated[
     float | None,
@@ -12,7 +14,7 @@ Number = Annotated[
 ]
 
 
-class RunSummary(BaseModel):
+class RunSummary(Shown, BaseModel):
     """A run in numbers: the test split throughout, start and end, in nats per token with deterministic gates.
 
     What an older version did not measure is None. Fields of other versions are kept as they are.

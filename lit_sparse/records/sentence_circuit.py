@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, NonNegativeInt, ValidationInfo, field_val
 from lit_sparse.common.files import write_atomically
 from lit_sparse.common.late import lent
 from lit_sparse.records.reading import Finite, Text, read_json
+from lit_sparse.records.shown import Shown
 
 FORMAT: Literal[1] = 1
 Off = Literal["mean", "zero", "corrupted"]
@@ -59,7 +60,7 @@ class Control(BaseModel):
     edges: int | None
 
 
-class SentenceCircuit(BaseModel):
+class SentenceCircuit(Shown, BaseModel):
     """One prompt in one model.
 
     ids, tokens: of the prompt.
@@ -128,6 +129,10 @@ class SentenceCircuit(BaseModel):
             raise ValueError("edges that pass what they do on a corrupted prompt need one of as many tokens")
         return self
 
+    def __repr__(self) -> str:
+        edges = f"{len(self.edges):,} of {self.open:,} open edges, {'enough' if self.enough else 'not enough'}"
+        return f"<SentenceCircuit: {self.prompt!r} → {self.answer!r} ({self.kind}); {edges}>"
+
     def apply(self, model: Any) -> AbstractContextManager[Any]:
         """A context in which only these edges are kept on the prompt: see
         `lit_sparse.circuits.attention_edges.apply.apply_circuit`."""
@@ -146,10 +151,13 @@ class SentenceCircuit(BaseModel):
         return self.circuit.kl <= (self.nats or 0.0)
 
 
-class SentenceCircuits(BaseModel):
+class SentenceCircuits(Shown, BaseModel):
     """circuit.json: the same prompt in one model or two, the one asked for first."""
 
     circuits: Annotated[list[SentenceCircuit], Field(min_length=1, max_length=2)]
+
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self.circuits))
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> Self:

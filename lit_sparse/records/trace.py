@@ -49,6 +49,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from lit_sparse.records.shown import Shown
+
 FORMAT = 2
 EDGES_WRITTEN = 5_000
 
@@ -88,8 +90,8 @@ class Ablation:
     probability: float
 
 
-@dataclass
-class Trace:
+@dataclass(repr=False)
+class Trace(Shown):
     """Why one model's next token came out as it did. Fields: see the module's docstring."""
 
     model: str
@@ -124,6 +126,10 @@ class Trace:
     def total(self) -> float:
         """Sum of all |contribution|."""
         return float(np.abs(self.edges.contribution).sum())
+
+    def __repr__(self) -> str:
+        kept = f"{self.shown.edges:,} of {self.open:,} open edges keep {self.shown.probability:.3f} of it"
+        return f"<Trace: {self.prompt!r} → {self.answer!r} with p = {self.probability:.3f} ({self.kind}); {kept}>"
 
     def as_json(self, edges: int = EDGES_WRITTEN) -> dict[str, object]:
         """The trace's entry in trace.json, with at least the edges shown."""

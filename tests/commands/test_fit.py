@@ -10,7 +10,7 @@ import yaml
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import results_table
-from lit_sparse import SparseAttentionModule, load_sparse
+from lit_sparse import SparseAttentionModule, from_pretrained
 from lit_sparse.commands.fit import SparseCLI
 from lit_sparse.commands.main import _COMMANDS, main
 from lit_sparse.models.digest import digest_of
@@ -134,7 +134,7 @@ def test_a_summary_is_of_the_test_split_alone(make_config, tmp_path, capsys):
 
 
 def test_the_exported_model_is_the_chosen_one(finished):
-    model = load_sparse(finished / "model")
+    model = from_pretrained(finished / "model")
     best = torch.load(finished / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
     assert all(torch.equal(best[f"model.{name}"], value) for name, value in model.state_dict().items())
     assert (finished / "model" / "tokenizer.json").is_file()
@@ -156,7 +156,7 @@ def test_export_gives_the_checkpoints_logits(finished, tmp_path, which, capsys):
     ids = torch.arange(12)[None]
     with torch.no_grad():
         expected = module.eval().model(ids, use_cache=False).logits
-        found = load_sparse(tmp_path / "out")(ids, use_cache=False).logits
+        found = from_pretrained(tmp_path / "out")(ids, use_cache=False).logits
     assert torch.equal(found, expected)
     described = json.loads((tmp_path / "out" / "sparse.json").read_text())["measured"]
     if which == "last":
@@ -191,7 +191,7 @@ def test_export_and_info_need_not_run_where_training_ran(finished, tmp_path, cap
     elsewhere.write_text(yaml.safe_dump(config))
     ckpt = finished / "checkpoints" / "best.ckpt"
     main(["export", "--ckpt", str(ckpt), "--out", str(tmp_path / "out"), "--config", str(elsewhere)])
-    assert load_sparse(tmp_path / "out") is not None
+    assert from_pretrained(tmp_path / "out") is not None
     main(["info", "--config", str(elsewhere)])
     assert "memory" in capsys.readouterr().out
 

@@ -17,11 +17,11 @@ LOAD = """
 import sys
 import lit_sparse
 try:
-    lit_sparse.load_sparse(sys.argv[1])
+    lit_sparse.from_pretrained(sys.argv[1])
 except ValueError as error:
     print(error)
 import my_gates
-print(lit_sparse.attention.gates_of(lit_sparse.load_sparse(sys.argv[1]))[0].config)
+print(lit_sparse.attention.gates_of(lit_sparse.from_pretrained(sys.argv[1]))[0].config)
 """
 
 
@@ -52,7 +52,7 @@ def test_it_is_trained_exported_and_loaded(my_gates, make_config, tmp_path, star
     folder = tmp_path / "run/model"
     expected = {"cutoff": -3.5, "slope": 7.0, "learnable": True, "normalisation": "all", "centered": False}
     assert json.loads((folder / "sparse.json").read_text())["gate"] == {"family": "mine", **expected}
-    model = lit_sparse.load_sparse(folder)
+    model = lit_sparse.from_pretrained(folder)
     assert {type(found) for found in gates_of(model)} == {my_gates.MyGate}
     assert any((found.cutoff != -3.5).any() for found in gates_of(model)), "what was learned, not where it started"
     assert float(gates_of(model)[0].form().sharpness) == 7.0

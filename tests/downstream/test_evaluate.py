@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
-from lit_sparse import load_sparse
+from lit_sparse import from_pretrained
 from lit_sparse.commands.main import main
 from lit_sparse.downstream import SHIPPED, score_text
 from lit_sparse.downstream.text import pack_text, text_files
@@ -104,7 +104,7 @@ def test_tasks_against_the_base(sparse_folder, llama_folder, character_tokenizer
     evaluate("--model", sparse_folder, "--tasks", task_file, "--out", tmp_path / "out", "--batch_size", 3)
     printed = capfd.readouterr()
     found = measured(tmp_path / "out")
-    ours = answers(load_sparse(sparse_folder), character_tokenizer)
+    ours = answers(from_pretrained(sparse_folder), character_tokenizer)
     base = answers(load_model(str(llama_folder)), character_tokenizer)
     assert (ours != base).any(), "the gates must matter here"
     assert found["complete"] and found["against"] == str(llama_folder) and found["text"] is None
@@ -146,7 +146,7 @@ def test_generation_and_perplexity_tasks(sparse_folder, character_tokenizer, tas
     evaluate("--model", sparse_folder, "--tasks", names, "--limit", 5, "--out", tmp_path / "out")
     rows = {row["task"]: row for row in measured(tmp_path / "out")["tasks"]}
     assert rows["written"]["metric"] == "exact_match" and rows["written"]["difference"]["stderr"] is not None
-    model, bits, size = load_sparse(sparse_folder), 0.0, 0
+    model, bits, size = from_pretrained(sparse_folder), 0.0, 0
     for question in QUESTIONS[:5]:
         ids = torch.tensor([[character_tokenizer.eos_token_id, *character_tokenizer(question["context"]).input_ids]])
         with torch.no_grad():
@@ -166,7 +166,7 @@ def test_text_against_the_base(sparse_folder, llama_folder, character_tokenizer,
     )
     found, printed = measured(tmp_path), capsys.readouterr().out
     blocks = pack_text(text_files(str(text_file)), character_tokenizer, 20)
-    sparse, base = load_sparse(sparse_folder, backend="reference"), load_model(str(llama_folder))
+    sparse, base = from_pretrained(sparse_folder, backend="reference"), load_model(str(llama_folder))
     per_token, opened, allowed = [], 0.0, 0.0
     for index in range(len(blocks)):
         batch = blocks[index]
@@ -199,7 +199,7 @@ def test_text_against_the_base(sparse_folder, llama_folder, character_tokenizer,
 
 def test_batches_do_not_change_a_text(sparse_folder, llama_folder, character_tokenizer, text_file):
     blocks = pack_text(text_files(str(text_file)), character_tokenizer, 16)
-    sparse, base = load_sparse(sparse_folder), load_model(str(llama_folder))
+    sparse, base = from_pretrained(sparse_folder), load_model(str(llama_folder))
     one, all_together = (score_text(sparse, base, blocks, batch_size=size) for size in (1, 100))
     for name in ("ce", "base_ce", "difference", "kl"):
         assert getattr(one, name) == pytest.approx(getattr(all_together, name), rel=1e-4)

@@ -180,7 +180,7 @@ def test_nothing_else_takes_it_for_a_dense_model(exported, adapters, form, llama
     import peft
 
     folder = exported if form == "whole" else adapters
-    with pytest.raises(ValueError, match=r"lit_sparse\.load_sparse"):
+    with pytest.raises(ValueError, match=r"lit_sparse\.from_pretrained"):
         load_model(str(folder))
     with pytest.raises(OSError, match=r"model\.safetensors"):
         LlamaForCausalLM.from_pretrained(folder)
@@ -339,8 +339,8 @@ def test_a_model_without_gates_is_refused(llama_folder, tmp_path):
 def test_folders_that_are_no_sparse_ones(llama_folder, exported, tmp_path):
     for folder, complaint in (
         (llama_folder, r"has no sparse\.json; it is a dense model, which lit_sparse\.sparsify gives gates"),
-        (tmp_path / "nope", "no folder .*nope'. Models on a hub are downloaded first"),
-        ("somebody/model", "no folder 'somebody/model'. Models on a hub are downloaded first"),
+        (tmp_path / "nope", "no folder .*nope'; lit_sparse.from_pretrained loads"),
+        ("somebody/model", "no folder 'somebody/model'; lit_sparse.from_pretrained loads"),
         (shutil.copytree(exported, tmp_path / "run" / "model").parent, r"the model of that run is .*run/model"),
         (tmp_path, r"is no sparse model folder: it has no sparse\.json$"),
     ):

@@ -48,6 +48,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., subproce
         command = [
             browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-background-networking", "--disable-component-update", "--disable-sync",
+            "--disable-features=IsolateSandboxedIframes",  # virtual time holds in frames of the page's own process only
             "--disable-dev-shm-usage", f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
             "--enable-logging=stderr", "--v=0", *options, path.as_uri(),
         ]  # fmt: skip

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from lit_sparse import load_sparse
+from lit_sparse import from_pretrained
 from lit_sparse.data import TextData
 from lit_sparse.downstream.text import score_text
 from lit_sparse.models.compared import find_candidates
@@ -39,7 +39,7 @@ def test_the_release_is_what_its_card_says(name, apart):
     candidate, base = find_candidates(str(RELEASE / name), None)
     measured = candidate.measured
     text = TextData(["python-docs"], candidate.tokenizer, sequence_length=256, test_sequences=8).build().test
-    score = score_text(load_sparse(RELEASE / name), base.load(torch.float32), text, batch_size=4)
+    score = score_text(from_pretrained(RELEASE / name), base.load(torch.float32), text, batch_size=4)
     # 2,000 tokens of a part of the text that the card's 16,000 are from: documents differ by a quarter or so.
     assert score.edges_per_query == pytest.approx(measured["edges_per_query"], rel=0.5)
     assert score.kl.value < 1.5 * measured["kl"]

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar, RichProgre
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, IterableDataset
 
-from lit_sparse import SparseAttentionModule, load_sparse
+from lit_sparse import SparseAttentionModule, from_pretrained
 from lit_sparse.commands.main import main
 from lit_sparse.common.errors import Interrupted
 from lit_sparse.data import AdditionData
@@ -52,7 +52,7 @@ def fit(llama_folder, tmp_path):
 
 
 def weights(folder):
-    return load_sparse(folder / "model").state_dict()
+    return from_pretrained(folder / "model").state_dict()
 
 
 def summary_of(folder):
@@ -146,7 +146,7 @@ def test_anybodys_data_module_serves(fit, llama_folder, tmp_path):
     module = make(llama_folder, start=Calibration(kl=0.05))
     fit("run", data=Others(), module=module)
     assert 0 < summary_of(tmp_path / "run")["edge_fraction_start"] < 1  # of the validation split, there is no other
-    assert load_sparse(tmp_path / "run/model") is not None
+    assert from_pretrained(tmp_path / "run/model") is not None
 
 
 def test_loaders_without_a_data_module_serve(llama_folder, tmp_path):

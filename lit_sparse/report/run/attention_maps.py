@@ -22,15 +22,20 @@ LABELLED_TOKENS = 48  # above this many tokens only every second, third, ... is 
 
 
 def strongest_heads(example: AttentionExample, most: int) -> list[tuple[int, int]]:
-    """The (layer, head) pairs with the most gated attention between different tokens.
+    """The (layer, head) pairs with the most attention between tokens in the sparse model: see `moving_most`."""
+    return moving_most(example.after, most)
+
+
+def moving_most(weights: Float[np.ndarray, "layers heads tokens tokens"], most: int) -> list[tuple[int, int]]:
+    """The (layer, head) pairs with the most attention between different tokens.
 
     Attention to the first token (the usual sink) and to oneself says little and only breaks ties.
     """
-    weights = np.tril(np.nan_to_num(example.after.astype(np.float64)))
+    weights = np.tril(np.nan_to_num(weights.astype(np.float64)))
     total = weights.sum((2, 3)).ravel()
     moved = np.tril(weights, k=-1)[..., 1:].sum((2, 3)).ravel()
     order = np.lexsort((-total, -moved))[:most]
-    heads = example.after.shape[1]
+    heads = weights.shape[1]
     return [(int(index) // heads, int(index) % heads) for index in order]
 
 

@@ -22,7 +22,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_sparse import Probability, SparseAttentionModule, load_sparse
+from lit_sparse import Probability, SparseAttentionModule, from_pretrained
 from lit_sparse.commands.main import main
 from lit_sparse.common.errors import NonFiniteLossError
 from lit_sparse.data import AdditionData
@@ -473,13 +473,13 @@ def test_a_sharded_run_ends_in_a_report_and_exports(make_config, start_python, t
     run_dir = tmp_path / "run"
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == 6
     assert (run_dir / "report.html").is_file()
-    load_sparse(run_dir / "model")
+    from_pretrained(run_dir / "model")
 
     last = run_dir / "checkpoints" / "last.ckpt"
     assert last.is_dir()
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     main(["export", "--ckpt", str(last), "--out", str(tmp_path / "out")])
-    exported = load_sparse(tmp_path / "out").state_dict()
+    exported = from_pretrained(tmp_path / "out").state_dict()
     expected = weights(last.parent, last.name)
     if lora:  # merged: the weight of the base and the adapters' product
         own = {name.removeprefix("model.base_model.model."): value for name, value in expected.items()}

@@ -282,7 +282,7 @@
   // --- the address: sliders, and by graph what is clicked, pinned and grouped where it is not what the file says ---
   let ready = false;
   const remember = () => {
-    if (!ready) return;
+    if (!ready || location.href === "about:srcdoc") return; // a frame in a notebook has no address of its own
     const address = new URLSearchParams();
     address.set("reach", reachSlider.value);
     address.set("floor", floorSlider.value);

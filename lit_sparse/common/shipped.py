@@ -1,0 +1,40 @@
+"""Files that come with the package: configs, releases, examples.
+
+A wheel has them inside the package. Of an editable install they lie in the repository, beside the package.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+Kind = Literal["configs", "release", "examples"]
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def shipped(kind: Kind, name: str) -> Path | None:
+    """The file or folder of this name, None where none is shipped.
+
+    Args:
+        name: as it lies in the folder of its kind (`paper/addition.yaml`, `smollm2_2048`); a config may leave out
+            `.yaml`.
+    """
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        return None
+    names = [name, f"{name}.yaml"] if kind == "configs" else [name]
+    found = (root / part for root in _roots(kind) for part in names)
+    return next((path for path in found if (path.is_file() if kind == "configs" else path.exists())), None)
+
+
+def shipped_names(kind: Kind) -> list[str]:
+    """Names of what is shipped: of configs their files, in folders too, else what lies in the folder of the kind."""
+    for root in _roots(kind):
+        if kind == "configs":
+            return sorted(file.relative_to(root).as_posix() for file in root.rglob("*.yaml"))
+        return sorted(path.name for path in root.iterdir() if not path.name.startswith(("_", ".")))
+    return []
+
+
+def _roots(kind: Kind) -> list[Path]:
+    beside = _PACKAGE.parent
+    roots = [_PACKAGE, beside] if (beside / "pyproject.toml").is_file() else [_PACKAGE]
+    return [root / kind for root in roots if (root / kind).is_dir()]
