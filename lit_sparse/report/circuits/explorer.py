@@ -1,4 +1,4 @@
-"""The page's interactive piece: base and sparse circuit side by side, and what each head reads on an example.
+"""The page's interactive part: base and sparse circuit side by side, and each head's attention on an example.
 
 Python says where things are, `assets/circuits.js` draws. All text travels as JSON that cannot leave its element and
 reaches the page as text, never as HTML.
@@ -18,7 +18,7 @@ LISTED = 2_000  # edges of one circuit in the page
 
 
 class CircuitsExplorer(NamedTuple):
-    """What `circuits_explorer.html` shows: names of tasks, and data by task."""
+    """Data of `circuits_explorer.html`: names of tasks, and numbers by task."""
 
     tasks: list[str]
     data: list[dict[str, Any]]
@@ -35,7 +35,7 @@ def _has_circuit(model: ModelOnTask | None) -> bool:
 
 
 def encode_task(task: TaskResult) -> dict[str, Any]:
-    """What the script needs of a task; a side without a circuit is null."""
+    """Data of a task for the script; a side without a circuit is null."""
     return {"task": visible(task.task)} | {side: _encode_model(task.of(side)) for side in SIDES}
 
 

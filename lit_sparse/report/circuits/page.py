@@ -58,7 +58,7 @@ def circuits_html(found: Comparison, plots: Mapping[str, bytes]) -> str:
 
 
 class _Row(NamedTuple):
-    """What keeps one share of a task's effect, by level; and the open attention edges, by side."""
+    """Sizes that keep one share of a task's effect, by level, and the open attention edges, by side."""
 
     share: float
     levels: list[Kept]

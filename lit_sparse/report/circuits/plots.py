@@ -85,7 +85,7 @@ def _mark(axes: Axes, side: Side, found: float, share: float, larger: bool) -> N
 
 
 def _count_axis(axes: Axes, most: int) -> None:
-    """A log axis of counts that has a place for 0."""
+    """A log axis of counts that also shows 0."""
     axes.set_xscale("symlog", linthresh=1, linscale=0.4)
     start = min((float(np.min(line.get_xdata())) for line in axes.lines[1:]), default=1.0)
     axes.set_xlim(0 if start < 1 else 0.9, most * 1.1)

@@ -1,4 +1,4 @@
-"""What the table, the plots and the page of a comparison of circuits have in common: look-ups and wording."""
+"""Look-ups and wording of a comparison of circuits, for its table, plots and page."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,7 +12,7 @@ PLURAL: dict[Level, str] = {"head": "heads", "edge": "edges"}
 
 
 class Kept(NamedTuple):
-    """How many heads or edges keep a share of a task's effect, in words; a dash is not known.
+    """Numbers of heads or edges that keep a share of a task's effect, in words; a dash is not known.
 
     smaller: whether the sparse model's circuit is the smaller one; None where the interval does not tell.
     """
@@ -83,7 +83,7 @@ def interval(row: ComparisonRow) -> str:
 
 
 def smaller(row: ComparisonRow) -> bool | None:
-    """Whether the sparse model's circuit is the smaller one; None where the interval does not tell."""
+    """True if the sparse model's circuit is the smaller one; None where the interval does not tell."""
     low, high = row.ratio_low, row.ratio_high
     if low is None or high is None or low <= 1 <= high:
         return None
@@ -91,7 +91,7 @@ def smaller(row: ComparisonRow) -> bool | None:
 
 
 def ratio_range(values: Sequence[float]) -> str:
-    """Where ascending ratios lie: 1.40x to 4.50x fewer, 1.20x to 4.33x more, or 4.33x more to 1.20x fewer."""
+    """Range of ascending ratios: 1.40x to 4.50x fewer, 1.20x to 4.33x more, or 4.33x more to 1.20x fewer."""
     if not values:
         return MISSING
     first, last = (times(values[end]) for end in ((-1, 0) if values[-1] < 1 else (0, -1)))

@@ -55,7 +55,7 @@ def graph_html(graphs: Sequence[GraphFile], examples: Sequence[Examples | None] 
 
 
 class _Side(NamedTuple):
-    """What the page says of one graph."""
+    """Facts of one graph on the page."""
 
     kind: str
     model: str

@@ -40,7 +40,7 @@ def moving_most(weights: Float[np.ndarray, "layers heads tokens tokens"], most: 
 
 
 def open_edges(weights: Float[np.ndarray, "layers heads tokens tokens"]) -> Int[np.ndarray, "tokens tokens"]:
-    """How many heads have the edge (query, key) open."""
+    """Number of heads in which the edge (query, key) is open."""
     opened: Bool[np.ndarray, "layers heads tokens tokens"] = np.tril(np.nan_to_num(weights) > 0)
     return np.asarray(opened.sum((0, 1)))
 

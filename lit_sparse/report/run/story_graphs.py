@@ -1,4 +1,4 @@
-"""What the story of a run says of attribution graphs; `templates/story/graphs.html` lays it out."""
+"""Section of a run's story on attribution graphs; `templates/story/graphs.html` lays it out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ _MEASURED = (
 
 
 class Fewer(NamedTuple):
-    """How many fewer heads one model needs than the other: the mean over prompts and its range, and the mean of
+    """Ratio of the heads that two models need: the mean over prompts and its range, and the mean of
     heads between two positions where it is known."""
 
     models: list[str]
@@ -68,7 +68,7 @@ class GraphsPart(NamedTuple):
 
 
 def kind(model: ModelSpread) -> str:
-    """What a model is called, after "the": the sparse or the dense one."""
+    """Name of a model after "the": sparse model, dense model or model."""
     return {True: "sparse model", False: "dense model", None: "model"}[model.sparse]
 
 

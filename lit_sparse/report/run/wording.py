@@ -1,4 +1,4 @@
-"""What a run's page, its story, its plots and its table say of its summary."""
+"""Wording of a run's summary, for its page, its story, its plots and its table."""
 
 from lit_sparse.common.formatting import (
     MISSING,
@@ -44,7 +44,7 @@ def edges_tile(summary: RunSummary) -> Tile:
 
 
 def constraint_name(summary: RunSummary) -> str:
-    """What the constraint is of."""
+    """Name of the constrained measure."""
     kind = summary.constraint
     return CONSTRAINT_NAMES.get(kind, visible(kind)) if kind else "constraint"
 

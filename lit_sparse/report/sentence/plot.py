@@ -118,7 +118,7 @@ def curve(line: Line, inches: tuple[float, float]) -> np.ndarray:
 def _free_place(
     points: np.ndarray, characters: int, inches: tuple[float, float], taken: list[tuple[float, float, float]]
 ) -> tuple[float, float]:
-    """Where a name covers the least of the names before it."""
+    """Point of a line at which a name covers the least of the names drawn so far."""
     half = NAME_WIDTH * characters / 2 + 0.03
     found: list[tuple[float, float, float]] = []
     for t in ALONG:

@@ -1,4 +1,4 @@
-"""What a circuit of a sentence says, in words: the same in the terminal, in the picture and on the page."""
+"""Wording of a sentence's circuit: the same in the terminal, in the picture and on the page."""
 
 from typing import NamedTuple
 
@@ -13,7 +13,7 @@ def quoted(token: str, width: int | None = None) -> str:
 
 
 def off(circuit: SentenceCircuit) -> str:
-    """What an edge does that is off."""
+    """Effect of an edge that is off, as the end of a sentence."""
     if circuit.corrupted is not None:
         return f"passes its output from the prompt {quoted(circuit.corrupted)}"
     if circuit.off == "zero":
@@ -27,7 +27,7 @@ def position(circuit: SentenceCircuit, place: int, width: int | None = None) -> 
 
 
 def key_name(circuit: SentenceCircuit, edge: KeptEdge, width: int | None = None) -> str:
-    """What an edge reads: " John" (9), or itself."""
+    """Key of an edge: " John" (9), or itself."""
     return "itself" if edge.key == edge.query else position(circuit, edge.key, width)
 
 
@@ -45,14 +45,14 @@ def headline(circuit: SentenceCircuit) -> str:
 
 
 def goal(circuit: SentenceCircuit) -> str:
-    """What the circuit keeps, and what it was asked for."""
+    """Measure that the circuit reaches, and the one that was asked for."""
     if circuit.goal == "difference":
         return f"f = {decimal(circuit.faithfulness, 2)} (asked for {circuit.keep:g})"
     return f"KL {decimal(circuit.circuit.kl, 2)} nats (at most {circuit.nats:g})"
 
 
 def loss(circuit: SentenceCircuit, edge: KeptEdge) -> str:
-    """What happens without the edge: f falls by 0.41"""
+    """Effect of taking the edge out: f falls by 0.41"""
     name, worse, better = ("f", "falls", "rises") if circuit.goal == "difference" else ("KL", "rises", "falls")
     if edge.effect == 0:
         return f"{name} stays the same"
@@ -109,7 +109,7 @@ def controls(circuit: SentenceCircuit) -> str | None:
 
 
 def agreement(circuit: SentenceCircuit) -> str | None:
-    """How much searches from other seeds agree; None where there was one search."""
+    """Agreement of searches from other seeds; None where there was one search."""
     if circuit.agreement is None:
         return None
     return f"searches from other seeds have {percent(circuit.agreement)} of their edges in common"
