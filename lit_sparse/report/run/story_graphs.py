@@ -52,7 +52,7 @@ class GraphsPart(NamedTuple):
 
     @property
     def headings(self) -> list[str]:
-        """Of the numbers beside each prompt."""
+        """Headings of the numbers beside each prompt."""
         return [f"Heads for 80 %, {model}" for model in self.models]
 
     @classmethod
