@@ -1,6 +1,6 @@
-"""lm-evaluation-harness's own command line, with sparse models: `python -m lit_sparse.downstream.lm_eval`.
+"""Command line of lm-evaluation-harness with sparse models: `python -m lit_sparse.downstream.lm_eval`.
 
-Takes the arguments of `lm_eval` and knows one model type more:
+It takes the arguments of `lm_eval` and has one more model type:
 
     python -m lit_sparse.downstream.lm_eval --model lit_sparse --model_args pretrained=FOLDER --tasks hellaswag
 
@@ -20,15 +20,15 @@ from lit_sparse.models.hub import find_sparse
 
 
 class SparseLM(HFLM):
-    """The harness's model type `lit_sparse`: a sparse model, its gates on.
+    """The harness's model type `lit_sparse`: a sparse model with its gates on.
 
     Args:
         pretrained: a sparse model by its name, as in `lit_sparse.from_pretrained`.
-        options: those of the harness's own model type `hf`: batch_size, device, dtype ("auto" is the base model's),
+        options: options of the harness's own model type `hf`: batch_size, device, dtype ("auto" is the base model's),
             max_length, tokenizer, add_bos_token, trust_remote_code, ...
 
     Raises:
-        ValueError: a dense model, an option that would make another model of it, such as `peft`, or no tokenizer.
+        ValueError: the model is dense, an option would change the model, such as `peft`, or there is no tokenizer.
     """
 
     def __init__(self, pretrained: str, **options: Any):
@@ -65,7 +65,7 @@ class SparseLM(HFLM):
 
 
 _DEFAULTS = {"revision": "main", "offload_folder": "./offload"}
-"""What the harness passes although nobody asked for it."""
+"""Options that the harness passes by default."""
 
 
 if __name__ == "__main__":

@@ -225,7 +225,7 @@ class Comparison(NamedTuple):
         return f"<Comparison of circuits: {' with '.join(self.result.names)}; tasks: {tasks}>"
 
     def _repr_html_(self) -> str:
-        """As of `Shown`, which a named tuple cannot inherit."""
+        """The view of `Shown`, which a named tuple cannot inherit."""
         html: str = lent("notebook_html")(self)
         return html
 

@@ -1,6 +1,7 @@
 """Frozen weights in checkpoints. They are left out, because loading the base model gives them again.
 
-A checkpoint names what it leaves out and has a digest of it (`models.digest`), so that it is refused on another base.
+A checkpoint names the weights that it leaves out and has their digest (`models.digest`), so that it is refused on
+another base.
 """
 
 from collections.abc import Callable, Iterable
@@ -17,11 +18,11 @@ from lit_sparse.training.state import KEY
 _LEFT_OUT = "left_out"
 
 Whole = Callable[[Tensor], AbstractContextManager[Tensor]]
-"""A strategy's way to have a sharded weight in whole (`Sharding.whole`)."""
+"""A strategy's context with the whole of a sharded weight (`Sharding.whole`)."""
 
 
 class LeftOut(TypedDict):
-    """What a checkpoint says about weights that it does not hold."""
+    """Record of the weights that a checkpoint does not hold."""
 
     names: list[str]
     digest: str
@@ -43,7 +44,7 @@ class FrozenWeights:
         self._digests: dict[tuple[str, ...], str] = {}  # they never change, so each set of names is read once
 
     def take_out(self, checkpoint: dict[str, Any], module: nn.Module, student: nn.Module, whole: Whole) -> None:
-        """Removes them from a checkpoint that is to be written. All ranks must call it."""
+        """Removes frozen weights from a checkpoint before it is written. All ranks must call it."""
         frozen = frozen_weights(module, student)
         if not frozen:
             return
@@ -54,11 +55,11 @@ class FrozenWeights:
         checkpoint["state_dict"] = kept
 
     def put_back(self, checkpoint: dict[str, Any], module: nn.Module, base: str, whole: Whole) -> None:
-        """Completes a checkpoint that was read with the module's own frozen weights. All ranks must call it. One that
-        holds all weights stays as it is.
+        """Completes a checkpoint that was read with the module's own frozen weights. All ranks must call it. A
+        checkpoint with all weights is not changed.
 
         Raises:
-            ValueError: it was trained on another base model.
+            ValueError: the checkpoint was trained on another base model.
         """
         left_out = left_out_of(checkpoint)
         if left_out is None:
@@ -79,19 +80,19 @@ class FrozenWeights:
 
 
 def completed(state: dict[str, Any], module: nn.Module, names: Iterable[str]) -> dict[str, Any]:
-    """A state dict with the module's own weights of these names where it has none."""
+    """A state dict completed with the module's own weights of these names."""
     own = module.state_dict()
     return {**{name: own[name] for name in names}, **state}
 
 
 def left_out_of(checkpoint: dict[str, Any]) -> LeftOut | None:
-    """What a checkpoint says that it leaves out; None where it holds all weights."""
+    """The record of the weights that a checkpoint leaves out; None if it holds all weights."""
     left_out: LeftOut | None = checkpoint.get(KEY, {}).get(_LEFT_OUT)
     return left_out
 
 
 def keep_all(checkpoint: dict[str, Any]) -> None:
-    """Unsays that a checkpoint leaves anything out."""
+    """Removes the record of left-out weights from a checkpoint."""
     checkpoint[KEY].pop(_LEFT_OUT, None)
 
 

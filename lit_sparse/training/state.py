@@ -67,13 +67,13 @@ class RunState:
         return state
 
     def read(self, checkpoint: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Takes it out of a checkpoint again; returns all that was put in.
+        """Reads the state from a checkpoint; returns all values that `write` put in.
 
         Args:
-            own: the state dict of the module that the checkpoint is for.
+            own: state dict of the module that loads the checkpoint.
 
         Raises:
-            ValueError: as `check`, or its weights have other names or shapes.
+            ValueError: see `check`, or the weights have other names or shapes.
         """
         state = self.check(checkpoint)
         if "state_dict" in checkpoint:  # else the strategy has loaded it

@@ -155,8 +155,8 @@ def _export(
     tokenizer: PreTrainedTokenizerBase | None,
     base_by_name: bool,
 ) -> str:
-    """Writes model/; returns the model's digest. A base that no name gives is in model/ too, and adapters to go on from
-    are then beside it."""
+    """Writes model/ and returns the model's digest. If no name gives the base, model/ holds it too, and the adapters
+    to continue from are in adapters/."""
     folder, adapters = run_dir / "model", run_dir / "adapters"
     _remove(folder)
     _remove(adapters)

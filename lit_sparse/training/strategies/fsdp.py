@@ -99,8 +99,8 @@ class SparseFSDPStrategy(Sharding, ModelParallelStrategy):
             )
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """From a folder, each rank its shards; from a file of weights alone, all of it. Weights that it leaves out stay
-        as they are."""
+        """Loads a checkpoint: each rank's shards from a folder, or all weights from a file. Weights that the checkpoint
+        leaves out are not changed."""
         path = Path(self.broadcast(checkpoint_path))
         file = path / "meta.pt" if path.is_dir() else path
         if not file.is_file():
