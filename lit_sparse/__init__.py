@@ -65,12 +65,14 @@ _NAMES = {
 }
 
 # A sparsified model's save_pretrained writes a sparse model folder, and transformers' Auto classes load one. A recorded
-# circuit is applied to a model. Jupyter shows a record as the page that the report makes of it.
+# circuit is applied to a model. Jupyter shows a record as the page that the report makes of it. lm-evaluation-harness
+# knows the model type `lit_sparse`.
 lend("save_sparse", "lit_sparse.models.sparse_folder:save_sparse")
 lend("notebook_html", "lit_sparse.report.notebook:notebook_html")
 lend("apply_circuit", "lit_sparse.circuits.attention_edges.apply:apply_circuit")
 when_imported("transformers.models.auto.configuration_auto", "lit_sparse.models.auto:register_config")
 when_imported("transformers.models.auto.modeling_auto", "lit_sparse.models.auto:register_model")
+when_imported("lm_eval.models", "lit_sparse.downstream.registration:register_model_type")
 
 
 def __getattr__(name: str) -> Any:

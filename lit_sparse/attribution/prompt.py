@@ -1,4 +1,4 @@
-"""The attribution graph of a prompt in one call, from text to the record that files and pages are made of.
+"""The attribution graph of a prompt in one call, from text to the record for files and pages.
 
 graph = prompt_graph(model, tokenizer, "The opposite of hot is", "runs/sparse_transcoder/transcoder")
 """
@@ -46,16 +46,16 @@ def prompt_graph(
     """The attribution graph of the token after a prompt. Jupyter shows it as a view to explore.
 
     Args:
-        tokenizer: of transformers, or a character tokenizer.
+        tokenizer: a tokenizer of transformers, or a character tokenizer.
         transcoders: the folder of transcoders that were trained on this model.
-        answer: the token to explain, with its leading space if it has one; default: the likeliest ones, up to 95 %.
-        node_share, edge_share: shares of the influence that the nodes and the links that are kept have.
-        explained_heads: head nodes that are told why their edge is open, at most.
-        name: what to call the model; default its own or its base's name.
+        answer: the token to explain, with its leading space if it has one; default the likeliest ones that cover 95 %.
+        node_share, edge_share: shares of the influence that the kept nodes and the kept links have.
+        explained_heads: largest number of head nodes with a reason why their edge is open.
+        name: name of the model in the graph; default its own name, or that of its base.
 
     Raises:
-        ValueError: transcoders of another model, a prompt or an answer that cannot be used, or a model whose family is
-            not understood (see `Stack`).
+        ValueError: the transcoders belong to another model, the prompt or the answer cannot be used, or the model's
+            family is not understood (see `Stack`).
     """
     folder = Path(transcoders)
     name = name or shown_name(model)
@@ -94,7 +94,7 @@ def graph_and_heads(
     scan: str,
     examples: Examples | None,
 ) -> tuple[GraphFile, list[float]]:
-    """The pruned graph, and the attribution of the model's heads, largest first, as shares."""
+    """The pruned graph, and the model's heads' shares of the attribution, largest first."""
     started = time.perf_counter()
     ids, answer_id = encode(tokenizer, prompt, answer)
     whole = build_graph(model, transcoder, torch.tensor([ids]), answer_id=answer_id)
@@ -126,9 +126,9 @@ def graph_and_heads(
     )
     file = graph_file(
         graph,
+        whole,
         text=lambda token: token_text(tokenizer, token),
         prompt=prompt,
-        features=transcoder.config.features,
         scan=scan,
         slug=_slug(prompt),
         node_share=node_share,

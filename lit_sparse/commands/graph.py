@@ -17,7 +17,11 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from lit_sparse.attribution.prompt import EXAMPLES_FILE, graph_and_heads, scan_of
+from lit_sparse.attribution.prompt import (
+    EXAMPLES_FILE,
+    graph_and_heads,
+    scan_of,
+)
 from lit_sparse.common.files import check_writable, write_atomically
 from lit_sparse.models.compared import Candidate, find_candidates
 from lit_sparse.models.digest import digest_of

@@ -14,9 +14,9 @@ class ModelAttention:
     """One model's attention.
 
     Args:
-        model: its name.
-        sparse: whether it has gates.
-        weights: by layer, head, query and key; exactly 0 at closed edges. The keys after a query are ignored.
+        model: name of the model.
+        sparse: True if the model has gates.
+        weights: attention weights, exactly 0 at closed edges. The keys after a query are ignored.
     """
 
     model: str
@@ -32,16 +32,16 @@ class ModelAttention:
 
     @property
     def open(self) -> int:
-        """Edges with a weight above 0, in all layers and heads."""
+        """Number of edges with a weight other than 0, in all layers and heads."""
         return int(np.count_nonzero(self.weights))
 
 
 @dataclass(repr=False)
 class SentenceAttention(Shown):
-    """A sentence in the model that was asked for, and in the one beside it. Jupyter shows it head by head.
+    """Attention of a sentence in the requested model, and in a second one. Jupyter shows it head by head.
 
     Raises:
-        ValueError: the models differ in layers or heads, or their weights are not of these tokens.
+        ValueError: the models differ in layers or heads, or their weights do not belong to these tokens.
     """
 
     tokens: list[str]

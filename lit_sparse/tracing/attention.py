@@ -1,4 +1,4 @@
-"""The attention of a sentence, read off one model or two.
+"""Attention of a sentence in one model or two.
 
 lit_sparse.show_attention(sparse, tokenizer, "The opposite of hot is cold.", against=dense)
 """
@@ -17,7 +17,7 @@ from lit_sparse.models.tokens import token_text
 from lit_sparse.records.attention import ModelAttention, SentenceAttention
 
 LONGEST = 256
-"""Tokens: all weights of a dense model are held at once."""
+"""Largest number of tokens, since all weights of a dense model are held at once."""
 
 
 def show_attention(
@@ -25,17 +25,17 @@ def show_attention(
 ) -> SentenceAttention:
     """The attention of every head on one sentence. Jupyter shows it as a view to explore.
 
-    A weight is the factor of a key's value in its query's output: 0 at the closed edges of a sparse model. Memory grows
+    A weight is the factor of a key's value in its query's output, 0 at the closed edges of a sparse model. Memory grows
     with layers x heads x tokens^2.
 
     Args:
-        tokenizer: of transformers, or a character tokenizer.
-        text: of at most 256 tokens.
+        tokenizer: a tokenizer of transformers, or a character tokenizer.
+        text: the sentence, of at most 256 tokens.
         against: a model to show beside it, such as the dense base, with the same tokenizer, layers and heads.
 
     Raises:
-        ValueError: text of no tokens or of too many, models that differ in layers or heads, or a
-            model whose family is not understood (see `Stack`).
+        ValueError: the text has no tokens or too many, the models differ in layers or heads, or a model's family is
+            not understood (see `Stack`).
     """
     ids = list(Vocabulary(tokenizer).encode(text))
     if not 0 < len(ids) <= LONGEST:

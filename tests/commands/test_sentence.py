@@ -149,7 +149,7 @@ def test_an_answer_that_the_model_does_not_prefer(folders, tmp_path, capsys):
 def test_the_difference_to_another_prompt(circuits, folders):
     sides, printed = circuits(folders[1], "--corrupted", "dmbakcof")
     assert len(sides) == 2 and all(one.off == "corrupted" and one.enough for one in sides)
-    assert 'An edge that is off passes what it passes in "dmbakcof".' in printed
+    assert 'An edge that is off passes its output from the prompt "dmbakcof".' in printed
 
 
 def test_numbers_are_plain_json(circuits, folders, tmp_path):

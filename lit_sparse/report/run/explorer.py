@@ -1,4 +1,4 @@
-"""The page's interactive piece: one sentence, its tokens, and arcs to what each head reads.
+"""The page's interactive part: one sentence, its tokens, and arcs to the tokens that each head reads.
 
 `templates/explorer.html` writes the tokens and the numbers, `assets/page.js` draws. No text travels in the data.
 """
@@ -31,11 +31,11 @@ class Side(NamedTuple):
     model: str = ""
 
 
-BEFORE, AFTER = Side("before", "Before", False), Side("after", "After", True)
+BEFORE, AFTER = Side("before", "Base model", False), Side("after", "Sparse model", True)
 
 
 class Explorer(NamedTuple):
-    """What `explorer.html` shows."""
+    """Data of `explorer.html`."""
 
     title: str | None
     tokens: list[str]

@@ -308,7 +308,7 @@
     const reach = Math.max(...graphs.map((graph) => graph.model.reach));
     settings.reach = reachSlider.value === reachSlider.max ? 1 : (Number(reachSlider.value) / Number(reachSlider.max)) * reach;
     settings.floor = FLOORS[Number(floorSlider.value)] ?? 0;
-    const said = reach ? `${percent(Math.min(settings.reach, reach))} of the influence` : "the file says no influence";
+    const said = reach ? `${percent(Math.min(settings.reach, reach))} of the influence` : "the file has no influence values";
     document.getElementById("reach-says").textContent = said;
     document.getElementById("floor-says").textContent = settings.floor ? `at least ${percent(settings.floor)} of an input` : "all";
     reachSlider.setAttribute("aria-valuetext", said);

@@ -14,9 +14,10 @@
   const names = buttons.map((button) => button.textContent);
   const allowed = (data.size * (data.size + 1)) / 2;
   const SIDES = ["before", "after"].filter((side) => side in data.sides);
-  const counted = (side, number) => data.sides[side].whole
-    ? `${number} of ${allowed} edges open`
-    : `${number} edges of weight ≥ ${data.floor} drawn`;
+  const number = (value) => value.toLocaleString("en-US");
+  const counted = (side, edges) => data.sides[side].whole
+    ? `${number(edges)} of ${number(allowed)} edges open`
+    : `${number(edges)} of ${number(allowed)} edges drawn: those of weight ≥ ${data.floor}`;
   let [layer, head] = data.top[0] || [0, 0];
   let current = null; // the query token that is shown alone
 
@@ -84,7 +85,7 @@
     make("span", { class: "dot " + side }, paragraph);
     const { name, whole } = data.sides[side];
     paragraph.append(`${name}: `);
-    if (!list.length) paragraph.append(whole ? "reads no token: every edge is closed" : `no weight reaches ${data.floor}`);
+    if (!list.length) paragraph.append(whole ? "no token, because every edge is closed" : `all weights are below ${data.floor}`);
     list.slice(0, 8).forEach((edge, index) => {
       if (index) paragraph.append(", ");
       make("bdi", { text: names[edge.key] }, paragraph);
@@ -113,12 +114,12 @@
       }
     });
     if (current === null) {
-      reading.append("Hover, tap or focus a token to see which earlier tokens it reads in this head, and with what weight.");
+      reading.append("Point at a token, tap it or go to it with Tab. Then this box lists the tokens that the head reads there, with their attention weights.");
       return;
     }
     const line = make("div", {}, reading);
     make("bdi", { text: names[current] }, line);
-    line.append(` (token ${current}) in layer ${layer}, head ${head} reads`);
+    line.append(` (token ${current}): tokens that layer ${layer}, head ${head} reads here, with attention weights`);
     for (const side of SIDES) sentence(side, shown[side]);
   };
 
