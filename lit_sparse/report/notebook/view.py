@@ -49,7 +49,7 @@ def _circuits(records: Sequence[SentenceCircuit]) -> str:
 
 def _attention_height(attention: SentenceAttention) -> int:
     """All of it, for a sentence of some thirty tokens."""
-    layers_and_words = 400 + 24 * attention.model.weights.shape[1]
+    layers_and_words = 450 + 24 * attention.model.weights.shape[1]
     return int(min(1100, layers_and_words + 28 * len(attention.tokens)))
 
 
