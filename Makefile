@@ -35,7 +35,7 @@ test-slow: $(VENV)/.installed
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	python3 -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install $(PIP_ARGS) --constraint constraints-oldest.txt --editable '.[lora]' \
+	$(OLDEST)/bin/python -m pip install $(PIP_ARGS) --constraint constraints-oldest.txt --editable . \
 	    beartype pytest tokenizers
 	touch $@
 

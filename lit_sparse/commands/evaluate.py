@@ -1,24 +1,20 @@
-"""`python main.py evaluate --model FOLDER --tasks a,b --text FILE`: does the sparse model still know what it knew?
+"""The command evaluate: benchmark tasks and text, in a model and its base with the same settings.
 
-Measures a model and its base with the same settings: accuracy and other metrics of lm-evaluation-harness's tasks
-(extra `eval`), and perplexity and KL on text. Shipped tasks, which need no network: agreement, addition. Writes
-evaluation.json into --out, anew after each model is finished.
+Writes evaluation.json into --out, anew after each model is finished.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from jsonargparse import Namespace
 from rich.console import Console
 from transformers import PreTrainedModel
 
-from lit_sparse.commands.parser import CommandParser
 from lit_sparse.common.files import check_writable
 from lit_sparse.common.progress import progress_bar
 from lit_sparse.data.packing import PackedBlocks
-from lit_sparse.downstream.harness import SHIPPED, load_tasks, require_harness, run_tasks
+from lit_sparse.downstream.harness import load_tasks, require_harness, run_tasks
 from lit_sparse.downstream.record import EvaluationRecord
 from lit_sparse.downstream.table import tasks_table, text_table
 from lit_sparse.downstream.text import pack_text, score_text, text_files
@@ -28,14 +24,13 @@ from lit_sparse.records.evaluation import FILE
 _SETTINGS = ("tasks", "limit", "text", "sequence_length", "batch_size", "dtype")
 
 
-def evaluate_command(args: Sequence[str]) -> None:
+def evaluate_command(settings: Namespace) -> None:
     """Measures the model, then its base, then both on text; prints the tables.
 
     Raises:
         ValueError: nothing to measure, a model, task or text that cannot be had, or results that are there already:
             before anything is measured. Weights that cannot be loaded: when it is their turn.
     """
-    settings = _parser().parse_args(list(args))
     names = [name.strip() for name in (settings.tasks or "").split(",") if name.strip()]
     out = Path(settings.out) / FILE
     _check(settings, names, out)
@@ -82,33 +77,7 @@ def evaluate_command(args: Sequence[str]) -> None:
     console.print(f"written to {out}", highlight=False, markup=False)
 
 
-def _parser() -> CommandParser:
-    parser = CommandParser(prog="main.py evaluate", description=__doc__)
-    parser.add_models("a sparse model folder, or any model without gates", "default: the base that the export records")
-    parser.add_argument(
-        "--tasks",
-        type=str | None,
-        default=None,
-        help=f"separated by commas: {', '.join(SHIPPED)}, the harness's own (need a network), .yaml files (are code)",
-    )
-    parser.add_argument("--limit", type=int | None, default=None, help="questions of each task; default: all")
-    parser.add_argument("--text", type=str | None, default=None, help="a path or glob of text that was not trained on")
-    parser.add_argument("--sequence_length", type=int, default=512, help="tokens of text read at once, at most")
-    parser.add_argument("--batch_size", type=int, default=8, help="sequences at once")
-    parser.add_argument("--dtype", type=Literal["float32", "bfloat16", "float16"], default="float32", help="of weights")
-    parser.add_argument("--out", type=str, default="runs/evaluation", help=f"the folder that {FILE} is written to")
-    parser.add_argument(
-        "--on_existing", type=Literal["error", "overwrite"], default="error", help=f"what to do when {FILE} exists"
-    )
-    return parser
-
-
 def _check(settings: Namespace, names: Sequence[str], out: Path) -> None:
-    if not names and not settings.text:
-        raise ValueError(f"nothing to measure: give --tasks (such as {','.join(SHIPPED)}) or --text, or both")
-    for name, least in (("limit", 1), ("batch_size", 1), ("sequence_length", 2)):
-        if settings[name] is not None and settings[name] < least:
-            raise ValueError(f"--{name} must be at least {least}, got {settings[name]}")
     if names:
         require_harness()
     if out.exists() and settings.on_existing == "error":

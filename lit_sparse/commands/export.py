@@ -1,31 +1,25 @@
-"""`python main.py export --ckpt … --out …`: the sparse model folder of any checkpoint of a run."""
+"""The command export: the sparse model folder of any checkpoint of a run."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_sparse.commands.parser import CommandParser
+from jsonargparse import Namespace
+
+from lit_sparse.commands.fit import ANYWHERE, SparseCLI
 from lit_sparse.common.files import check_writable
 from lit_sparse.models.sparse_folder import export_sparse
 from lit_sparse.records.reading import read_json
 from lit_sparse.records.run_summary import RunSummary
+from lit_sparse.training.checkpoint_io import AtomicCheckpointIO
 from lit_sparse.training.module import SparseAttentionModule
 
 
-def export_command(args: Sequence[str]) -> None:
+def export_command(parsed: Namespace) -> None:
     """Builds the run's module from its config, loads the checkpoint and writes the folder.
 
     Raises:
         ValueError: no such checkpoint or config, a checkpoint of another model, or an output folder in use.
     """
-    from lit_sparse.commands.fit import ANYWHERE, SparseCLI
-    from lit_sparse.training.checkpoint_io import AtomicCheckpointIO
-
-    parser = CommandParser(prog="main.py export", description=__doc__)
-    parser.add_argument("--ckpt", type=str, required=True, help="a checkpoint that `fit` wrote, file or folder")
-    parser.add_argument("--out", type=str, required=True, help="the folder to write; must not exist")
-    parser.add_argument("--config", type=str | None, default=None, help="default: config.yaml of the ckpt's run")
-    parsed = parser.parse_args(list(args))
     ckpt, out = Path(parsed.ckpt), Path(parsed.out)
     if out.is_dir() and any(out.iterdir()):
         raise ValueError(f"{out} exists and is not empty; choose another folder or remove it")

@@ -10,6 +10,7 @@ A config file has the keys of LightningCLI (`model`, `data`, `trainer`, `seed_ev
 import atexit
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lit_sparse.attention.family import check_family
-from lit_sparse.commands.parser import RunParser, short
+from lit_sparse.commands.parser import short
+from lit_sparse.commands.run_command import config_file
+from lit_sparse.commands.run_parser import RunParser
 from lit_sparse.common.files import check_writable
 from lit_sparse.common.rank import process_rank
 from lit_sparse.models.compared import files_of
@@ -32,6 +35,11 @@ ANYWHERE = [
     f"--trainer.{key}" for key in ("accelerator=cpu", "strategy=auto", "devices=1", "num_nodes=1", "precision=null")
 ]
 """Overrides for commands that build a run's objects without training, perhaps on a machine unlike the run's."""
+
+
+def fit_command(args: Sequence[str]) -> None:
+    """Runs fit, validate or test, whose name is the first argument."""
+    SparseCLI(list(args))
 
 
 class SaveRunConfig(SaveConfigCallback):
@@ -201,11 +209,10 @@ def _make_prerequisite(config: Any, dry: bool) -> None:
     folder = Path(str(config.model.init_args.get("model", "")))
     if config.prerequisite is None or (folder / "config.json").is_file() or process_rank() != 0:
         return
-    if not Path(config.prerequisite).is_file():
-        raise ValueError(f"prerequisite: no config file at {config.prerequisite}")
+    prerequisite = config_file(config.prerequisite)
     print(f"{folder} does not exist yet: making it with {config.prerequisite}")
     extra = ["--trainer.fast_dev_run", "3"] if dry else ["--on_existing", "resume"]
-    made = SparseCLI(["fit", "--config", config.prerequisite, *extra])
+    made = SparseCLI(["fit", "--config", prerequisite, *extra])
     if dry:  # nothing was written, so the model that learned for three steps serves from a folder that goes away
         config.model.init_args.model = tempfile.mkdtemp(prefix="lit_sparse-dry-run-")
         atexit.register(shutil.rmtree, config.model.init_args.model, ignore_errors=True)

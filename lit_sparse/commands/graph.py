@@ -1,5 +1,4 @@
-"""`python main.py graph --model FOLDER_OR_NAME --transcoders FOLDER --prompt TEXT --out FOLDER`: what the next token is
-made of, as an attribution graph with every attention head as a node; with --against_transcoders in the base beside it.
+"""The command graph: the attribution graph of a prompt's next token, in a model and its base.
 
 Writes graph.json (the schema of public graph viewers, lit_sparse/records/graph.py), graph.html, summary.json and
 heads.json; for --prompts a folder of these for each prompt, and summary.json with mean and spread and heads.png over
@@ -12,16 +11,16 @@ import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from jsonargparse import Namespace
 from rich.console import Console
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from lit_sparse.attribution import Kind, build_graph, heads_for, prune, why_open
 from lit_sparse.attribution.as_record import graph_file
-from lit_sparse.commands.parser import CommandParser
 from lit_sparse.common.files import check_writable, write_atomically
 from lit_sparse.models.compared import Candidate, find_candidates
 from lit_sparse.models.digest import digest_of
@@ -63,20 +62,14 @@ class Settings(NamedTuple):
     explained_heads: int
 
 
-def graph_command(args: Sequence[str]) -> None:
+def graph_command(parsed: Namespace) -> None:
     """Graphs of one prompt or many, in one model or two.
 
     Raises:
         ValueError: no such model, transcoder, prompt or file, or transcoders of another model: before any weights are
             loaded as far as that can be told.
     """
-    parsed = _parser().parse_args(list(args))
     prompts = chosen_prompts(parsed.prompt, parsed.prompts)
-    for name in ("node_share", "edge_share"):
-        if not 0 < getattr(parsed, name) <= 1:
-            raise ValueError(f"--{name} is a share of the influence, in (0, 1], got {getattr(parsed, name)}")
-    if parsed.explained_heads < 0:
-        raise ValueError(f"--explained_heads is a number of head nodes, got {parsed.explained_heads}")
     check_writable(parsed.out)
     settings = Settings(parsed.answer, parsed.node_share, parsed.edge_share, parsed.explained_heads)
     console, out = Console(), Path(parsed.out)
@@ -104,10 +97,8 @@ def graph_command(args: Sequence[str]) -> None:
     console.print(f"{'page' if parsed.prompts is None else 'numbers'}: {where}", highlight=False, markup=False)
 
 
-def _sides(parsed: Any) -> list[Side]:
+def _sides(parsed: Namespace) -> list[Side]:
     second = parsed.against_transcoders
-    if parsed.against is not None and second is None:
-        raise ValueError("--against needs the transcoders of that model: add --against_transcoders FOLDER")
     if second is None:
         candidates: list[Candidate] = [find_candidates(parsed.model, parsed.model)[0]]
     else:
@@ -244,29 +235,3 @@ def _fingerprint(sides: Sequence[Side], prompt: str, settings: Settings) -> str:
 def _slug(prompt: str) -> str:
     words = "".join(letter.lower() if letter.isalnum() else " " for letter in prompt).split()
     return "-".join(words[-5:]) or "prompt"
-
-
-def _parser() -> CommandParser:
-    parser = CommandParser(prog="main.py graph", description=__doc__)
-    parser.add_models(
-        "model folder or name, sparse or dense", "a model to show beside it; default: a sparse model's base"
-    )
-    parser.add_argument("--transcoders", type=str, required=True, help="the folder of that model's transcoders")
-    parser.add_argument(
-        "--against_transcoders",
-        type=str | None,
-        default=None,
-        help="that model's transcoders; without, it is not shown",
-    )
-    parser.add_argument("--prompt", type=str | None, default=None, help="the text whose next token is explained")
-    parser.add_argument("--prompts", type=str | None, default=None, help="a file with a prompt a line")
-    parser.add_argument(
-        "--answer", type=str | None, default=None, help="the token to explain; default: the likeliest, up to 95 %%"
-    )
-    parser.add_argument("--node_share", type=float, default=0.8, help="share of the influence that kept nodes have")
-    parser.add_argument("--edge_share", type=float, default=0.98, help="share of the influence that kept links have")
-    parser.add_argument(
-        "--explained_heads", type=int, default=100, help="head nodes that are told why their edge is open, at most"
-    )
-    parser.add_argument("--out", type=str, required=True, help="the folder to write to")
-    return parser

@@ -177,10 +177,13 @@ class Estimate:
 def info_command(args: Sequence[str]) -> None:
     """Prints the model, the memory of a GPU by part and by strategy, and the time of a step.
 
+    Args:
+        args: the command's name and its options.
+
     Raises:
         ValueError: see `Estimate`; or options out of range.
     """
-    cli = InfoCLI(list(args))
+    cli = InfoCLI(list(args[1:]))
     module, data, asked = cli.model, cli.datamodule, cli.config
     if not isinstance(module, SparseAttentionModule):
         raise ValueError("info describes sparse runs; this config trains another module")

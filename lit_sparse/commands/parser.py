@@ -9,13 +9,15 @@ import inspect
 import os
 import re
 import sys
+from argparse import SUPPRESS
 from collections.abc import Iterable, Sequence
 from dataclasses import is_dataclass
 from difflib import get_close_matches
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, get_args, get_origin
 
 from jsonargparse import ArgumentParser
-from lightning.pytorch.cli import LightningArgumentParser
+
+from lit_sparse.commands.layout import block, screen
 
 _KEY = re.compile(r'Parser key "(.+?)":\s*')
 _CLASS = re.compile(r"Problem with given class_path '(.+?)':")
@@ -38,6 +40,8 @@ class CommandParser(ArgumentParser):
     """A parser that takes no abbreviated options and whose errors are short."""
 
     more_help = ""
+    example = ""
+    """A call of the command. With one, its help is set as a screen instead of jsonargparse's list."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
@@ -48,10 +52,15 @@ class CommandParser(ArgumentParser):
             args = [f"{one.removesuffix('None')}null" if one.endswith("=None") else one for one in args]
         return super().parse_args(args, *rest, **options)
 
-    def add_models(self, model: str, against: str) -> None:
-        """--model, and --against, what it is compared with; the arguments are their help."""
-        self.add_argument("--model", type=str, required=True, help=model)
-        self.add_argument("--against", type=str | None, default=None, help=against)
+    def format_help(self, *args: Any, **options: Any) -> str:
+        """The summary, an example, and the options in their groups with their defaults."""
+        if not self.example:
+            return str(super().format_help(*args, **options))
+        groups = []
+        for group in self._action_groups:
+            told = [action for action in group._group_actions if action.help != SUPPRESS and action.dest != "help"]
+            groups.append(block(group.title or "", [_row(action) for action in told]))
+        return screen(self.prog, str(self.description), self.example, groups)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exits with status 2; the parsers that jsonargparse makes for nested classes raise instead."""
@@ -60,14 +69,7 @@ class CommandParser(ArgumentParser):
         parser = getattr(ex, "subcommand_parser", None) or self
         known = [action.dest for action in parser._actions if not action.dest.endswith("help")]
         prog = parser.prog.replace(" [options]", "")
-        print(f"error: {short(message, known)}\n(`{prog} --help` lists the options{self.more_help})", file=sys.stderr)
-        sys.exit(2)
-
-
-class RunParser(CommandParser, LightningArgumentParser):
-    """The same for the commands of LightningCLI."""
-
-    more_help = ", --model.help CLASS and --data.help CLASS those of a class"
+        refuse(short(message, known), f"`{prog} --help` lists the options{self.more_help}")
 
 
 class _Part(NamedTuple):
@@ -76,6 +78,24 @@ class _Part(NamedTuple):
     indent: int
     key: str
     of_class: str | None = None
+
+
+def refuse(mistake: str, hint: str) -> NoReturn:
+    """Ends the command with status 2, for a mistake in its options."""
+    print(f"error: {mistake}\n({hint})", file=sys.stderr)
+    sys.exit(2)
+
+
+def _row(action: Any) -> tuple[str, str]:
+    """An option and its help, for `block`: what it takes is told by its default, or by a word in capitals."""
+    name, default, help = action.option_strings[-1], action.default, str(action.help).replace("%%", "%")
+    choices = get_args(action._typehint) if get_origin(getattr(action, "_typehint", None)) is Literal else ()
+    if action.nargs == 0:
+        return name, help
+    if choices:
+        return f"{name} {default}", f"{help} ({', '.join(str(choice) for choice in choices)})"
+    takes = action.dest.upper() if default is None or default == [] else default
+    return f"{name} {takes}", f"{help} (required)" if action.required else help
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -90,7 +110,7 @@ def short(message: str, known: Sequence[str]) -> str:
     if message.startswith("unrecognized arguments: "):
         if not words[2].startswith("-"):
             return f"unexpected argument {words[2]!r}: an option is written --key value"
-        return _unknown(words[2].lstrip("-").split("=")[0], known)
+        return unknown_key(words[2].lstrip("-").split("=")[0], known)
     if message.startswith("the following arguments are required: "):
         keys = [f"--{re.sub('^(fit|validate|test)[.]', '', key)}" for key in message.partition(": ")[2].split(", ")]
         config = " (a config brings them: add --config FILE)" if "--model" in keys and "--data" in keys else ""
@@ -104,9 +124,9 @@ def short(message: str, known: Sequence[str]) -> str:
     for text in texts:
         if match := _UNKNOWN.search(text):
             if not key:
-                return _unknown(f"{match[2]}.{match[3]}" if match[1] == "Group" else match[3], known)
+                return unknown_key(f"{match[2]}.{match[3]}" if match[1] == "Group" else match[3], known)
             start = f"{key}." if _is_plain(of_class) else f"{key}.init_args."
-            return _unknown(start + match[3], [start + name for name in _arguments(of_class)])
+            return unknown_key(start + match[3], [start + name for name in _arguments(of_class)])
     if of_class and "No module named" in first:
         problem = f"cannot import {of_class}: {first[first.index('No module named') :].partition('. Got value')[0]}"
     elif of_class and "has no attribute" in first:
@@ -202,7 +222,8 @@ def _members(module: str) -> list[str]:
     return [f"{module}.{name}" for name in getattr(found, "__all__", dir(found)) if name[0].isupper()]
 
 
-def _unknown(key: str, known: Iterable[str]) -> str:
+def unknown_key(key: str, known: Iterable[str]) -> str:
+    """The complaint about a key that nothing takes, with the one that was probably meant."""
     parent, _, name = key.rpartition(".")
     start = f"{parent}." * bool(parent)
     siblings = sorted({one.removeprefix(start) for one in known if one.startswith(start)})

@@ -1,4 +1,4 @@
-"""`python main.py sample --model … --out FILE.jsonl`: text that a base model writes itself, to train on.
+"""The command sample: text that a base model writes itself, to train on.
 
 Where the base's own training text cannot be had, its samples are text of that kind, for any model, offline.
 The file is a source for `TextData` like any other. An interrupted command goes on where it was when called again.
@@ -7,48 +7,31 @@ The file is a source for `TextData` like any other. An interrupted command goes 
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from jsonargparse import Namespace
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_sparse.commands.parser import CommandParser
 from lit_sparse.common.files import check_writable
 from lit_sparse.common.progress import progress_bar
 from lit_sparse.models.base import load_model, load_tokenizer
 
 
-def sample_command(args: Sequence[str]) -> None:
-    """
+def sample_command(options: Namespace) -> None:
+    """Writes the file.
+
     Raises:
         ValueError: no such model, a number that makes no sense, a start that is no token, or a file that exists.
     """
-    parser = CommandParser(prog="main.py sample", description=__doc__)
-    parser.add_argument("--model", type=str, required=True, help="folder, Hugging Face name or package:NAME")
-    parser.add_argument("--out", type=str, required=True, help="the file to write, a document a line")
-    parser.add_argument("--tokens", type=int, default=400_000, help="of all documents together, at least")
-    parser.add_argument("--length", type=int, default=512, help="tokens of a document")
-    parser.add_argument("--batch_size", type=int, default=64, help="documents written at a time")
-    parser.add_argument("--top_k", type=int, default=1000, help="likeliest tokens, from which each is drawn")
-    parser.add_argument("--start", type=str | None, default=None, help="token to start from; default: bos, else eos")
-    parser.add_argument("--dtype", type=str, default="bfloat16", help="of the weights")
-    parser.add_argument("--device", type=str, default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trust_remote_code", type=bool, default=False, help="allow the model to run its own code")
-    options = parser.parse_args(list(args))
     out = Path(options.out)
-    if out.suffix != ".jsonl":
-        raise ValueError(f"--out {out} must end in .jsonl, as which data.sources can name it")
-    if out.exists():
-        raise ValueError(f"{out} exists; choose another file or remove it")
     check_writable(out.parent)
-    if min(options.tokens, options.length, options.batch_size, options.top_k) < 1:
-        raise ValueError("--tokens, --length, --batch_size and --top_k must be at least 1")
     dtype = getattr(torch, options.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ValueError(f"--dtype {options.dtype} is no float type of torch: use bfloat16 or float32")
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = load_tokenizer(options.model)
     start = start_token(tokenizer, options.start)
     batches = -(-options.tokens // (options.length * options.batch_size))
@@ -56,8 +39,8 @@ def sample_command(args: Sequence[str]) -> None:
     done = whole_batches(part, options.batch_size)
     if done < batches:
         model = load_model(options.model, dtype=dtype, trust_remote_code=options.trust_remote_code)
-        model.to(options.device)
-        if options.device == "cpu":
+        model.to(device)
+        if device == "cpu":
             model.set_attn_implementation("eager")  # one query a step: torch's fused attention takes 1.6 times as long
         with progress_bar("writing") as advance:
             advance(done, batches)

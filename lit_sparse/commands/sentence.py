@@ -1,10 +1,10 @@
-"""`python main.py circuits --prompt TEXT`: the circuit of one sentence, in one model or two."""
+"""The command circuits with --prompt: the circuit of one sentence, in one model or two."""
 
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from jsonargparse import Namespace
 from rich.console import Console
 from tqdm import tqdm
 

@@ -1,4 +1,4 @@
-"""`python main.py trace --model FOLDER_OR_NAME --prompt TEXT`: why the next token came out as it did.
+"""The command trace: the attention edges that lead to a prompt's next token.
 
 With --out it also writes trace.png, trace.html and trace.json (documented in lit_sparse/records/trace.py), or,
 for --prompts, traces.json: {"prompts": [{prompt, answer, models: [{model, sparse, ...numbers}]}],
@@ -10,39 +10,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from jsonargparse import Namespace
 from rich.console import Console
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from lit_sparse.circuits.attention_edges.mask import DEFAULT
 from lit_sparse.circuits.attention_edges.passes import Means
-from lit_sparse.commands.parser import CommandParser
+from lit_sparse.commands.options.trace import NOTHING
 from lit_sparse.common.files import check_writable, write_atomically
 from lit_sparse.models.compared import Candidate, find_candidates
 from lit_sparse.records.trace import FORMAT, Trace, traces_json
 from lit_sparse.report.shared import style
 from lit_sparse.report.trace.page import write_trace_page
 from lit_sparse.report.trace.plot import trace_figure
-from lit_sparse.tracing.flow import KEEP, everyday_average, trace
+from lit_sparse.tracing.flow import everyday_average, trace
 from lit_sparse.tracing.prompts import chosen_prompts, shared_tokens
 from lit_sparse.tracing.terminal import means, prompts_table, row_of, trace_view
 
-NOTHING = "none"
 _Loaded = list[tuple[Candidate, PreTrainedModel, Means | None]]
 
 
-def trace_command(args: Sequence[str]) -> None:
+def trace_command(parsed: Namespace) -> None:
     """Traces one prompt or many, in one model or two.
 
     Raises:
         ValueError: no such model, prompt or file, or an answer that is not one token: before any weights are loaded.
     """
-    parsed = _parser().parse_args(list(args))
     prompts = chosen_prompts(parsed.prompt, parsed.prompts)
-    if not 0 < parsed.keep <= 1:
-        raise ValueError(f"--keep is a share of the answer's probability, in (0, 1], got {parsed.keep}")
-    if parsed.pictures and parsed.out is None:
-        raise ValueError("--pictures needs a folder to write to: add --out")
     if parsed.out is not None:
         check_writable(parsed.out)
     console = Console()
@@ -76,23 +71,6 @@ def trace_command(args: Sequence[str]) -> None:
         if parsed.pictures:
             _write(rows[-1], out / f"{index:03}")
     console.print(prompts_table(rows))
-
-
-def _parser() -> CommandParser:
-    parser = CommandParser(prog="main.py trace", description=__doc__)
-    parser.add_models(
-        "model folder or name, sparse or dense",
-        f"what to show beside it; default: a sparse model's base; '{NOTHING}' for nothing",
-    )
-    parser.add_argument("--prompt", type=str | None, default=None, help="the text whose next token is explained")
-    parser.add_argument("--prompts", type=str | None, default=None, help="a file with a prompt a line")
-    parser.add_argument(
-        "--answer", type=str | None, default=None, help="the token to explain; default: what --model predicts"
-    )
-    parser.add_argument("--keep", type=float, default=KEEP, help="share of its probability that shown edges keep")
-    parser.add_argument("--out", type=str | None, default=None, help="folder for trace.png, trace.html, trace.json")
-    parser.add_argument("--pictures", type=bool, default=False, help="with --prompts: those three for every prompt")
-    return parser
 
 
 def _candidates(name: str, against: str | None) -> tuple[list[Candidate], str | None]:

@@ -1,4 +1,4 @@
-"""Low-rank adapters through peft (extra `lora`)."""
+"""Low-rank adapters through peft."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -42,7 +42,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
     """Wraps a sparsified model; its gates stay trainable, all other weights freeze. `save_pretrained` writes both.
 
     Raises:
-        ValueError: peft is not installed, or no module matches.
+        ValueError: no module matches.
     """
     peft = _peft()
     learnable = [gate.config.learnable and gate.closable for gate in gates_of(model)]
@@ -73,7 +73,7 @@ def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     """A model with the adapters of a folder added to its weights.
 
     Raises:
-        ValueError: peft is not installed, or the adapters do not fit.
+        ValueError: the adapters do not fit.
     """
     peft = _peft()
     try:
@@ -138,10 +138,9 @@ def _set_weights(model: nn.Module, weights: dict[str, Any]) -> None:
 
 
 def _peft() -> ModuleType:
-    try:
-        import peft
-    except ImportError:
-        raise ValueError("LoRA needs peft: pip install 'lit-sparse[lora]'") from None
+    """peft, whose import takes seconds."""
+    import peft
+
     return peft
 
 

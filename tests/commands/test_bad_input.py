@@ -9,14 +9,14 @@ import torch
 from transformers import BloomConfig, BloomForCausalLM, GPT2Config, GPT2LMHeadModel, GptOssConfig
 
 from lit_sparse import SparseAttentionModule
-from lit_sparse.commands.main import main
+from lit_sparse.commands.main import main, named
 from lit_sparse.common.errors import CheckpointError, NonFiniteLossError
 from lit_sparse.common.files import check_writable
 from lit_sparse.training.checkpoint_io import AtomicCheckpointIO
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
-COMMANDS = ["fit", "info", "export", "sample", "evaluate", "circuits", "trace", "graph", "report"]
+COMMANDS = [*named()]
 
 
 @pytest.fixture
@@ -212,7 +212,6 @@ def test_a_config_with_a_mistake(make_config, refused, changes, words):
         (["--modle.init_args.gate_lr=3"], "did you mean model.init_args.gate_lr?"),
         (["--model.gat_lr", "3"], "unknown key model.init_args.gat_lr: did you mean model.init_args.gate_lr?"),
         (["--trainer.max_steps", "many"], "trainer.max_steps: got many, expected int"),
-        (["--config", "nowhere.yaml"], "nowhere.yaml"),
         (["3"], "unexpected argument '3'"),
     ],
     ids=str,
@@ -221,6 +220,11 @@ def test_a_run_with_a_mistake(make_config, refused, arguments, words):
     message = refused("fit", "--config", make_config(), *arguments)
     says(message, words, "--help")
     assert len(message.splitlines()) == 2
+
+
+def test_a_config_that_does_not_exist(refused):
+    says(refused("fit", "--config", "nowhere.yaml"), "no config file nowhere.yaml", "`lit-sparse configs` lists them")
+    says(refused("info", "--config=nowhere.yaml"), "no config file nowhere.yaml")
 
 
 def test_a_config_that_is_no_yaml(refused, tmp_path):
@@ -254,7 +258,7 @@ def test_unknown_commands(refused, capsys):
         with pytest.raises(SystemExit) as exit:
             main(arguments)
         assert exit.value.code == status
-        says(capsys.readouterr().out, *(f"    {name} " for name in COMMANDS), "validate", "test")
+        says(capsys.readouterr().out, *(f"\n  {name} " for name in COMMANDS))
 
 
 def test_a_machine_without_the_accelerator(make_config, refused, monkeypatch):
@@ -297,7 +301,7 @@ class TestNowhereToWrite:
     )
     def test_a_command(self, refused, monkeypatch, unwritable, command, tmp_path):
         """The models are not even looked for."""
-        option = {"export": (), "report": ("--run", tmp_path)}.get(command[0], ("--model", tmp_path / "no"))
+        option = {"export": (), "report": ("--run", tmp_path)}.get(command[0], ("--model", tmp_path))
         name = {"sample": "a.jsonl", "report": "a.html"}.get(command[0], "")
         message = refused(*command, *option, "--out", unwritable / name)
         says(message, f"cannot write to {unwritable}", "another --out")

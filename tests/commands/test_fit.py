@@ -11,8 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from benchmarks import results_table
 from lit_sparse import SparseAttentionModule, from_pretrained
-from lit_sparse.commands.fit import SparseCLI
-from lit_sparse.commands.main import _COMMANDS, main
+from lit_sparse.commands.main import main
 from lit_sparse.models.digest import digest_of
 from lit_sparse.records.digest import same_model
 from lit_sparse.records.run import RunRecord, read_history
@@ -71,18 +70,6 @@ def test_every_config_parses(config, monkeypatch, capsys):
                 assert whole[key] == value, key
 
     check(written, resolved)
-
-
-COMMANDS = [*SparseCLI.subcommands(), *_COMMANDS]
-
-
-@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
-def test_help(command, capsys):
-    assert status_of([*command, "--help"]) == 0
-    printed = capsys.readouterr().out
-    assert "usage" in printed.lower()
-    for option in {"fit": ["--run_dir", "--on_existing"], "export": ["--ckpt", "--out"]}.get("".join(command), []):
-        assert option in printed
 
 
 def test_fit_leaves_a_complete_run_folder(finished):

@@ -8,7 +8,7 @@ import yaml
 
 from lit_sparse import sparsify
 from lit_sparse.attribution import Kind, build_graph, prune
-from lit_sparse.commands.graph import graph_command
+from lit_sparse.commands.options import graph
 from lit_sparse.models.base import load_model, load_tokenizer
 from lit_sparse.models.digest import digest_of
 from lit_sparse.models.sparse_folder import export_sparse, load_sparse
@@ -50,7 +50,7 @@ def models(llama_folder, character_tokenizer, tmp_path_factory):
 
 def call(options, **more):
     words = {**options, **{f"--{name}": value for name, value in more.items()}}
-    graph_command([str(part) for pair in words.items() for part in pair])
+    graph.COMMAND.call([str(part) for pair in words.items() for part in pair])
 
 
 def test_one_prompt_in_two_models(models, tmp_path, capsys):

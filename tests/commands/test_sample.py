@@ -94,7 +94,7 @@ def test_text_data_reads_them(arguments, llama_folder):
         (["--top_k", "0"], "at least 1"),
         (["--dtype", "int8"], "no float type"),
         (["--start", "two words"], "name one"),
-        (["--model", "./nowhere"], "no model folder"),
+        (["--model", "./nowhere"], "there is no folder ./nowhere"),
     ],
 )
 def test_mistakes_end_in_one_line(arguments, capsys, changes, words):

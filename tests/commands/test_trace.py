@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lit_sparse.commands.trace import trace_command
+from lit_sparse.commands.options import trace
 from tests.tiny import export_sparse_llama
 
 
@@ -15,7 +15,7 @@ def sparse_folder(tmp_path_factory, llama_folder, character_tokenizer):
 
 def test_command_writes_page_picture_and_numbers(tmp_path, sparse_folder, llama_folder, capsys):
     out = tmp_path / "out"
-    trace_command(["--model", str(sparse_folder), "--prompt", "12+34=", "--answer", "4", "--out", str(out)])
+    trace.COMMAND.call(["--model", str(sparse_folder), "--prompt", "12+34=", "--answer", "4", "--out", str(out)])
     printed = capsys.readouterr().out
     assert "12+34=" in printed.replace("\n", "") and "Edges shown" in printed
     assert sorted(file.name for file in out.iterdir()) == ["trace.html", "trace.json", "trace.png"]
@@ -32,7 +32,9 @@ def test_command_writes_page_picture_and_numbers(tmp_path, sparse_folder, llama_
 def test_command_with_many_prompts(tmp_path, sparse_folder, capsys):
     file = tmp_path / "prompts.txt"
     file.write_text("1+2=\n\nthe cat \n")
-    trace_command(["--model", str(sparse_folder), "--against", "none", "--prompts", str(file), "--out", str(tmp_path)])
+    trace.COMMAND.call(
+        ["--model", str(sparse_folder), "--against", "none", "--prompts", str(file), "--out", str(tmp_path)]
+    )
     content = json.loads((tmp_path / "traces.json").read_text())
     assert [row["prompt"] for row in content["prompts"]] == ["1+2=", "the cat "]
     rows = [row["models"][0] for row in content["prompts"]]
@@ -57,7 +59,7 @@ def test_command_refuses_before_it_loads_weights(arguments, message, sparse_fold
 
     monkeypatch.setattr(candidates.Candidate, "load", lambda *_: pytest.fail("weights were loaded"))
     with pytest.raises(ValueError, match=message):
-        trace_command(["--model", str(sparse_folder), *arguments])
+        trace.COMMAND.call(["--model", str(sparse_folder), *arguments])
 
 
 def test_a_base_that_is_gone_is_left_out_with_a_note(tmp_path, sparse_folder, capsys):
@@ -67,5 +69,5 @@ def test_a_base_that_is_gone_is_left_out_with_a_note(tmp_path, sparse_folder, ca
     description = json.loads((folder / "sparse.json").read_text())
     description["measured"] = {"model": str(tmp_path / "gone")}
     (folder / "sparse.json").write_text(json.dumps(description))
-    trace_command(["--model", str(folder), "--prompt", "1+2="])
+    trace.COMMAND.call(["--model", str(folder), "--prompt", "1+2="])
     assert "without a base model" in capsys.readouterr().out

@@ -10,8 +10,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from lit_sparse.anatomy.stack import Stack
 from lit_sparse.circuits.measure import _example
 from lit_sparse.circuits.tasks import Pair
-from lit_sparse.commands.graph import graph_command
-from lit_sparse.commands.trace import trace_command
+from lit_sparse.commands.options import graph, trace
 from lit_sparse.data import AdditionData
 from lit_sparse.models.digest import digest_of
 from lit_sparse.models.tokens import token_text
@@ -81,9 +80,9 @@ def test_commands_show_the_bytes(byte_level, model, tmp_path):
     save_transcoder(transcoder, transcoders, model_name="m", model_digest=digest_of(model), measured={})
     options = ["--model", str(tmp_path / "model"), "--prompt", PROMPT]
     expected = texts(byte_level, PROMPT)
-    trace_command([*options, "--out", str(tmp_path / "trace")])
+    trace.COMMAND.call([*options, "--out", str(tmp_path / "trace")])
     assert json.loads((tmp_path / "trace/trace.json").read_text())["tokens"] == expected
-    graph_command([*options, "--transcoders", str(transcoders), "--out", str(tmp_path / "graph")])
+    graph.COMMAND.call([*options, "--transcoders", str(transcoders), "--out", str(tmp_path / "graph")])
     assert json.loads((tmp_path / "graph/graph.json").read_text())["metadata"]["prompt_tokens"] == expected
     for page in ("trace/trace.html", "graph/graph.html"):
         html = (tmp_path / page).read_text()

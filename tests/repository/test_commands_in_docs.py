@@ -24,7 +24,6 @@ from lit_sparse import sparsify
 from lit_sparse.attention import GATES
 from lit_sparse.circuits.tasks import NotExpressible
 from lit_sparse.commands import main as command_line
-from lit_sparse.commands.fit import SparseCLI
 from lit_sparse.models.adapters import LoraConfig, add_lora
 from lit_sparse.models.base import load_model
 from lit_sparse.models.sparse_folder import export_adapters
@@ -169,7 +168,7 @@ def run(command: Command, capsys) -> None:
     name, *options = words[2 if words[0] == "python" else 1 :]
     if name == "COMMAND":
         return
-    assert name in command_line._COMMANDS or name in SparseCLI.subcommands(), command
+    assert name in command_line.named(), command
     is_whole = command.is_line or any(
         word in ("--config", "--model", "--run") or word.endswith("help") for word in options
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lit_sparse.commands.report import report_command
+from lit_sparse.commands.options import report
 from lit_sparse.records.evaluation import Estimate, Evaluation, TaskComparison, TextComparison
 from lit_sparse.records.graph_summary import GraphSummary, summarise
 from lit_sparse.records.transcoder import TranscoderSummary
@@ -192,7 +192,7 @@ def test_command_takes_several_folders(tmp_path, make_record, capsys):
     run = make_run(tmp_path, make_record())
     out = tmp_path / "two.html"
     folders = ["--transcoders", str(run / "transcoder"), str(run / "transcoder" / "transcoder")]
-    report_command(["--run", str(run), *folders, "--out", str(out)])
+    report.COMMAND.call(["--run", str(run), *folders, "--out", str(out)])
     assert str(out) in capsys.readouterr().out
     assert out.read_text().count("cross-layer, <bdi>topk</bdi>") == 2
 

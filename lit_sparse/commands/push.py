@@ -1,0 +1,15 @@
+"""The command push: a sparse model folder to the Hugging Face hub."""
+
+from jsonargparse import Namespace
+
+from lit_sparse.models.hub import push
+
+
+def push_command(parsed: Namespace) -> None:
+    """Uploads the folder.
+
+    Raises:
+        ValueError: no sparse model folder, no permission, or no connection.
+    """
+    url = push(parsed.model, parsed.to, private=parsed.private, revision=parsed.revision, message=parsed.message)
+    print(f"model: {url}")
