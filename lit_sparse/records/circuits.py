@@ -1,6 +1,6 @@
 """circuits.json and comparison.json: what was measured of tasks' circuits in two models, and how they compare.
 
-`docs/circuits.md` says what the numbers mean.
+`docs/reference/files.md` says what the numbers mean.
 """
 
 import json

@@ -1,7 +1,7 @@
 """circuit.json: the circuit of one sentence, as the attention edges that keep what a model says next.
 
 An edge is (layer, head, query, key): in that head the position `query` reads the position `key`. Positions count the
-tokens from 0. `docs/circuits.md` says how circuits are found and what the numbers mean.
+tokens from 0. `docs/concepts/circuits.md` says how circuits are found and what the numbers mean.
 """
 
 import json

@@ -2,9 +2,9 @@
 
     class StepGraph     records a step that also runs its backward pass, and replays it on other inputs
 
-A small model's step is bound by the processor that launches its kernels (docs/gpu.md). A replay repeats exactly the
-kernels that were recorded: no Python runs in it, so what changes from step to step must be a tensor that is written
-before (inputs are copied into place; sharpness, cutoffs and weights are changed in place by their owners).
+A small model's step is bound by the processor that launches its kernels (docs/performance/gpu.md). A replay repeats
+exactly the kernels that were recorded: no Python runs in it, so what changes from step to step must be a tensor that is
+written before (inputs are copied into place; sharpness, cutoffs and weights are changed in place by their owners).
 """
 
 from collections.abc import Callable, Sequence
