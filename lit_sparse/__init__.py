@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         register_gate,
         sparsify,
     )
+    from lit_sparse.commands.quiet import quiet
     from lit_sparse.models.hub import from_pretrained
     from lit_sparse.report.notebook import side_by_side
     from lit_sparse.tracing.attention import show_attention
@@ -34,6 +35,7 @@ __all__ = [
     "desparsify",
     "edit",
     "from_pretrained",
+    "quiet",
     "register_gate",
     "show_attention",
     "side_by_side",
@@ -57,6 +59,7 @@ _NAMES = {
     ),
     "from_pretrained": "lit_sparse.models.hub",
     "SparseAttentionModule": "lit_sparse.training.module",
+    "quiet": "lit_sparse.commands.quiet",
     "show_attention": "lit_sparse.tracing.attention",
     "side_by_side": "lit_sparse.report.notebook",
 }

@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedModel
 
 from lit_sparse.attention import attention_modules
-from lit_sparse.attention.bridge import base_name_of
 from lit_sparse.attribution.as_record import graph_file
 from lit_sparse.attribution.build import build_graph
 from lit_sparse.attribution.graph import Kind
@@ -21,6 +20,7 @@ from lit_sparse.attribution.influence import prune
 from lit_sparse.attribution.qk import why_open
 from lit_sparse.circuits.tasks.vocabulary import Tokenizer
 from lit_sparse.models.digest import digest_of
+from lit_sparse.models.names import shown_name
 from lit_sparse.models.tokens import token_text
 from lit_sparse.records.feature_examples import Examples
 from lit_sparse.records.graph import GraphFile
@@ -29,7 +29,6 @@ from lit_sparse.tracing.flow import encode
 from lit_sparse.transcoders import Transcoder, check_model, describe_transcoder, load_transcoder
 
 EXAMPLES_FILE = "examples.json"
-NODE_SHARE, EDGE_SHARE, EXPLAINED_HEADS = 0.8, 0.98, 100
 
 
 def prompt_graph(
@@ -39,9 +38,9 @@ def prompt_graph(
     transcoders: str | os.PathLike[str],
     answer: str | None = None,
     *,
-    node_share: float = NODE_SHARE,
-    edge_share: float = EDGE_SHARE,
-    explained_heads: int = EXPLAINED_HEADS,
+    node_share: float = 0.8,
+    edge_share: float = 0.98,
+    explained_heads: int = 100,
     name: str | None = None,
 ) -> GraphFile:
     """The attribution graph of the token after a prompt. Jupyter shows it as a view to explore.
@@ -52,14 +51,14 @@ def prompt_graph(
         answer: the token to explain, with its leading space if it has one; default the likeliest ones that cover 95 %.
         node_share, edge_share: shares of the influence that the kept nodes and the kept links have.
         explained_heads: largest number of head nodes with a reason why their edge is open.
-        name: name of the model in the graph; default its configuration's name.
+        name: name of the model in the graph; default its own name, or that of its base.
 
     Raises:
         ValueError: the transcoders belong to another model, the prompt or the answer cannot be used, or the model's
             family is not understood (see `Stack`).
     """
     folder = Path(transcoders)
-    name = name or Path(base_name_of(model) or model.config.name_or_path or model.config.model_type).name
+    name = name or shown_name(model)
     digest = digest_of(model)
     check_model(folder, name, digest)
     examples = folder / EXAMPLES_FILE

@@ -8,6 +8,7 @@ import warnings
 from lit_sparse.common.late import when_imported
 
 _WARNINGS = (
+    "IProgress not found.*",  # tqdm, in a notebook
     ".*does not have many workers.*",
     ".*`isinstance\\(treespec, LeafSpec\\)`.*",
     ".*LightningCLI's args parameter.*",

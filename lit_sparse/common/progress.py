@@ -47,7 +47,8 @@ class Stage:
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """Context with a progress bar for work outside of training. It yields a function to call with (done, total). Only
     the first process of a run shows the bar."""
-    with tqdm(desc=description, leave=False, dynamic_ncols=True, disable=process_rank() != 0) as bar:
+    others = {} if process_rank() == 0 else {"disable": True}  # where nothing is said, TQDM_DISABLE decides
+    with tqdm(desc=description, leave=False, dynamic_ncols=True, **others) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total

@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save
 from lit_sparse.common.files import write_atomically
 from lit_sparse.records.reading import checked
 from lit_sparse.records.run_summary import RunSummary
+from lit_sparse.records.shown import Shown
 
 ARRAYS_FILE = "record.safetensors"
 VALUES_FILE = "record.json"
@@ -57,8 +58,8 @@ class AttentionExample:
             )
 
 
-@dataclass
-class RunRecord:
+@dataclass(repr=False)
+class RunRecord(Shown):
     """Measurements of a run.
 
     Args:
@@ -87,6 +88,9 @@ class RunRecord:
                 f"edges_start {self.edges_start.shape} and edges_end {self.edges_end.shape} must have "
                 "the same (layers, heads)"
             )
+
+    def __repr__(self) -> str:
+        return f"<RunRecord: {len(self.history)} rows of history, {self.summary!r}>"
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `record.safetensors` and `record.json` into `folder`, which is made if it does not exist.

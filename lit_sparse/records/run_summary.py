@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from lit_sparse.common.formatting import decimal, signed
 from lit_sparse.records.shown import Shown
 
 # A loss may be infinite or not a number. Here and in files it then counts as not known.
@@ -59,6 +60,10 @@ class RunSummary(Shown, BaseModel):
     exact_match: Number = None
     model_digest: str | None = None
     report_seconds: Number = None
+
+    def __repr__(self) -> str:
+        edges = f"{decimal(self.edges_per_query, 2)} open edges per query and head"
+        return f"<RunSummary: {self.model}; {edges}, CE {signed(self.ce_change)}, KL {decimal(self.kl)}>"
 
     @property
     def ce_change(self) -> float | None:

@@ -3,18 +3,16 @@
 lit_sparse.show_attention(sparse, tokenizer, "The opposite of hot is cold.", against=dense)
 """
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
 from lit_sparse.anatomy.stack import Stack
 from lit_sparse.attention import attention_modules
-from lit_sparse.attention.bridge import base_name_of
 from lit_sparse.circuits.attention_edges.passes import record
 from lit_sparse.circuits.tasks.vocabulary import Tokenizer, Vocabulary
 from lit_sparse.common.modes import frozen
+from lit_sparse.models.names import shown_name
 from lit_sparse.models.tokens import token_text
 from lit_sparse.records.attention import ModelAttention, SentenceAttention
 
@@ -56,5 +54,4 @@ def _attention(model: PreTrainedModel, ids: list[int]) -> ModelAttention:
     weights = np.zeros((len(passed), heads, len(ids), len(ids)), dtype=np.float32)
     for place, layer in enumerate(passed):
         weights[place, : layer.weights.shape[1]] = layer.weights[0].float().cpu().numpy()
-    name = Path(base_name_of(model) or model.config.name_or_path or model.config.model_type).name
-    return ModelAttention(model=name, sparse=bool(attention_modules(model)), weights=weights)
+    return ModelAttention(model=shown_name(model), sparse=bool(attention_modules(model)), weights=weights)

@@ -46,6 +46,7 @@ from lit_sparse.circuits.attention_edges.passes import Means, Passes, means
 from lit_sparse.circuits.attention_edges.search import find
 from lit_sparse.circuits.tasks.vocabulary import NotExpressible, Tokenizer, Vocabulary
 from lit_sparse.common.modes import frozen
+from lit_sparse.models.names import shown_name
 from lit_sparse.models.tokens import token_text
 from lit_sparse.records.trace import Ablation, Trace, TraceEdges
 from lit_sparse.tracing.paths import NEVER, connected, needed, shortest_path
@@ -79,7 +80,7 @@ def trace(
         answer: the token to explain, with its leading space if it has one; default the model's own prediction.
         answer_id: the same as a token's id.
         keep: share of the answer's probability that the shown edges have to keep.
-        name: name of the model in the trace; default its configuration's name.
+        name: name of the model in the trace; default its own name, or that of its base.
         average: what closed edges pass, from `everyday_average`; None calls it.
         learning: settings for learning the mask that finds the shown edges.
         advance: called with 1 after each of `learning.steps` steps.
@@ -118,7 +119,7 @@ def trace(
         for token, count in enumerate(places)
     ]
     return Trace(
-        model=name or model.config.name_or_path or model.config.model_type,
+        model=name or shown_name(model),
         sparse=sparse,
         prompt=prompt,
         tokens=[token_text(tokenizer, token) for token in ids],

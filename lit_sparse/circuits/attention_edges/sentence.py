@@ -23,6 +23,7 @@ from lit_sparse.circuits.tasks.vocabulary import NotExpressible, Tokenizer, Voca
 from lit_sparse.circuits.tasks.words import SUBJECTS
 from lit_sparse.common.modes import frozen
 from lit_sparse.common.progress import Bar
+from lit_sparse.models.names import shown_name
 from lit_sparse.records.sentence_circuit import Control, Off, SentenceCircuit
 
 SPACE = " "
@@ -94,7 +95,7 @@ def sentence_circuit(
         corrupted: another prompt with the same number of tokens. A switched-off edge passes what it passes there. The
             circuit then explains the difference between the two prompts.
         answer_id: the right answer as a token id, for tokens that have no text of their own.
-        name: name of the model in the record; default its configuration's name.
+        name: name of the model in the record; default its own name, or that of its base.
         bars: makes a progress bar from a description and a total.
 
     Raises:
@@ -129,7 +130,7 @@ def sentence_circuit(
             best,
             goal,
             tokenizer,
-            model=name or model.config.name_or_path or model.config.model_type,
+            model=name or shown_name(model),
             sparse=sparse,
             prompt=prompt,
             mean_over=[list(prompt) for prompt in mean_over],

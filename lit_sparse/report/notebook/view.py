@@ -10,6 +10,7 @@ from lit_sparse.common.formatting import visible
 from lit_sparse.records.attention import SentenceAttention
 from lit_sparse.records.circuits import Comparison
 from lit_sparse.records.graph import GraphFile
+from lit_sparse.records.run import RunRecord
 from lit_sparse.records.run_summary import RunSummary
 from lit_sparse.records.sentence_circuit import SentenceCircuit, SentenceCircuits
 from lit_sparse.records.trace import Trace
@@ -18,6 +19,8 @@ from lit_sparse.report.graph.page import graph_html
 from lit_sparse.report.notebook.attention import attention_html
 from lit_sparse.report.notebook.frame import LARGEST, SAVE, framed
 from lit_sparse.report.notebook.graph import small_graphs
+from lit_sparse.report.run.page import page_html
+from lit_sparse.report.run.plots import render_plots
 from lit_sparse.report.run.wording import summary_rows
 from lit_sparse.report.sentence.page import sentence_html
 from lit_sparse.report.shared.rendering import render, write_html
@@ -56,6 +59,9 @@ _KINDS: dict[type, _Kind] = {
     SentenceCircuit: _Kind(_circuits, 2, lambda _: 720, "Circuit of a sentence"),
     SentenceCircuits: _Kind(lambda records: sentence_html(records[0]), 1, lambda _: 720, "Circuit of a sentence"),
     Comparison: _Kind(lambda records: circuits_html(records[0], {}), 1, lambda _: 720, "Comparison of circuits"),
+    RunRecord: _Kind(
+        lambda records: page_html(records[0], render_plots(records[0])), 1, lambda _: 860, "Report of a run"
+    ),
     SentenceAttention: _Kind(
         lambda records: attention_html(records[0]), 1, _attention_height, "Attention of a sentence"
     ),

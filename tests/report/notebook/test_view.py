@@ -156,10 +156,18 @@ def test_a_summary_is_a_table():
     assert html.escape("<script>alert(1)</script>") in view and "2.500 → 2.600 (+0.100)" in view
 
 
+def test_a_run_shows_its_report(make_record, hostile):
+    record = make_record(tokens=hostile)
+    page = page_of(record._repr_html_())
+    assert page.count("data:image/png") >= 3 and 'id="attention-data"' in page
+    assert "<script>document.title" not in page and "reached" not in page
+    assert len(repr(record)) < 200
+
+
 def test_text_beside_a_view_is_short():
     """Jupyter stores it too, and shows it where HTML is not trusted."""
     for kind, make in MAKERS.items():
-        assert len(repr(make(PLAIN))) < 700, kind
+        assert str(make(PLAIN)) == repr(make(PLAIN)) and len(repr(make(PLAIN))) < 700, kind
     assert repr(make_graph(nodes=60, links=240)).endswith("60 nodes, 240 links>")
     assert "2 of 100 open edges keep 0.500" in repr(make_trace())
 
