@@ -95,7 +95,7 @@ def test_what_would_be_another_model_is_refused(sparse_folder, llama_folder, tas
 def test_the_command(sparse_folder, task_file, start_python, tmp_path):
     arguments = ["--model", "lit_sparse", "--model_args", f"pretrained={sparse_folder}", "--tasks", task_file]
     process = start_python(
-        "-m", "lit_sparse.downstream.lm_eval", *arguments, "--device", "cpu", "--output_path", tmp_path / "out",
+        "-m", "lit_sparse.downstream.lm_eval", *arguments, "--output_path", tmp_path / "out",
         HF_DATASETS_CACHE=str(tmp_path / "datasets"),
     )  # fmt: skip
     printed, errors = process.communicate(timeout=120)
