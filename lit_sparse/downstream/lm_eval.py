@@ -29,13 +29,14 @@ class SparseLM(HFLM):
             tokenizer, add_bos_token, trust_remote_code, ...
 
     Raises:
-        ValueError: a dense model, an option that would make another model of it, such as `peft`, or no tokenizer.
+        ValueError: no such model or a dense one, an option that would make another model of it, such as `peft`, or no
+            tokenizer.
     """
 
     def __init__(self, pretrained: str, device: str | None = None, **options: Any):
         folder = find_sparse(pretrained)
         if folder is None:
-            raise ValueError(f"{pretrained} is no sparse model; the model type hf evaluates dense ones")
+            raise ValueError(f"there is no sparse model {pretrained}; the model type hf evaluates dense ones")
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         super().__init__(pretrained=str(folder.resolve()), device=device, **options)
 

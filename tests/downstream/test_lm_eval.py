@@ -81,7 +81,8 @@ def test_a_folder_without_a_tokenizer(sparse_folder, llama_folder, task_file, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("pretrained={dense}", "no sparse model; the model type hf"),
+        ("pretrained={dense}", "no sparse model .*; the model type hf"),
+        ("pretrained=/nowhere/at/all", "no sparse model /nowhere/at/all"),
         ("pretrained={sparse},peft=somewhere", "takes no peft"),
         ("pretrained={sparse},load_in_8bit=True", "takes no load_in_8bit"),
         ("pretrained={sparse},revision=v2", "takes no revision"),
