@@ -7,7 +7,6 @@ from jaxtyping import Float
 
 from lit_sparse.records.graph import ERROR, FEATURE, HEAD, LOGIT, TOKEN, Node
 
-
 _HEADS = 1_000_000
 """Added to a head's number, so that viewers do not take it for a feature of its layer."""
 
