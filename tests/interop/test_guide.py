@@ -21,8 +21,7 @@ def test_the_guide(llama_folder, character_tokenizer, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("release").mkdir()
     export_sparse_llama(Path("release/smollm2_2048"), llama_folder, character_tokenizer, 0.15)
-    for folder in ("runs/graph", "runs/viewer"):
-        Path(folder).mkdir(parents=True)
+    Path("runs/graph").mkdir(parents=True)
     make_graph().write("runs/graph/graph.json")
     monkeypatch.setattr("lm_eval.simple_evaluate", evaluate)
     found: dict[str, object] = {}
