@@ -23,8 +23,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 # What developing needs besides: tests, lint, types, documentation, and the tools that lit_sparse works inside of.
+# circuit-tracer pins transformers 4, which its file formats and its viewer do not need.
 $(VENV)/.developing: $(VENV)/.installed
 	$(PY) -m pip install $(PIP_ARGS) --constraint constraints.txt --editable '.[dev]'
+	$(PY) -m pip install --no-deps circuit-tracer==0.5.0
 	touch $@
 
 demo: $(VENV)/.installed

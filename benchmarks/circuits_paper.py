@@ -21,7 +21,7 @@ on few cores. A protocol is LEVEL WHAT/OVER:
 `table` compares the sentences that both of two models have, with the dense model and with the untrained control:
 benchmarks/results/circuits_paper.json, a list of {against, model, task, protocol, level, sentences, base, sparse,
 ratio, ratio_low, ratio_high, necessity, transfer, ...}, base being the side that it is compared with. `picture` draws
-the attention of the heads that copy a letter: docs/copy_heads.png.
+the attention of the heads that copy a letter: docs/images/copy_heads.png.
 """
 
 import argparse

@@ -181,7 +181,10 @@ def test_split(sources: list[str], tokenizer, length: int, sequences: int = TEST
 
 
 def thresholds(options: argparse.Namespace) -> None:
-    """Per-head cutoffs by Fisher information (docs/method.md), gates untrained: both scores, zero and mean ablation."""
+    """Per-head cutoffs by Fisher information, gates untrained: both scores, zero and mean ablation.
+
+    docs/results/training.md has the table.
+    """
     data = TextData([DOCS], MODEL, sequence_length=256, eval_batch_size=4, test_sequences=TEST_SEQUENCES)
     data.setup("fit")
     test, base = data.build().test, load_model(MODEL)

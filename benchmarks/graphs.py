@@ -4,8 +4,8 @@
     python benchmarks/graphs.py --untrained MODEL [MODEL ...]
 
 The first writes results/graph_cost.json. The second counts heads for 80 % with transcoders of random weights, for
-models that have none trained: what gates do by themselves; it writes results/graph_untrained.json. The README's heads
-are another command's, which docs/graphs.md names: results/graphs.json.
+models that have none trained: what gates do by themselves; it writes results/graph_untrained.json. Heads by
+trained transcoders are another command's, which docs/results/graphs.md names: results/graphs.json.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The README's result table, from the summaries of finished runs: the test split throughout.
+"""The result table of docs/results/training.md, from the summaries of finished runs: the test split throughout.
 
 python main.py fit --config configs/quickstart.yaml && python main.py fit --config configs/addition.yaml
 python benchmarks/results_table.py runs/quickstart runs/addition

@@ -1,4 +1,4 @@
-"""What an installed wheel does without the repository: `PYTHON scripts/check_installed.py`, with the environment's Python.
+"""Check of an installed wheel without the repository: `PYTHON scripts/check_installed.py`, with its own Python.
 
 Everything runs in an empty folder, as a user's first commands would. Ends with status 1 where something is missing.
 """

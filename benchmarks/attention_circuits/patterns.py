@@ -1,4 +1,7 @@
-"""The heads that copy a letter, in the dense and in the sparse model, with their attention: docs/copy_heads.png."""
+"""The heads that copy a letter, in the dense and in the sparse model, with their attention.
+
+The picture is docs/images/copy_heads.png.
+"""
 
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from lit_sparse.models.base import load_tokenizer
 from lit_sparse.models.compared import files_of
 from lit_sparse.report.shared import style
 
-PICTURE = Path(__file__).parents[2] / "docs" / "copy_heads.png"
+PICTURE = Path(__file__).parents[2] / "docs" / "images" / "copy_heads.png"
 _COLUMNS = 10
 
 

@@ -1,7 +1,7 @@
 """The command circuits: what the next token of a sentence, or a task, needs of a model and of its base.
 
-A task's numbers go to comparison.json and circuits.json (docs/circuits.md). What each model, task and seed gave is kept
-in --out/parts, so that an interrupted command goes on there.
+A task's numbers go to comparison.json and circuits.json (docs/reference/files.md). What each model, task and seed gave
+is kept in --out/parts, so that an interrupted command goes on there.
 """
 
 from collections.abc import Sequence

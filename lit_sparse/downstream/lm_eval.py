@@ -24,18 +24,21 @@ class SparseLM(HFLM):
 
     Args:
         pretrained: a sparse model by its name, as in `lit_sparse.from_pretrained`.
-        options: options of the harness's own model type `hf`: batch_size, device, dtype ("auto" is the base model's),
-            max_length, tokenizer, add_bos_token, trust_remote_code, ...
+        device: default: the GPU if there is one.
+        options: those of the harness's own model type `hf`: batch_size, dtype ("auto" is the base model's), max_length,
+            tokenizer, add_bos_token, trust_remote_code, ...
 
     Raises:
-        ValueError: the model is dense, an option would change the model, such as `peft`, or there is no tokenizer.
+        ValueError: no such model or a dense one, an option that would make another model of it, such as `peft`, or no
+            tokenizer.
     """
 
-    def __init__(self, pretrained: str, **options: Any):
+    def __init__(self, pretrained: str, device: str | None = None, **options: Any):
         folder = find_sparse(pretrained)
         if folder is None:
-            raise ValueError(f"{pretrained} is no sparse model; the model type hf evaluates dense ones")
-        super().__init__(pretrained=str(folder.resolve()), **options)
+            raise ValueError(f"there is no sparse model {pretrained}; the model type hf evaluates dense ones")
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        super().__init__(pretrained=str(folder.resolve()), device=device, **options)
 
     def _get_config(self, pretrained: str, *, trust_remote_code: bool | None = False, **_: Any) -> None:
         self._config = load_config(files_of(pretrained), trust_remote_code=bool(trust_remote_code))

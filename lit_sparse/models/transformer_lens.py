@@ -5,6 +5,7 @@ projections, without gates; the first forward pass then ends in `DenseAttentionE
 model's attention instead and puts hooks around it.
 """
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -63,7 +64,7 @@ def _keep_attention(adapter: Any, attention: Any) -> None:
         maintain_native_attention=True,
         fused_qkv="q" not in parts,
     )
-    prepare = adapter.preprocess_weights
+    prepare: Callable[[dict[str, Tensor]], dict[str, Tensor]] = adapter.preprocess_weights
 
     def preprocess_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
         biased = adapter.cfg.normalization_type != "RMS" or any(name.endswith("attn.v.bias") for name in state)

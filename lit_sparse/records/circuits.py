@@ -1,6 +1,6 @@
 """circuits.json and comparison.json: measurements of tasks' circuits in two models, and their comparison.
 
-`docs/circuits.md` explains the numbers.
+`docs/reference/files.md` explains the numbers.
 """
 
 import json

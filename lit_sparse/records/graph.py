@@ -61,6 +61,19 @@ class QParams(_Part):
     clickedId: str = ""
     sg_pos: str = ""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_saved(cls, content: Any) -> Any:
+        """What circuit-tracer's viewer saves: lists as text, and null for what was not set."""
+        if not isinstance(content, dict):
+            return content
+        given = {name: value for name, value in content.items() if value is not None}
+        if isinstance(pinned := given.get("pinnedIds"), str):
+            given["pinnedIds"] = pinned.split(",") if pinned else []
+        if isinstance(groups := given.get("supernodes"), str):
+            given["supernodes"] = json.loads(groups or "[]")
+        return given
+
 
 class QKTracing(_Part):
     """Reason why one of a head's edges is open: contributions of writers at the query and key to its attention logit.

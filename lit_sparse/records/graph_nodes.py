@@ -7,10 +7,13 @@ from jaxtyping import Float
 
 from lit_sparse.records.graph import ERROR, FEATURE, HEAD, LOGIT, TOKEN, Node
 
+_HEADS = 1_000_000
+"""Added to a head's number, so that viewers do not take it for a feature of its layer."""
+
 
 def feature_node(layer: int, feature: int, position: int, **extra: Any) -> Node:
     """A transcoder's feature that is active at a position."""
-    number = (layer + feature) * (layer + feature + 1) // 2 + feature  # Cantor's pairing, which viewers take apart
+    number = _pair(layer, feature)
     return _node(f"{layer}_{feature}_{position}", f"{layer}_{feature}-0", FEATURE, number, layer, position, extra)
 
 
@@ -25,9 +28,9 @@ def token_node(token_id: int, position: int, **extra: Any) -> Node:
 
 
 def head_node(layer: int, head: int, position: int, **extra: Any) -> Node:
-    """A head at its query position. `activation` is its attribution to the explained logits."""
-    # Viewers distinguish the nodes of a layer and a position by this number, which no feature and no error has.
-    return _node(f"{layer}_h{head}_{position}", f"{layer}_h{head}-0", HEAD, -2 - head, layer, position, extra)
+    """A head at its query position; `activation` is its attribution to the explained logits."""
+    number = _pair(layer, _HEADS + head)
+    return _node(f"{layer}_h{head}_{position}", f"{layer}_h{head}-0", HEAD, number, layer, position, extra)
 
 
 def logit_node(
@@ -55,6 +58,11 @@ def cumulative(
     together = np.cumsum(falling) / (falling.sum() or 1.0)
     result: Float[np.ndarray, " node"] = together[np.searchsorted(-falling, -own, side="right") - 1]
     return result
+
+
+def _pair(layer: int, index: int) -> int:
+    """One number for both (Cantor's pairing), which viewers take apart again."""
+    return (layer + index) * (layer + index + 1) // 2 + index
 
 
 def _node(

@@ -1,7 +1,7 @@
 """circuit.json: the circuit of one sentence, as the attention edges that keep a model's prediction.
 
 An edge is (layer, head, query, key): in that head the position `query` attends to the position `key`. Positions count
-the tokens from 0. `docs/circuits.md` explains how circuits are found, and the numbers.
+the tokens from 0. `docs/concepts/circuits.md` explains how circuits are found, and the numbers.
 """
 
 import json

@@ -99,7 +99,7 @@ def prompts_table(rows: Sequence[Sequence[Trace]]) -> Table:
         "p, only these",
         "s",
     ):
-        table.add_column(heading, justify="left" if heading in ("prompt", "answer", "model") else "right")
+        table.add_column(heading, justify="left" if heading in ("prompt", "answer", "model") else "right", no_wrap=True)
     for traces in rows:
         for index, trace in enumerate(traces):
             first = index == 0

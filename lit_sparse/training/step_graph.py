@@ -2,9 +2,9 @@
 
     class StepGraph     records a step that also runs its backward pass, and replays it on other inputs
 
-The speed of a small model's step is limited by the processor that launches its kernels (docs/gpu.md). A replay repeats
-exactly the recorded kernels and runs no Python. So everything that changes from step to step must be a tensor that is
-written before: inputs are copied into the recorded tensors, and sharpness, cutoffs and weights change in place.
+The processor that launches its kernels limits the speed of a small model's step (docs/performance/gpu.md). A replay
+repeats exactly the recorded kernels and runs no Python. So everything that changes from step to step must be a tensor
+that is written before: inputs are copied into the recorded tensors, and sharpness, cutoffs and weights change in place.
 """
 
 from collections.abc import Callable, Sequence

