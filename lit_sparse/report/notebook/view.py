@@ -1,4 +1,4 @@
-"""What a Jupyter cell shows of records: their page in a frame of its own, or a small table."""
+"""Views of records in a Jupyter cell: their page in a frame of its own, or a small table."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ from lit_sparse.report.trace.page import trace_html
 
 
 class _Kind(NamedTuple):
-    """How records of one type are shown.
+    """View of records of one type.
 
     page: of one record or two.
     most: how many one page shows.
