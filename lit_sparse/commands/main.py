@@ -120,5 +120,8 @@ def _quiet() -> None:
         ".*LightningCLI's args parameter.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*gradient_checkpointing.* is deprecated.*",  # transformers, about peft's use and Lightning's
+        ".*callbacks used to create the checkpoint.*",  # of fit, when validate or test reads a checkpoint
+        "The dirpath has changed from.*",  # a checkpoint that a new run starts from
     ):
         warnings.filterwarnings("ignore", message=message)
+    warnings.formatwarning = lambda message, *place, **more: f"warning: {message}\n"  # no path and code of ours
