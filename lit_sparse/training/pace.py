@@ -33,6 +33,10 @@ _MEMORY = 0.98
 """Weight of the past against the next measurement of the same kind: steps change their speed as edges close."""
 
 
+def unheard(is_over: bool) -> None:
+    """Nobody listens to measurements. Not a lambda, so that a module can be pickled."""
+
+
 class Pace:
     """Speed of a run's work and what is left of it."""
 
@@ -40,7 +44,7 @@ class Pace:
         self.began = time.perf_counter()
         self.expected: dict[Work, float] = dict.fromkeys(Work, 0.0)
         """Tokens that are still to do outside of the training loop, as far as they are known."""
-        self.on_measured: Callable[[bool], None] = lambda is_over: None
+        self.on_measured: Callable[[bool], None] = unheard
         """Called after each measurement outside of the training loop, with whether its stage is over."""
         self._tokens: dict[Work, float] = {}
         self._seconds: dict[Work, float] = {}

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from lit_sparse.common.formatting import roughly
 from lit_sparse.common.progress import is_terminal
 from lit_sparse.training.callbacks.time_left import Load
-from lit_sparse.training.pace import Work
+from lit_sparse.training.pace import Work, unheard
 
 _WIDTH = 80
 _BAR = 6
@@ -64,6 +64,12 @@ class SparsityProgressBar(TQDMProgressBar):
 
         module.pace.on_measured = measured
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        module: Any = pl_module
+        if self._load is not None:
+            module.pace.on_measured = unheard
+        self._load = None
+
     def _estimate(self) -> None:
         """Says how long the run takes, unless that has been said."""
         left = None if self._load is None else self._load.left()
@@ -77,15 +83,19 @@ class SparsityProgressBar(TQDMProgressBar):
     # --- training ----------------------------------------------------------------------------------------------
 
     def init_train_tqdm(self) -> Tqdm:
-        total = self.trainer.estimated_stepping_batches
         return Tqdm(
-            total=None if total == float("inf") else int(total),
+            total=self._total(),
             initial=self.trainer.global_step,
             disable=self.is_disabled or not is_terminal(),
             leave=True,
             dynamic_ncols=True,
             bar_format=f"{{percentage:3.0f}}%|{{bar:{_BAR}}}| step {{n_fmt}}/{{total_fmt}}{{postfix}}",
         )
+
+    def _total(self) -> int | None:
+        """Optimizer steps of the run; a `TimeBudget` moves them."""
+        total = self.trainer.estimated_stepping_batches
+        return None if total == float("inf") else int(total)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         self._stepped = self._last_line = time.perf_counter()
@@ -125,7 +135,7 @@ class SparsityProgressBar(TQDMProgressBar):
 
     def _update(self, trainer: Trainer, module: Any) -> None:
         bar = self.train_progress_bar
-        bar.n = trainer.global_step
+        bar.n, bar.total = trainer.global_step, self._total()
         start = f"100%|{' ' * _BAR}| step {bar.total}/{bar.total}"
         line = fitted(start, self._parts(trainer, module), shutil.get_terminal_size().columns)
         bar.set_postfix_str(line.removeprefix(start).removeprefix(", "))
@@ -144,8 +154,8 @@ class SparsityProgressBar(TQDMProgressBar):
         if self.is_disabled:
             return
         self._last_line = time.perf_counter()
-        total = trainer.estimated_stepping_batches
-        line = f"step {trainer.global_step}" + ("" if total == float("inf") else f" of {int(total)}")
+        total = self._total()
+        line = f"step {trainer.global_step}" + ("" if total is None else f" of {total}")
         self.print(fitted(line, self._parts(trainer, module), _WIDTH))
 
     # --- validation --------------------------------------------------------------------------------------------

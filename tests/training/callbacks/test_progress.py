@@ -1,6 +1,7 @@
 """What a run shows: about how long it takes, in time, and one bar or a few lines."""
 
 import os
+import pickle
 import pty
 import re
 import subprocess
@@ -8,9 +9,13 @@ import sys
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
+from lit_sparse import SparseAttentionModule
 from lit_sparse.common.formatting import roughly
-from lit_sparse.training.callbacks.progress import fitted
+from lit_sparse.data import AdditionData
+from lit_sparse.objective import KL, Lagrangian
+from lit_sparse.training.callbacks.progress import SparsityProgressBar, fitted
 from lit_sparse.training.callbacks.time_left import Load, TimeLeft, tokens_of
 from lit_sparse.training.pace import Pace, Work
 from tests.conftest import REPOSITORY
@@ -73,6 +78,15 @@ def test_loaders_without_a_length_count_nothing():
 
 def test_a_line_takes_whole_parts():
     assert fitted("step 1", ["a" * 5, "b" * 50, "c"], 20) == "step 1, aaaaa, c"
+
+
+def test_a_module_can_be_pickled_after_a_run(llama_folder, tmp_path):
+    """As it could before, though the bar listens to its pace while it runs."""
+    module = SparseAttentionModule(str(llama_folder), objective=Lagrangian(KL(0.1)))
+    trainer = Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, limit_val_batches=0)
+    trainer.fit(module, datamodule=AdditionData(digits=1, batch_size=8, eval_batch_size=16, held_out=0.2))
+    assert any(isinstance(callback, SparsityProgressBar) for callback in trainer.callbacks)
+    assert pickle.loads(pickle.dumps(module.pace)).is_measured(Work.EVALUATION)
 
 
 def test_a_log_has_lines_and_no_bar(make_config, start_python):
