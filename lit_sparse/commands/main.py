@@ -50,6 +50,8 @@ _COMMANDS = {
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs a command; the user's mistakes end it with one clear line and exit status 2."""
+    if args is None:  # a process of its own: warnings without the path and the code that they come from
+        warnings.formatwarning = lambda message, *place, **more: f"warning: {message}\n"
     args = list(sys.argv[1:] if args is None else args)
     _quiet()
     try:
@@ -124,4 +126,3 @@ def _quiet() -> None:
         "The dirpath has changed from.*",  # a checkpoint that a new run starts from
     ):
         warnings.filterwarnings("ignore", message=message)
-    warnings.formatwarning = lambda message, *place, **more: f"warning: {message}\n"  # no path and code of ours
