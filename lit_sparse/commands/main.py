@@ -6,6 +6,7 @@ Nothing heavy is imported before a command's options are known to be right: help
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -39,6 +40,8 @@ COMMANDS: dict[str, list[Command]] = {
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs a command; the user's mistakes end it with one clear line and exit status 2."""
+    if args is None:  # a process of its own: warnings without the path and the code that they come from
+        warnings.formatwarning = lambda message, *place, **more: f"warning: {message}\n"
     args = list(sys.argv[1:] if args is None else args)
     quiet()
     try:

@@ -14,6 +14,8 @@ _WARNINGS = (
     ".*LightningCLI's args parameter.*",
     ".*Checkpoint directory .* exists and is not empty.*",
     ".*gradient_checkpointing.* is deprecated.*",  # transformers, about peft's use and Lightning's
+    ".*callbacks used to create the checkpoint.*",  # of fit, when validate or test reads a checkpoint
+    "The dirpath has changed from.*",  # a checkpoint that a new run starts from
 )
 
 

@@ -59,7 +59,10 @@ def roughly(seconds: float) -> str:
     """An estimated duration: 40 s, 12 min or 2.5 h."""
     if seconds < 120:
         return f"{max(1, round(seconds))} s"
-    return f"{round(seconds / 60)} min" if seconds < 120 * 60 else f"{seconds / 3600:.1f} h"
+    if seconds < 120 * 60:
+        return f"{round(seconds / 60)} min"
+    hours = seconds / 3600
+    return f"{hours:.1f} h" if hours < 100 else f"{hours:.0f} h"
 
 
 _SIGNS = {"\n": "↵", "\r": "↵", "\u2028": "↵", "\u2029": "↵", "\t": "⇥"}

@@ -1,5 +1,7 @@
 """Progress of long work."""
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -43,15 +45,29 @@ class Stage:
         self._advance(self._what, self._start + (self._end - self._start) * self._done / self._total)
 
 
+def is_terminal() -> bool:
+    """Whether a person looks on, and bars can move. In a log file they would be lines without end."""
+    return sys.stderr.isatty()
+
+
+_LOGGED = 60.0
+"""Seconds between the lines that stand for a bar in a log."""
+
+
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     """Context with a progress bar for work outside of training. It yields a function to call with (done, total). Only
-    the first process of a run shows the bar."""
-    others = {} if process_rank() == 0 else {"disable": True}  # where nothing is said, TQDM_DISABLE decides
-    with tqdm(desc=description, leave=False, dynamic_ncols=True, **others) as bar:
+    the first process of a run shows the bar. In a log it is one line per minute."""
+    is_first = process_rank() == 0
+    last = time.monotonic()
+    with tqdm(desc=description, leave=False, dynamic_ncols=True, disable=not (is_first and is_terminal())) as bar:
 
         def advance(done: int, total: int) -> None:
+            nonlocal last
             bar.total = total
             bar.update(done - bar.n)
+            if is_first and bar.disable and time.monotonic() - last >= _LOGGED:
+                last = time.monotonic()
+                print(f"{description}: {done} of {total}", file=sys.stderr, flush=True)
 
         yield advance

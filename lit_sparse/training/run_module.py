@@ -11,23 +11,29 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch.optim import Optimizer
 
 from lit_sparse.training.callbacks.run import run_callbacks
+from lit_sparse.training.pace import Pace
 from lit_sparse.training.run_data import RunData
 from lit_sparse.training.schedule import WarmupDecay
 from lit_sparse.training.state import RunState
 
 
 class RunModule(LightningModule):
-    """A LightningModule with the state of its run.
+    """A LightningModule with the state of its run. A subclass may set `legend`, a line of at most 80 columns on the
+    units of the figures that training shows.
 
     Args:
         state: state of the run.
         scheduler: stepped once per optimizer step; None keeps the learning rates.
     """
 
+    legend = ""
+
     def __init__(self, state: RunState, scheduler: LRSchedulerCallable | None):
         super().__init__()
         self.state = state
         self.make_scheduler = scheduler
+        self.pace = Pace()
+        """How fast the run works, for an estimate of its end."""
 
     @property
     def data(self) -> Any:

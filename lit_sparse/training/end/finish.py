@@ -1,6 +1,8 @@
 """End of a run: evaluation of the best checkpoint on text that did not select it, export, plots and summary."""
 
 import json
+import shlex
+import sys
 import time
 from pathlib import Path
 
@@ -79,7 +81,8 @@ def finish_run(module: PairModule, run_dir: Path, *, base_by_name: bool) -> RunS
     write_atomically(run_dir / "summary.json", (json.dumps(summary.as_json(), indent=2) + "\n").encode())
     console = Console()
     console.print(summary_table(summary))
-    console.print(f"report: {run_dir / 'report.html'}   model: {run_dir / 'model'}", highlight=False, soft_wrap=True)
+    for line in _where(module, run_dir):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     return summary
 
 
@@ -166,6 +169,16 @@ def _export(
         return export_adapters(model, folder, measured=summary.as_json(), tokenizer=tokenizer)
     export_adapters(model, adapters, measured=summary.as_json(), tokenizer=tokenizer)
     return export_sparse(model, folder, measured=summary.as_json(), tokenizer=tokenizer)
+
+
+def _where(module: PairModule, run_dir: Path) -> list[str]:
+    """What was written, and what can be done with it."""
+    lines = [f"report  {run_dir / 'report.html'} (open it in a browser)", f"model   {run_dir / 'model'}"]
+    if getattr(module.data, "task_name", "text") == "text":
+        program = "python main.py" if Path(sys.argv[0]).name == "main.py" else "lit-sparse"
+        model = shlex.quote(str(run_dir / "model"))
+        lines.append(f'next    {program} trace --model {model} --prompt "The capital of Germany is"')
+    return lines
 
 
 def _remove(folder: Path) -> None:

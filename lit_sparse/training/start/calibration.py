@@ -34,7 +34,7 @@ from lit_sparse.objective.losses import IGNORED, token_losses
 from lit_sparse.training.start.sensitivity import LEVELS, LayerSensitivity
 
 _ROWS = 1 << 10  # tokens whose labels are drawn together
-_MEASUREMENTS = 6  # forward passes over the batches, to meet a KL
+MEASUREMENTS = 6  # forward passes over the batches, to meet a KL
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def calibrate(
         model: a sparsified model. Its weights and mode are not changed.
         batches: dicts with input_ids, position_ids and labels, (B, T) each. A few thousand tokens suffice.
     """
-    total = len(batches) + _MEASUREMENTS
+    total = len(batches) + MEASUREMENTS
     sensitivity = Sensitivity(model, batches, lambda done, _: on_progress(done, total))
     reached = sensitivity.apply(target, lambda done, _: on_progress(len(batches) + done, total))
     on_progress(total, total)
@@ -141,11 +141,11 @@ class Sensitivity:
         measurements correct its error, the effect of closing all heads together beyond the sum over heads."""
         predicted, best = target, (0.0, 0.0)  # (price, measured KL); price 0 closes nothing that costs anything
         done = 0
-        while done < _MEASUREMENTS - 1 or (best[1] == 0.0 and done < 4 * _MEASUREMENTS):
+        while done < MEASUREMENTS - 1 or (best[1] == 0.0 and done < 4 * MEASUREMENTS):
             price = _price(lambda price: self._kl_at(price) > predicted)  # noqa: B023
             result = self._set(price)
             done += 1
-            on_progress(min(done, _MEASUREMENTS), _MEASUREMENTS)
+            on_progress(min(done, MEASUREMENTS), MEASUREMENTS)
             if best[1] < result.kl <= target:
                 best = price, result.kl
             if 0.85 * target <= result.kl <= target:

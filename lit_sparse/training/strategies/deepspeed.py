@@ -259,6 +259,8 @@ class SparseDeepSpeedStrategy(Sharding, DeepSpeedStrategy):
         elif self.zero_stage_3:
             self._restore_zero_state({"state_dict": self._weights_to_load}, strict)
             self._weights_to_load = {}
+            for buffer in self.lightning_module.buffers():  # Lightning has set those of the first rank only
+                torch.distributed.broadcast(buffer, 0)
         else:
             self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from lit_sparse.training.checkpoint_io import recover, replacing_folder
+from lit_sparse.training.checkpoint_io import AtomicCheckpointIO, recover, replacing_folder
+from lit_sparse.training.frozen import left_out_of
 from lit_sparse.training.strategies import Sharding, SparseDeepSpeedStrategy, SparseFSDPStrategy
 from tests.training.strategies.test_strategies import SAVED_AT, TOLERANCE, read, start_ranks, tied_folder, weights
 
@@ -54,6 +55,10 @@ def folders(tied_folder, large_folder, tmp_path_factory):
         for kind in ("weights", "full") if strategy != "ddp" else ("weights",):
             saved = str(root / f"{strategy}-lora" / f"{kind}.ckpt")
             add(f"{strategy}-lora-{kind}", strategy=strategy, evaluate=saved, **adapters)
+    for strategy in SHARDED:
+        fixed = {"lora": True, "calibrate": True, "fixed": True}
+        add(f"{strategy}-fixed", strategy=strategy, **fixed)
+        plans["runs"].append({**plans["runs"][-1], "resume": True})
     for strategy in ("ddp", "zero3", "fsdp2"):
         add(f"{strategy}-large", "building", strategy=strategy, evaluate=True, model=str(large_folder))
     plans["alone"] = [{**common, "folder": str(root / "fsdp2"), "strategy": "fsdp2", "resume": True}]
@@ -109,6 +114,25 @@ def test_evaluation_is_that_of_ddp(folders, trained, kind, strategy):
             assert rank[what] == pytest.approx(expected[what], abs=20 * TOLERANCE)
     assert ranks[0]["validated"] == ranks[1]["validated"]
     assert "sync_dist" not in folders["log"].read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", SHARDED)
+def test_gates_that_do_not_learn_are_in_a_folder(folders, strategy):
+    """They are calibrated, and no base model gives them again. DeepSpeed then writes the base model as well."""
+    folder = folders[f"{strategy}-fixed"]
+    saved = AtomicCheckpointIO().load_checkpoint(folder / "full.ckpt")
+    gates = [name for name in saved["state_dict"] if name.endswith("edge_gate.log_threshold")]
+    assert len(gates) == 2
+    whole = any("embed_tokens" in name for name in saved["state_dict"])
+    assert whole == strategy.startswith("zero") and whole == (left_out_of(saved) is None)
+    alone = weights(folder, "weights.ckpt")
+    assert all(torch.equal(alone[name], saved["state_dict"][name]) for name in gates)
+    assert not any("embed_tokens" in name for name in alone)
+    means, _, steps = read(folder)
+    cut_means, _, cut_steps = read(folder, "resumed")
+    assert cut_steps == [step for step in steps if step >= SAVED_AT]
+    assert cut_means["loss"] == means["loss"][-len(cut_steps) :]
 
 
 @pytest.mark.slow

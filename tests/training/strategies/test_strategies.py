@@ -157,7 +157,7 @@ def make_module(case):
     }
     return (Built if case.get("evaluate") else Spoiled if case.get("spoiled") else SparseAttentionModule)(
         case["model"],
-        gate=Probability(threshold=0.1, centered=case.get("calibrate", False)),
+        gate=Probability(threshold=0.1, centered=case.get("calibrate", False), learnable=not case.get("fixed", False)),
         # A logarithm is not the mean of the halves' logarithms; but rounding to bfloat16 shows more in it.
         objective=Lagrangian(KL(0.5), (EdgeFraction if case.get("precision") else LogEdgeFraction)(1.0)),
         optimizer=optimizers[case.get("optimizer", "sgd")],
