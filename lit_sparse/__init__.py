@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         GateConfig,
         Logit,
         Probability,
+        attention_patterns,
         desparsify,
         edit,
         register_gate,
@@ -29,6 +30,7 @@ __all__ = [
     "Logit",
     "Probability",
     "SparseAttentionModule",
+    "attention_patterns",
     "desparsify",
     "edit",
     "from_pretrained",
@@ -44,6 +46,7 @@ _NAMES = {
             "GateConfig",
             "Logit",
             "Probability",
+            "attention_patterns",
             "desparsify",
             "edit",
             "register_gate",
@@ -55,9 +58,10 @@ _NAMES = {
     "SparseAttentionModule": "lit_sparse.training.module",
 }
 
-# A sparsified model's save_pretrained writes a sparse model folder, and transformers' Auto classes load one. A recorded
-# circuit is applied to a model.
+# A sparsified model's save_pretrained writes a sparse model folder, its push_to_hub pushes one, and transformers' Auto
+# classes load one. A recorded circuit is applied to a model.
 lend("save_sparse", "lit_sparse.models.sparse_folder:save_sparse")
+lend("push_sparse", "lit_sparse.models.push:push_sparse")
 lend("apply_circuit", "lit_sparse.circuits.attention_edges.apply:apply_circuit")
 when_imported("transformers.models.auto.configuration_auto", "lit_sparse.models.auto:register_config")
 when_imported("transformers.models.auto.modeling_auto", "lit_sparse.models.auto:register_model")
