@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         GateConfig,
         Logit,
         Probability,
+        attention_patterns,
         desparsify,
         edit,
         register_gate,
@@ -32,6 +33,7 @@ __all__ = [
     "Logit",
     "Probability",
     "SparseAttentionModule",
+    "attention_patterns",
     "desparsify",
     "edit",
     "from_pretrained",
@@ -50,6 +52,7 @@ _NAMES = {
             "GateConfig",
             "Logit",
             "Probability",
+            "attention_patterns",
             "desparsify",
             "edit",
             "register_gate",
@@ -64,10 +67,11 @@ _NAMES = {
     "side_by_side": "lit_sparse.report.notebook",
 }
 
-# A sparsified model's save_pretrained writes a sparse model folder, and transformers' Auto classes load one. A recorded
-# circuit is applied to a model. Jupyter shows a record as the page that the report makes of it. lm-evaluation-harness
-# knows the model type `lit_sparse`.
+# A sparsified model's save_pretrained writes a sparse model folder, its push_to_hub pushes one, and transformers' Auto
+# classes load one. A recorded circuit is applied to a model. Jupyter shows a record as the page that the report makes
+# of it. lm-evaluation-harness knows the model type `lit_sparse`.
 lend("save_sparse", "lit_sparse.models.sparse_folder:save_sparse")
+lend("push_sparse", "lit_sparse.models.push:push_sparse")
 lend("notebook_html", "lit_sparse.report.notebook:notebook_html")
 lend("apply_circuit", "lit_sparse.circuits.attention_edges.apply:apply_circuit")
 when_imported("transformers.models.auto.configuration_auto", "lit_sparse.models.auto:register_config")

@@ -18,6 +18,7 @@ from lit_sparse.attention.gates import (
 from lit_sparse.attention.guard import DenseAttentionError
 from lit_sparse.attention.interface import Backend, GatedAttention
 from lit_sparse.attention.open_edges import OpenEdges, open_edges
+from lit_sparse.attention.patterns import attention_patterns
 
 __all__ = [
     "GATES",
@@ -36,6 +37,7 @@ __all__ = [
     "Probability",
     "attention_modules",
     "attention_pattern",
+    "attention_patterns",
     "build_gate",
     "dense",
     "desparsify",

@@ -137,8 +137,13 @@ def sparsify(
 ) -> PreTrainedModel:
     """Gives every attention layer of a loaded model sparse gated attention, in place, and returns the model.
 
-    The model's `save_pretrained` then writes a sparse model folder (`lit_sparse.models.sparse_folder`). A forward pass
-    in which something switched the gates off raises `DenseAttentionError`.
+    The model's `save_pretrained` then writes a sparse model folder (`lit_sparse.models.sparse_folder`), its
+    `push_to_hub` pushes one (`lit_sparse.models.push`), and a forward pass in which something switched the gates off
+    raises `DenseAttentionError`.
+
+    In place of attention weights, `model(..., output_attentions=True).attentions` then holds counts of edges, one
+    (B, H, 3) tensor per layer (expected open, open, allowed; see `edge_counts`): a sparse model never forms the
+    (B, H, T, S) matrices. `lit_sparse.attention_patterns` gives these for short inputs, of dense and sparse models alike.
 
     Args:
         model: a causal language model from transformers.
@@ -270,18 +275,24 @@ def _claim(model: PreTrainedModel) -> None:
 
 
 def claim_saving(model: nn.Module) -> None:
-    """Makes the model's `save_pretrained` write a sparse model folder."""
+    """Makes the model's `save_pretrained` write a sparse model folder, and its `push_to_hub` push one."""
     claimed: Any = model
     claimed.save_pretrained = partial(_save, model)
+    claimed.push_to_hub = partial(_push, model)
 
 
 def _save(model: nn.Module, *args: Any, **options: Any) -> None:
     lent("save_sparse")(model, *args, **options)
 
 
+def _push(model: nn.Module, *args: Any, **options: Any) -> str:
+    address: str = lent("push_sparse")(model, *args, **options)
+    return address
+
+
 def _release(model: PreTrainedModel) -> None:
     model.name_or_path = base_name_of(model)
-    for name in ("edge_base_name", "save_pretrained"):
+    for name in ("edge_base_name", "save_pretrained", "push_to_hub"):
         delattr(model, name)
 
 

@@ -2,7 +2,7 @@
 
 from jsonargparse import Namespace
 
-from lit_sparse.models.hub import push
+from lit_sparse.models.push import push
 
 
 def push_command(parsed: Namespace) -> None:

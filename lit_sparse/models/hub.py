@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from lit_sparse.attention import Backend
 from lit_sparse.common.shipped import shipped, shipped_names
 from lit_sparse.models.base import LOGGED_IN, SPARSE_FILE, HubAccess, may_be_on_hub
-from lit_sparse.models.hub_errors import HubError, NotReachedError, explaining
+from lit_sparse.models.hub_errors import DOWNLOAD, HubError, NotReachedError, explaining
 from lit_sparse.models.sparse_folder import load_sparse, missing_files
 
 _FILES = ["*.json", "*.safetensors", "*.md", "*.jinja", "*.model", "*.txt", "*.py"]  # no pickles
@@ -110,7 +110,7 @@ def _from_hub(name: str, revision: str | None, access: HubAccess) -> Path | None
     else:
         if SPARSE_FILE not in files:
             return None
-        with explaining("download", name, revision):
+        with explaining(DOWNLOAD, name, revision):
             folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES, **access.options()))
     if missing := missing_files(folder):
         raise HubError(
@@ -122,7 +122,7 @@ def _from_hub(name: str, revision: str | None, access: HubAccess) -> Path | None
 
 def _files_on_hub(name: str, revision: str | None, access: HubAccess) -> set[str]:
     """Names of a repository's files, asked for once: `hf_hub_download` would ask six times in 23 seconds."""
-    with explaining("download", name, revision):
+    with explaining(DOWNLOAD, name, revision):
         if access.local_files_only:
             raise OfflineModeIsEnabled
         described = HfApi(token=access.token).model_info(name, revision=revision, timeout=_SECONDS)

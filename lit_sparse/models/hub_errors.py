@@ -14,6 +14,11 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+_NETWORK = HfHubHTTPError.__bases__[0], ConnectionError, TimeoutError  # the first is the HTTP library's, of any version
+
+
+DOWNLOAD, PUSH = "download", "push to"
+
 
 class HubError(ValueError):
     """A hub, or what was read from it, does not give what was asked for."""
@@ -28,7 +33,7 @@ def explaining(doing: str, name: str, revision: str | None = None) -> Iterator[N
     """Inside, errors of huggingface_hub become a `HubError`.
 
     Args:
-        doing: what is done, for the message: "download", "push to".
+        doing: `DOWNLOAD` or `PUSH`.
         name: the repository's.
     """
     try:
@@ -37,6 +42,8 @@ def explaining(doing: str, name: str, revision: str | None = None) -> Iterator[N
         raise
     except Exception as error:  # huggingface_hub, its HTTP library and the file system raise dozens of kinds here
         kind, reason = _reason(error, name, revision)
+        if kind is NotReachedError and doing == DOWNLOAD:
+            reason += f"; or bring the folder from another computer: `hf download {name} --local-dir FOLDER`"
         raise kind(f"cannot {doing} {name!r}: {reason}") from error
 
 
@@ -63,21 +70,26 @@ def _reason(error: BaseException, name: str, revision: str | None) -> tuple[type
         )
     if isinstance(error, HfHubHTTPError):
         return _of_status(error)
-    if isinstance(error, OSError) and error.filename is not None:
-        return HubError, f"{error.filename}: {error.strerror}"
+    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # of a thread that uploads
+        return _reason(error.__cause__, name, revision)
+    if not isinstance(error, _NETWORK):
+        return HubError, _first_line(error)
     return NotReachedError, (
-        f"there is no such folder, and {hub} does not answer ({_first_line(error)}); check the name and the network, "
-        f"or bring the folder from another computer: `hf download {name} --local-dir FOLDER`"
+        f"the connection to {hub} fails ({_first_line(error)}); check the name and the network, and run it again"
     )
 
 
 def _of_status(error: HfHubHTTPError) -> tuple[type[HubError], str]:
     status = error.response.status_code
     if status == 401:
-        return HubError, "the hub does not accept the token; make a new one in its settings and `hf auth login`"
+        return HubError, (
+            "the hub asks for a token that it accepts; make one in its settings, then log in with `hf auth login` or "
+            "pass token="
+        )
     if status == 403:
         return HubError, (
-            "the token may not do this; make one with write access to this user or organisation and `hf auth login`"
+            "the token may not do this; make one with write access to this user or organisation, then log in with "
+            "`hf auth login` or pass token="
         )
     said = error.server_message or _first_line(error)
     if status == 429 or status >= 500:

@@ -196,7 +196,7 @@ def load_sparse(
         ValueError: not such a folder, or gates that do not fit the model.
     """
     folder = Path(folder).expanduser()
-    description = _describe(folder)
+    description = describe(folder)
     model = _load_dense(folder, dtype, trust_remote_code, access)
     model.name_or_path = description["measured"].get("model", "")
     kept_dense = set(description["dense_layers"])
@@ -226,7 +226,7 @@ def continue_from(folder: str | Path, model: Any, base: str) -> None:
             f"start_from={folder}: no such folder; a run with lora writes its adapters to model/ when it ends "
             "(that of configs/smollm2.yaml is runs/smollm2/model), so run that one first"
         )
-    description = _describe(folder)
+    description = describe(folder)
     if not (folder / ADAPTERS_FILE).is_file():
         raise ValueError(f"start_from={folder} has no adapters; name the model/ folder of a run with lora")
     if not has_adapters(model):
@@ -244,7 +244,12 @@ def continue_from(folder: str | Path, model: Any, base: str) -> None:
         gate.advance(0.0)
 
 
-def _describe(folder: Path) -> dict[str, Any]:
+def describe(folder: Path) -> dict[str, Any]:
+    """The content of a folder's sparse.json.
+
+    Raises:
+        ValueError: no sparse model folder, or of another version's format.
+    """
     if not folder.is_dir():
         raise ValueError(f"no folder {str(folder)!r}; lit_sparse.from_pretrained loads models of a hub by name")
     if not (folder / SPARSE_FILE).is_file():
@@ -265,19 +270,18 @@ def _describe(folder: Path) -> dict[str, Any]:
 
 def missing_files(folder: Path) -> list[str]:
     """Names of the files that a sparse model folder lacks, of those that the model is loaded from."""
-    needed = [SPARSE_FILE, GATES_FILE]
+    return [name for name in (SPARSE_FILE, "config.json", *weights_of(folder)) if not (folder / name).is_file()]
+
+
+def weights_of(folder: Path) -> list[str]:
+    """Names of the files that a folder's gates and weights, or adapters, are loaded from."""
     if any((folder / name).is_file() for name in ADAPTERS_FILES):
-        needed += ADAPTERS_FILES
-    else:
-        needed += [BASE_CONFIG_FILE, *_weights_files(folder)]
-    return [name for name in needed if not (folder / name).is_file()]
-
-
-def _weights_files(folder: Path) -> list[str]:
+        return [GATES_FILE, *ADAPTERS_FILES]
     index = folder / _INDEX_FILE
     if not index.is_file():
-        return [_WEIGHTS_FILE]
-    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        return [GATES_FILE, BASE_CONFIG_FILE, _WEIGHTS_FILE]
+    shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+    return [GATES_FILE, BASE_CONFIG_FILE, _INDEX_FILE, *sorted(set(shards))]
 
 
 def _load_gates(model: nn.Module, folder: Path) -> None:
@@ -293,7 +297,7 @@ def _load_gates(model: nn.Module, folder: Path) -> None:
 
 def base_of_adapters(folder: Path) -> str | None:
     """The base model that a folder's adapters belong to; None where there are none."""
-    return _describe(folder)["measured"]["model"] if (folder / ADAPTERS_FILE).is_file() else None
+    return describe(folder)["measured"]["model"] if (folder / ADAPTERS_FILE).is_file() else None
 
 
 def _load_dense(folder: Path, dtype: torch.dtype, trust_remote_code: bool, access: HubAccess) -> PreTrainedModel:

@@ -26,9 +26,9 @@ _CHANGED = 0.2
 
 
 class SparsityProgressBar(TQDMProgressBar):
-    """Progress bar with the time that the run will take, CE, the constraint's slack, lambda, edge fraction and tokens per
-    second. For transcoders it has the unexplained part, active features, dead features, and the cross-entropy with the
-    transcoder instead of the MLPs.
+    """Progress bar with the time that the run will take, CE, the constraint's slack, lambda, edge fraction and tokens
+    per second. For transcoders it has the unexplained part, active features, dead features, and the cross-entropy with
+    the transcoder instead of the MLPs.
 
     There is one bar, for the run's optimizer steps. In a log file it is one line per minute and one after each
     validation.
