@@ -95,8 +95,7 @@ class Watch:
             )
 
     def _explain(self, error: BaseException | None) -> None:
-        """Says of an error of something that replaced attention modules, and cannot read the gates' masks, what it
-        comes from."""
+        """Adds the cause to an error of a tool that replaced attention modules and cannot read the gates' masks."""
         replaced = any(getattr(parent, name, None) is not module for parent, name, module in self._places)
         note = f"Before this error the gates of this sparse model had no part: {_REPLACED}."
         if error is None or not replaced or any(module.edge_ran for module in self.modules):

@@ -169,7 +169,7 @@ class Replacement:
         return attention
 
     def _norm_before_features(self, layer: int) -> nn.Module:
-        """What the features of a layer read of the residual stream: what the MLP reads, or the stream itself."""
+        """Norm before the features of a layer: the MLP's, or the identity if they read the residual stream itself."""
         read_residual = self.transcoder.reads == "hook_resid_mid"
         return nn.Identity() if read_residual else self.stack.anatomy.layers[layer].before_mlp
 

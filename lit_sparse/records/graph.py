@@ -64,7 +64,7 @@ class QParams(_Part):
     @model_validator(mode="before")
     @classmethod
     def _as_saved(cls, content: Any) -> Any:
-        """What circuit-tracer's viewer saves: lists as text, and null for what was not set."""
+        """Accepts values as circuit-tracer's viewer saves them: lists as text, and null for unset values."""
         if not isinstance(content, dict):
             return content
         given = {name: value for name, value in content.items() if value is not None}

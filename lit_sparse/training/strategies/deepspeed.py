@@ -241,8 +241,8 @@ class SparseDeepSpeedStrategy(Sharding, DeepSpeedStrategy):
         return self.broadcast(checkpoint)
 
     def _resume(self, checkpoint_path: Any, weights_only: bool | None) -> dict[str, Any]:
-        """Frozen weights that the folder leaves out stay as they are; the optimizer's part has a shape for all others,
-        which DeepSpeed compares."""
+        """Loads a folder to train on. Frozen weights that it leaves out are not changed. The optimizer's part has a
+        shape for all others, which DeepSpeed compares."""
         module = self.lightning_module
         assert module is not None
         strict = module.strict_loading
