@@ -1,1 +1,1 @@
-"""A model taken apart: its layers, its stack of writers and readers, checked against its own logits."""
+"""A model taken apart into its layers and into writers and readers of the residual stream, checked by its logits."""

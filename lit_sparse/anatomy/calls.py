@@ -1,4 +1,4 @@
-"""How a model calls its attention: the arguments of each layer, and what it gives to its attention function."""
+"""Calls of a model's attention: the arguments of each layer, and the arguments of its attention function."""
 
 from contextlib import ExitStack, suppress
 from typing import Any, NamedTuple, NoReturn
@@ -12,12 +12,12 @@ from lit_sparse.attention.bridge import IMPLEMENTATION, set_implementation
 from lit_sparse.attention.masks import mask_for_transformers
 
 TAPPED = "lit_sparse_tapped"
-"""An implementation of attention that only says what it is given."""
+"""Name of an attention implementation that only reports its arguments."""
 
 
 class Projected(NamedTuple):
-    """What one layer's attention works on, after rotary embeddings and query/key norms. Queries are those of the last
-    positions, in general of all."""
+    """Queries, keys and values of one layer's attention, after rotary embeddings and query/key norms. Queries may
+    cover only the last positions; in general they cover all."""
 
     query: Float[Tensor, "batch head query dim"]
     key: Float[Tensor, "batch kv_head key dim"]
@@ -25,7 +25,7 @@ class Projected(NamedTuple):
 
 
 class Tapped(Exception):
-    """Carries what a layer handed to its attention function."""
+    """Holds the arguments that a layer gave to its attention function."""
 
     def __init__(self, projected: Projected, mask: Tensor | None, keywords: dict[str, Any]):
         self.projected, self.mask, self.keywords = projected, mask, keywords
@@ -46,7 +46,7 @@ AttentionMaskInterface.register(TAPPED, mask_for_transformers)
 
 
 def first_input(model: PreTrainedModel, module: nn.Module, ids: Int[Tensor, "batch time"]) -> Tensor:
-    """The hidden states that a module is given first in a forward pass, which ends there."""
+    """Hidden states of the first call of a module in a forward pass, which ends there."""
     seen: list[Tensor] = []
 
     def look(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -59,7 +59,7 @@ def first_input(model: PreTrainedModel, module: nn.Module, ids: Int[Tensor, "bat
 
 
 class AttentionCalls:
-    """The arguments that each layer's attention is called with, once for every first position and length. Those of one
+    """Arguments of each layer's attention, recorded once for every first position and length. The arguments of one
     sequence fit any batch of sequences without padding."""
 
     def __init__(self, model: PreTrainedModel):
@@ -67,7 +67,7 @@ class AttentionCalls:
         self._noted: dict[tuple[int, int], list[tuple[tuple[Any, ...], dict[str, Any]]]] = {}
 
     def note(self, attentions: list[nn.Module], ids: Int[Tensor, "batch time"], first: int = 0) -> None:
-        """Sees to it that those of some length are known.
+        """Records the arguments for the length of `ids`, unless they are known.
 
         Args:
             first: the position of the first token.
@@ -93,7 +93,7 @@ class AttentionCalls:
     def tapped(
         self, layer: int, attention: nn.Module, hidden: Float[Tensor, "batch time model"], first: int = 0
     ) -> Tapped:
-        """What a layer's attention hands on when it is given these hidden states instead of those that it was."""
+        """Arguments of a layer's attention function when the layer reads `hidden` instead of the recorded states."""
         args, kwargs = self._noted[first, hidden.shape[1]][layer]
         if args:
             args = (hidden, *args[1:])

@@ -1,4 +1,4 @@
-"""The component graph: who writes to the residual stream, who reads it, and which edges there are.
+"""The component graph: writers to the residual stream, its readers, and the edges between them.
 
 Writers are the input embedding, every head and every MLP; readers are the queries, keys and values of every head,
 every MLP, and the logits. Keys and values are the model's own, so with grouped queries a key reader serves several
@@ -18,7 +18,7 @@ Kind = Literal["embedding", "head", "mlp", "query", "key", "value", "logits"]
 
 @dataclass(frozen=True)
 class Node:
-    """A writer or a reader. `layer` is -1 for the embedding and L for the logits; `head` is -1 but for heads' parts."""
+    """A writer or a reader. `layer` is -1 for the embedding and L for the logits. `head` is -1 where there is none."""
 
     kind: Kind
     layer: int
@@ -41,7 +41,7 @@ class Node:
 class ComponentGraph:
     """Writers and readers of a model with `heads[l]` query heads and `kv_heads[l]` key/value heads in layer l.
 
-    parallel: per layer, whether the MLP runs beside the attention (and so does not read it).
+    parallel: per layer, True if the MLP runs in parallel to the attention and so does not read its output.
     """
 
     heads: tuple[int, ...]
@@ -77,7 +77,7 @@ class ComponentGraph:
         return len(self.writers) + 1
 
     def attention_readers(self, layer: int) -> slice:
-        """Places of a layer's queries, keys and values among the readers."""
+        """Indices of a layer's queries, keys and values among the readers."""
         start = sum(h + 2 * g + 1 for h, g in zip(self.heads[:layer], self.kv_heads[:layer], strict=True))
         return slice(start, start + self.heads[layer] + 2 * self.kv_heads[layer])
 
@@ -85,7 +85,7 @@ class ComponentGraph:
         return int(self.attention_readers(layer).stop)
 
     def head_writers(self, layer: int) -> slice:
-        """Places of a layer's heads among the writers; all writers before its attention come before `start`."""
+        """Indices of a layer's heads among the writers. All writers before its attention come before `start`."""
         start = 1 + sum(heads + 1 for heads in self.heads[:layer])
         return slice(start, start + self.heads[layer])
 
@@ -93,13 +93,13 @@ class ComponentGraph:
         return int(self.head_writers(layer).stop)
 
     def writers_before_mlp(self, layer: int) -> int:
-        """How many writers, from the first, a layer's MLP reads."""
+        """Number of writers, counted from the first, that a layer's MLP reads."""
         heads = self.head_writers(layer)
         return int(heads.start if self.parallel[layer] else heads.stop)
 
     @cached_property
     def edges(self) -> Bool[Tensor, "writer reader"]:
-        """Which edges exist."""
+        """Mask of the edges that exist."""
         allowed = torch.zeros(len(self.writers), len(self.readers), dtype=torch.bool)
         for layer in range(self.layers):
             allowed[: self.head_writers(layer).start, self.attention_readers(layer)] = True
@@ -113,7 +113,7 @@ class ComponentGraph:
 
     @cached_property
     def feeds(self) -> Bool[Tensor, "reader writer"]:
-        """Which readers make up which writer: a head's query, key and value, an MLP's input."""
+        """Mask of the readers that make up each writer: a head's query, key and value, or an MLP's input."""
         feeds = torch.zeros(len(self.readers), len(self.writers), dtype=torch.bool)
         for layer, (heads, kv_heads) in enumerate(zip(self.heads, self.kv_heads, strict=True)):
             readers, writers = self.attention_readers(layer).start, self.head_writers(layer).start
@@ -125,7 +125,7 @@ class ComponentGraph:
         return feeds
 
     def connected(self, kept: Bool[Tensor, "writer reader"]) -> Bool[Tensor, "writer reader"]:
-        """Of some edges, those on a path from the embedding to the logits."""
+        """The kept edges that lie on a path from the embedding to the logits."""
         kept = kept & self.edges
         forward = torch.zeros(len(self.writers), dtype=torch.bool)
         forward[0] = True
@@ -142,7 +142,7 @@ class ComponentGraph:
         return kept & forward[:, None] & backward[None]
 
     def nodes_of(self, kept: Bool[Tensor, "writer reader"]) -> Bool[Tensor, " writer"]:
-        """The writers that some edges touch, as a writer or through their readers."""
+        """Writers that the kept edges touch, as an edge's writer or through an edge's reader."""
         return kept.any(1) | (kept.any(0)[:, None] & self.feeds).any(0)
 
     def _steps(self, layer: int) -> list[tuple[slice, slice]]:

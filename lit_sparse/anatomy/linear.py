@@ -1,4 +1,4 @@
-"""The parts of a model that are linear once a prompt is given: norms at their actual scale, and value projections."""
+"""Parts of a model that are linear for a given prompt: norms with a fixed scale, and value projections."""
 
 import copy
 from collections.abc import Callable
@@ -13,14 +13,15 @@ from lit_sparse.anatomy.calls import Projected
 from lit_sparse.anatomy.stack import Stack
 
 TOLERANCE = 1e-4
-"""How far a linear stand-in may be from the real thing, relative to the largest value."""
+"""Largest allowed error of a linear replacement, relative to the largest exact value."""
 
 
 @dataclass(frozen=True)
 class FrozenNorm:
-    """A norm on one prompt, its denominators frozen: x -> scale_t * gain * (x - mean x, or x) + bias.
+    """A norm on one prompt with frozen denominators: x -> scale_t * gain * (x - mean x, or x) + bias.
 
-    scale: of each position, the inverse denominator.
+    scale: inverse denominator of each position.
+    centred: True if the norm subtracts the mean.
     """
 
     scale: Float[Tensor, " time"]
@@ -31,13 +32,13 @@ class FrozenNorm:
     def linear(
         self, vectors: Float[Tensor, "*batch model"], scale: Float[Tensor, "*#batch"]
     ) -> Float[Tensor, "*batch model"]:
-        """The linear part on some vectors, each at its position's `scale`."""
+        """Linear part of the norm on some vectors, each with its position's `scale`."""
         return self._centre(vectors) * self.gain * scale[..., None]
 
     def transposed(
         self, readers: Float[Tensor, "*batch model"], scale: Float[Tensor, "*#batch"]
     ) -> Float[Tensor, "*batch model"]:
-        """What readers of the norm's output read of its input."""
+        """Transposed linear part, which turns readers of the norm's output into readers of its input."""
         return self._centre(readers * self.gain) * scale[..., None]
 
     def _centre(self, x: Tensor) -> Tensor:
@@ -46,10 +47,11 @@ class FrozenNorm:
 
 @torch.no_grad()
 def freeze_norm(norm: Callable[[Tensor], Tensor], x: Float[Tensor, "time model"], family: str) -> FrozenNorm:
-    """A norm at its actual inputs, whatever it is called: it is asked what it makes of known vectors.
+    """A norm with its denominators frozen at the inputs `x`. Its form is found from its outputs on known vectors, not
+    from its name.
 
     Raises:
-        ValueError: it is neither RMSNorm-like, nor LayerNorm-like, nor nothing.
+        ValueError: the norm is neither like RMSNorm, nor like LayerNorm, nor the identity.
     """
     probe = torch.ones_like(x[:1])
     probe[:, 1::2] = -1
@@ -63,14 +65,14 @@ def freeze_norm(norm: Callable[[Tensor], Tensor], x: Float[Tensor, "time model"]
     frozen = FrozenNorm(scale, gain[0], bias[0], centred)
     if _error(frozen.linear(x, scale) + bias, output) > TOLERANCE:
         raise ValueError(
-            f"model family {family!r}: {type(norm).__name__} is no norm that becomes linear at a fixed denominator; "
+            f"model family {family!r}: {type(norm).__name__} does not become linear when its denominator is fixed; "
             "attribution needs RMSNorm or LayerNorm"
         )
     return frozen
 
 
 class LinearStack(Stack):
-    """A `Stack` whose attention can also be asked what it makes of vectors that went through its norm already."""
+    """A `Stack` whose attention also takes vectors that have already passed the norm before it."""
 
     def __enter__(self) -> "LinearStack":
         super().__enter__()
@@ -91,14 +93,14 @@ class LinearStack(Stack):
     def value_map(
         self, layer: int, normed: Float[Tensor, "time model"], value: Float[Tensor, "kv_head time value_dim"]
     ) -> tuple[Float[Tensor, "kv_head value_dim model"], Float[Tensor, "kv_head value_dim"]]:
-        """The value projection as a matrix and a bias, from unit vectors, which are checked on a prompt.
+        """Value projection as a matrix and a bias, found from unit vectors and checked on a prompt.
 
         Args:
-            normed: what the layer's attention reads on the prompt.
-            value: the values that it makes of it.
+            normed: input of the layer's attention on the prompt, after the norm.
+            value: values that the layer computes from it.
 
         Raises:
-            ValueError: values are not linear in what the attention reads (as with latent attention's norms).
+            ValueError: values are not linear in the attention's input (as with latent attention's norms).
         """
         width = normed.shape[1]
         units = torch.cat([normed.new_zeros(1, width), torch.eye(width, dtype=normed.dtype, device=normed.device)])
@@ -106,8 +108,8 @@ class LinearStack(Stack):
         bias, weight = found[0], (found[1:] - found[0]).permute(1, 2, 0)
         if _error(torch.einsum("gvd,td->gtv", weight, normed) + bias[:, None], value) > TOLERANCE:
             raise ValueError(
-                f"model family {self.model.config.model_type!r}: values are not linear in what layer {layer}'s "
-                "attention reads, so that what its edges carry cannot be attributed to single writers"
+                f"model family {self.model.config.model_type!r}: values are not linear in the input of layer {layer}'s "
+                "attention, so its edges cannot be attributed to single writers"
             )
         return weight, bias
 

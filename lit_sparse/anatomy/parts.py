@@ -1,4 +1,4 @@
-"""What a model's decoder layers are made of, found by name and checked by putting every layer together again."""
+"""Parts of a model's decoder layers, found by name. `Stack` checks them by reassembling every layer."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ _identity = nn.Identity()
 class LayerParts:
     """One decoder layer: attention and MLP with the norms before and after them.
 
-    parallel: the MLP reads what the attention reads, instead of reading its sum with the attention's output.
+    parallel: True if the MLP reads the same residual stream as the attention, without the attention's output.
     """
 
     module: nn.Module
@@ -61,9 +61,10 @@ class Anatomy:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Anatomy":
-        """
+        """Finds the parts of a sparsified model.
+
         Raises:
-            ValueError: a layer that has no attention output, MLP or norm under a known name.
+            ValueError: no MLP, attention output, single final norm or output head was found under a known name.
         """
         parents = {id(child): parent for parent in model.modules() for child in parent.children()}
         layers = [_layer(model, parents[id(attention)], attention) for attention in attention_modules(model)]

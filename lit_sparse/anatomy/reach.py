@@ -1,7 +1,8 @@
-"""What can flow where along open edges. Plain arrays, no model.
+"""Reachability of the answer along open edges, on plain arrays without a model.
 
-The residual stream and the MLPs keep a position; only an edge moves something from its key's position to its query's.
-The state before layer 0 at a position is its input token, the answer is read at the last position after the last layer.
+The residual stream and the MLPs keep a position. Only an edge moves information, from its key's position to its
+query's. The state before layer 0 at a position is its input token. The answer is read at the last position after the
+last layer.
 """
 
 import numpy as np
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float
 def reachable(
     weights: list[Float[np.ndarray, "head query key"]],
 ) -> Bool[np.ndarray, "layer_and_answer position"]:
-    """Row l: the positions whose residual stream before layer l is seen, in value flow, by the answer (row L)."""
+    """Mask of the positions whose residual stream before layer l (row l) reaches the answer (row L) through values."""
     positions = weights[0].shape[-1]
     seen = np.zeros((len(weights) + 1, positions), dtype=bool)
     seen[-1, -1] = True

@@ -1,7 +1,7 @@
-"""A model taken apart: the same computation as its forward pass, with every reader's input and writer's output at hand.
+"""A model's forward pass in pieces, with access to every reader's input and every writer's output.
 
-The pieces are the model's own modules, called one by one; nothing in the model is replaced, and when the context
-ends it is as it was. A dense model is looked at as a gated one with all gates open.
+The pieces are the model's own modules, called one by one. Nothing in the model is replaced, and the model is unchanged
+when the context ends. A dense model is treated as a gated one with all gates open.
 """
 
 from contextlib import ExitStack
@@ -29,24 +29,24 @@ from lit_sparse.attention.open_edges import layer_open_edges
 from lit_sparse.common.modes import evaluating
 
 TOLERANCE = 1e-3
-"""How far the logits of the pieces may be from the model's, relative to their spread: rounding in float32 through 30
-layers is ten times below, a forgotten norm or multiplier a hundred times above."""
+"""Largest allowed distance of the pieces' logits from the model's, relative to their spread. Rounding in float32
+through 30 layers is ten times below it, a forgotten norm or multiplier a hundred times above."""
 
 
 class Stack:
-    """Use as a context: `with Stack(model) as stack`.
+    """Pieces of a model's forward pass, used as a context: `with Stack(model) as stack`.
 
-    Prompts of one call have the same length and no padding. Deterministic gates.
+    Prompts of one call have the same length and no padding. Gates are deterministic.
 
     Args:
         model: any causal language model of transformers that `sparsify` takes, with gates or without.
 
     Attributes:
-        takes_positions: whether positions can be run without those before them (`project_last`).
+        takes_positions: True if positions can be run without those before them (`project_last`).
 
     Raises:
-        ValueError: on entering, a family whose layers are not understood: put together again, the pieces must
-            compute the model's own logits.
+        ValueError: on entering, if the layers of the model's family are not understood, so that the reassembled
+            pieces do not give the model's own logits.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -108,7 +108,7 @@ class Stack:
         )
 
     def _takes_positions(self, ids: Int[Tensor, "1 time"]) -> bool:
-        """Whether `project_last` gives what `project` gives."""
+        """True if `project_last` gives the same as `project`."""
         residual = self.embed(ids)
         for layer in range(len(self.anatomy.layers)):
             whole = self.project(layer, residual)
@@ -142,10 +142,11 @@ class Stack:
         return tapped.projected
 
     def project_last(self, layer: int, residual: Float[Tensor, "batch last model"], earlier: Projected) -> Projected:
-        """Queries of the last positions, with keys and values of all; where `takes_positions` is true.
+        """Queries of the last positions, with keys and values of all. It needs `takes_positions`.
 
         Args:
-            earlier: of the positions before, of the same batch. `project` has been called with their whole length.
+            earlier: projections of the positions before, of the same batch. `project` has been called with the whole
+                length.
         """
         first = earlier.key.shape[2]
         ids = torch.zeros(1, residual.shape[1], dtype=torch.int64, device=residual.device)
@@ -169,7 +170,7 @@ class Stack:
 
     @torch.no_grad()
     def open_edges(self, layer: int, projected: Projected) -> OpenEdges:
-        """The attention edges that a layer's gates leave open: all that the mask allows in a dense model."""
+        """Attention edges that a layer's gates leave open. In a dense model these are all that the mask allows."""
         mask, keywords = self._attention_arguments[layer, projected.query.shape[2]]
         attention = self.anatomy.layers[layer].attention
         allowed, scaling = attention_problem(attention, projected.query, projected.key, mask, keywords)
@@ -189,7 +190,7 @@ class Stack:
         return softmax_and_edge_weights(*projected, allowed, gate, scaling=scaling, softcap=softcap)[1]
 
     def allowed_edges(self, layer: int, projected: Projected) -> int:
-        """Edges that a layer's mask allows in one prompt, over all heads."""
+        """Number of edges that a layer's mask allows in one prompt, over all heads."""
         mask, keywords = self._attention_arguments[layer, projected.query.shape[2]]
         attention = self.anatomy.layers[layer].attention
         edges, _ = attention_problem(attention, projected.query, projected.key, mask, keywords)
@@ -198,9 +199,9 @@ class Stack:
     def write(
         self, layer: int, heads: Float[Tensor, "batch time head value_dim"]
     ) -> tuple[Float[Tensor, "head batch time model"], Float[Tensor, "batch time model"]]:
-        """What each head adds to the residual stream, and what the attention adds in all (with its bias).
+        """Additions of each head to the residual stream, and of the whole attention (with its bias).
 
-        A norm after the attention is taken at the scale that it has for the sum.
+        A norm after the attention has the scale that it has for the sum.
         """
         parts = self.anatomy.layers[layer]
         weight = parts.output_weight().unflatten(1, (heads.shape[2], heads.shape[3]))
@@ -212,12 +213,12 @@ class Stack:
         return each * torch.where(total == 0, 0, normed / total), normed
 
     def attention_bias(self, layer: int) -> Tensor | float:
-        """What the attention adds beside its heads (nothing in families that have a norm after it)."""
+        """Addition of the attention beside its heads (none in families that have a norm after it)."""
         bias = self.anatomy.layers[layer].output.bias
         return 0.0 if bias is None else bias  # type: ignore[return-value]
 
     def mlp(self, layer: int, residual: Float[Tensor, "batch time model"]) -> Float[Tensor, "batch time model"]:
-        """What a layer's MLP adds, from the residual stream that it reads."""
+        """Addition of a layer's MLP to the residual stream that it reads."""
         parts = self.anatomy.layers[layer]
         output = parts.mlp(parts.before_mlp(residual))
         added: Tensor = parts.after_mlp(output[0] if isinstance(output, tuple) else output)
@@ -234,7 +235,7 @@ class Stack:
         """The residual stream after a layer.
 
         Args:
-            projected: what `project` gave, where it is at hand.
+            projected: the result of `project`, if it is known already.
         """
         heads = self.attend(layer, self.project(layer, residual) if projected is None else projected)
         attention = self.anatomy.layers[layer].after_attention(self.anatomy.layers[layer].output(heads.flatten(2)))

@@ -1,4 +1,4 @@
-"""Sparse-gated attention for any transformers causal language model. Knows nothing of Lightning."""
+"""Sparse-gated attention for any transformers causal language model. Independent of Lightning."""
 
 from lit_sparse.attention.bridge import attention_modules, dense, desparsify, gates_of, sparsify
 from lit_sparse.attention.edge_edits import Edit

@@ -1,8 +1,8 @@
 """The choice among attention operators.
 
 An operator is a function of the signature `AttentionOperator`. `reference` is the oracle; the others share one
-differentiable operator (`operator.py`). A new one is a member of `Backend` and a reason in `unsupported` where it does
-not apply.
+differentiable operator (`operator.py`). A new one needs a member of `Backend`, and a reason in `unsupported` for every
+case that it does not support.
 """
 
 import os
@@ -16,7 +16,7 @@ from lit_sparse.attention.interface import AttentionOperator, Backend, Case
 
 
 def unsupported(backend: Backend, case: Case) -> str | None:
-    """Why a backend cannot serve a case, or None if it can."""
+    """Reason why a backend does not support a case, or None if it does."""
     if backend in (Backend.BLOCKWISE, Backend.TRITON):
         if type(case.gate).forward is not Gate.forward:
             return f"gate family {case.gate.family!r}, which overrides forward() and has no affine form"
@@ -26,7 +26,7 @@ def unsupported(backend: Backend, case: Case) -> str | None:
         from lit_sparse.attention import gpu
 
         if case.holes:
-            return "masks in which a query's keys are no contiguous run"
+            return "masks in which a query's keys are not contiguous"
         if case.dtype is torch.float64:
             return "float64"
         if case.dim > gpu.MAX_DIM:
@@ -42,7 +42,7 @@ def resolve(backend: Backend | str, case: Case) -> AttentionOperator:
     """The operator that serves a case.
 
     Raises:
-        ValueError: unknown backend, or one asked for by name that does not support the case.
+        ValueError: the backend is unknown, or does not support the case.
     """
     try:
         backend = Backend(backend)

@@ -1,7 +1,7 @@
-"""Gated attention a block of queries at a time, on any device: memory linear in the sequence length.
+"""Gated attention for one block of queries at a time, on any device, with memory linear in the sequence length.
 
-A block is some queries of some heads against all keys that they may see, small enough for the cache; matrix products
-are PyTorch's, what lies between them is the row kernels' (`native`, in C, where it applies; else `row_kernels`). Query
+A block has some queries of some heads and all keys that they may attend to, small enough for the cache. PyTorch
+computes the matrix products, row kernels compute the rest (`native`, in C, where it applies; else `row_kernels`). Query
 heads that share a key head lie side by side as rows of one matrix, so keys and values are never repeated:
 
     folded   (B G, T H/G, D): row t H/G + i is query t of the group's i-th head
@@ -33,6 +33,7 @@ def forward(
     seeds: Int[Tensor, " batch"] | None,
     formula: Formula,
 ) -> Forward:
+    """Forward pass of `lit_sparse.attention.operator`, for any mask, device and float dtype."""
     batch, heads, rows, _ = query.shape
     problem = _problem(query, key, mask, cutoff, offset, seeds, formula)
     group, kv_heads, value_dim = problem.group, problem.kv_heads, value.shape[-1]
@@ -71,7 +72,7 @@ def gated_weights(
     offset: Float[Tensor, "batch kv_head key"] | None,
     formula: Formula,
 ) -> Iterator[tuple[Tile, Float[Tensor, "heads rows columns"]]]:
-    """The weights of deterministic gates, block by block, zero where an edge is closed; overwritten by the next."""
+    """Weights of deterministic gates, block by block, zero at closed edges. The next block overwrites them."""
     problem = _problem(query, key, mask, cutoff, offset, None, formula)
     for tile, _, scores in _weighed(problem, _fold(query, problem.kv_heads, problem.lse.dtype), key):
         yield tile, scores
@@ -92,6 +93,7 @@ def backward(
     d_output: Float[Tensor, "batch query head value_dim"],
     d_expected: Float[Tensor, "batch head"],
 ) -> Gradients:
+    """Backward pass of `lit_sparse.attention.operator`."""
     batch, _, rows, dim = query.shape
     problem = _problem(query, key, mask, cutoff, offset, seeds, formula)
     group, kv_heads, exact = problem.group, problem.kv_heads, problem.lse.dtype
@@ -165,7 +167,7 @@ def _row_kernels(problem: Problem) -> RowKernels:
 def _weighed(
     problem: Problem, query: Float[Tensor, "heads rows dim"], key: Float[Tensor, "batch kv_head key dim"]
 ) -> Iterator[tuple[Tile, slice, Float[Tensor, "heads rows columns"]]]:
-    """Each tile, its folded rows, and its gated weights, in memory that the next tile uses again."""
+    """Each tile, its folded rows and its gated weights, in memory that the next tile reuses."""
     k, kernels = _flat(key, query.dtype), _row_kernels(problem)
     space: Tensor | None = None
     for tile in _tiles(problem, query.shape[1] // problem.group):
@@ -176,10 +178,10 @@ def _weighed(
 
 
 def _tiles(problem: Problem, rows: int) -> Iterator[Tile]:
-    """Blocks that together hold every allowed edge; blocks without any are left out."""
+    """Blocks that together hold every allowed edge, without blocks that hold none."""
     step = min(rows, max(1, _ROWS // problem.group))
     last = -rows % step
-    # What each block of queries may see, of all samples, in one transfer from the device.
+    # Keys that each block of queries may attend to, over all samples, in one transfer from the device.
     start = torch.nn.functional.pad(problem.mask.start, (0, last), value=problem.mask.keys)
     stop = torch.nn.functional.pad(problem.mask.stop, (0, last), value=0)
     empty = start >= stop
@@ -196,7 +198,7 @@ def _tiles(problem: Problem, rows: int) -> Iterator[Tile]:
 
 
 def _scores(left: Tensor, right: Tensor, space: Tensor | None) -> tuple[Tensor, Tensor]:
-    """left . right^T as a dense block in memory that every block uses again."""
+    """left . right^T as a dense block, in memory that every block reuses."""
     shape = left.shape[0], left.shape[1], right.shape[1]
     size = shape[0] * shape[1] * shape[2]
     if space is None or space.numel() < size:

@@ -1,8 +1,8 @@
-"""The bridge to transformers: gates in any causal model whose family goes through the attention interface.
+"""The bridge to transformers: gates in any causal model whose family uses the attention interface.
 
-`sparsify` puts a `Gate` named `edge_gate` on every attention module and points the model at the attention
-function registered here; `desparsify` takes both away again. Nothing is patched process-wide: the registration
-only adds names, and models that were not sparsified never reach this code.
+`sparsify` puts a `Gate` named `edge_gate` on every attention module and sets the attention function registered
+here; `desparsify` removes both again. Nothing is patched process-wide: the registration only adds names, and
+models that were not sparsified never run this code.
 
 The attention function returns per-head edge counts in the slot where transformers expects attention weights, so
 `model(..., output_attentions=True).attentions` holds one (B, H, 3) tensor per layer (see `GatedAttention.edges`),
@@ -34,7 +34,7 @@ _ATTRIBUTES = (
     "edge_watch",
 )  # fmt: skip
 
-# Keywords that families pass down to the attention function and that change nothing here: the mask already holds
+# Keywords that families pass to the attention function and that change nothing here: the mask already includes
 # windows and padding, and caches were applied before.
 _IGNORED = frozenset(
     {
@@ -71,8 +71,8 @@ def gated_attention_forward(
     """The function registered with transformers' `AttentionInterface` (shapes as there).
 
     Raises:
-        ValueError: a keyword with a meaning this operator does not implement, or a mask that is not boolean.
-        DenseAttentionError: a model without gates, made from the configuration of one that has some.
+        ValueError: a keyword has a meaning that this operator does not implement, or a mask is not boolean.
+        DenseAttentionError: the model has no gates and was made from the configuration of a model with gates.
     """
     if not hasattr(module, "edge_gate"):
         raise DenseAttentionError(
@@ -92,7 +92,7 @@ def gated_attention_forward(
         # Training sets them, so that its gates do not depend on the number of ranks.
         given = module.edge_seeds
         seeds = draw_seeds(query.shape[0], query.device) if given is None else given
-    # Cached or autocast inputs may differ in dtype; values decide.
+    # Cached or autocast inputs may differ in dtype: all take the values' dtype.
     query, key, value = query.to(value.dtype), key.to(value.dtype), gate.deviation(value)
     output, edges = operator(
         query, key, value, mask, gate, scaling=scaling, softcap=softcap, dropout=dropout, seeds=seeds
@@ -101,9 +101,10 @@ def gated_attention_forward(
 
 
 def refuse_unknown_keywords(keywords: Mapping[str, Any]) -> None:
-    """
+    """Refuses keywords of the attention function that are not implemented.
+
     Raises:
-        ValueError: a keyword, beside dropout, scaling and softcap, that would change what attention computes.
+        ValueError: a keyword other than dropout, scaling and softcap would change what attention computes.
     """
     for name, argument in keywords.items():
         if argument is not None and name not in _IGNORED:
@@ -113,7 +114,7 @@ def refuse_unknown_keywords(keywords: Mapping[str, Any]) -> None:
 def attention_problem(
     module: Any, query: Tensor, key: Tensor, attention_mask: Tensor | None, keywords: Mapping[str, Any]
 ) -> tuple[EdgeMask, float]:
-    """The edges that a layer allows and the scale of its logits, from the arguments transformers calls it with."""
+    """Edges that a layer allows and the scale of its logits, from the arguments of transformers' call."""
     rows, keys = query.shape[2], key.shape[2]
     mask = allowed_edges(attention_mask, rows, keys, query.device)
     positions = keywords.get("position_ids")
@@ -136,20 +137,21 @@ def sparsify(
 ) -> PreTrainedModel:
     """Gives every attention layer of a loaded model sparse gated attention, in place, and returns the model.
 
-    The model's `save_pretrained` then writes a sparse model folder (`lit_sparse.models.sparse_folder`), and a forward
-    pass in which something switched the gates off raises `DenseAttentionError`.
+    The model's `save_pretrained` then writes a sparse model folder (`lit_sparse.models.sparse_folder`). A forward pass
+    in which something switched the gates off raises `DenseAttentionError`.
 
     Args:
         model: a causal language model from transformers.
-        gate: what the gates are like: `Contribution(...)` or another family's description, or a mapping of `family`
-            and that family's options. Default: `Probability()`.
+        gate: description of the gates: `Contribution(...)` or another family's, or a mapping of `family` and that
+            family's options. Default: `Probability()`.
         backend: the operator (see `Backend`).
-        layers: which layers (in the order they run) may close edges; the others keep all edges open.
+        layers: True for the layers (in the order in which they run) that may close edges. The others keep all edges
+            open.
 
     Raises:
-        ValueError: a family that does not go through transformers' attention interface (bloom, falcon with ALiBi,
-            mpt, ...), or whose attention needs what the gates do not implement (attention sinks); a model that is
-            sparsified already; an unknown key, family or backend. The model is then as it was.
+        ValueError: the family does not use transformers' attention interface (bloom, falcon with ALiBi, mpt, ...), or
+            its attention needs what the gates do not implement (attention sinks); the model is sparsified already; or
+            a key, family or backend is unknown. The model is then unchanged.
     """
     config = GateConfig.of(gate)
     backend = Backend(backend) if backend in list(Backend) else backend
@@ -183,17 +185,17 @@ def sparsify(
 
 
 def desparsify(model: PreTrainedModel) -> PreTrainedModel:
-    """Takes the gates away, in place: afterwards the model computes exactly what it did before `sparsify`.
+    """Removes the gates, in place. Afterwards the model computes exactly what it computed before `sparsify`.
 
     Raises:
         ValueError: the model has no gates.
-        RuntimeError: it is being edited (`lit_sparse.edit`).
+        RuntimeError: the model is being edited (`lit_sparse.edit`).
     """
     modules = attention_modules(model)
     if not modules:
         raise ValueError("this model has no gates: it was not sparsified")
     if hasattr(modules[0], "edge_edits"):
-        raise RuntimeError("this model is being edited: leave lit_sparse.edit before its gates are taken away")
+        raise RuntimeError("this model is being edited: leave lit_sparse.edit before removing its gates")
     set_implementation(model, modules[0].edge_dense_implementation)
     modules[0].edge_watch.detach()
     for module in modules:
@@ -205,7 +207,7 @@ def desparsify(model: PreTrainedModel) -> PreTrainedModel:
 
 @contextmanager
 def dense(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside, the model attends densely, as the base model would with the present weights."""
+    """Context in which the model attends densely, as the base model would with the present weights."""
     set_implementation(model, attention_modules(model)[0].edge_dense_implementation)
     try:
         yield model
@@ -214,22 +216,23 @@ def dense(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def attention_modules(model: nn.Module) -> list[Any]:
-    """The attention modules that carry gates, in the order in which they run."""
-    return [module for module in model.modules() if isinstance(getattr(module, "edge_gate", None), Gate)]
+    """The attention modules that have gates, in the order in which they run."""
+    # Modules that another tool wraps around these may have the gate as an attribute too.
+    return [module for module in model.modules() if isinstance(module._modules.get("edge_gate"), Gate)]
 
 
 def gates_of(model: nn.Module) -> list[Gate]:
-    """The gates, a layer each, in the order in which the layers run."""
+    """The gates of each layer, in the order in which the layers run."""
     return [module.edge_gate for module in attention_modules(model)]
 
 
 def separates_documents_only_when_gated(model: nn.Module) -> bool:
-    """Whether the family's own dense attention would mix packed documents (OPT), so that it is no fair base."""
+    """True if the family's own dense attention mixes packed documents (OPT), so that it is no fair base."""
     return any(module.edge_separates_documents for module in attention_modules(model))
 
 
 def set_implementation(model: nn.Module, implementation: str) -> None:
-    """Points a model (also one wrapped by peft) at a registered attention implementation."""
+    """Sets a registered attention implementation in a model, also in one that peft has wrapped."""
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     base.set_attn_implementation(implementation)
     attention_modules(model)[0].edge_watch.paused = implementation != IMPLEMENTATION
@@ -237,10 +240,11 @@ def set_implementation(model: nn.Module, implementation: str) -> None:
 
 @contextmanager
 def attending(model: nn.Module, name: str, attend: Callable[..., Any]) -> Iterator[None]:
-    """Inside, a sparsified model's layers attend by another function, of `gated_attention_forward`'s signature.
+    """Context in which a sparsified model's layers attend by another function.
 
     Args:
-        name: of the function, for transformers.
+        name: name of the function, for transformers.
+        attend: the function, with the signature of `gated_attention_forward`.
     """
     AttentionInterface.register(name, attend)
     AttentionMaskInterface.register(name, mask_for_transformers)
@@ -257,7 +261,8 @@ def base_name_of(model: nn.Module) -> str:
 
 
 def _claim(model: PreTrainedModel) -> None:
-    """Other tools save and name the model by these: they must neither lose the gates nor take it for its base."""
+    """Sets the attributes by which other tools save and name the model, so that they neither lose the gates nor take it
+    for its base."""
     claimed: Any = model
     claimed.edge_base_name = model.name_or_path
     claimed.name_or_path = f"{model.name_or_path} (sparsified)"
@@ -265,7 +270,7 @@ def _claim(model: PreTrainedModel) -> None:
 
 
 def claim_saving(model: nn.Module) -> None:
-    """From now on the model's `save_pretrained` writes a sparse model folder."""
+    """Makes the model's `save_pretrained` write a sparse model folder."""
     claimed: Any = model
     claimed.save_pretrained = partial(_save, model)
 

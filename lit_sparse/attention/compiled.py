@@ -1,7 +1,7 @@
-"""torch.compile of a model's layers, part by part: attention, MLP and norms of each layer on their own.
+"""torch.compile of a model's layers, part by part: attention, MLP and norms of each layer separately.
 
-All layers share the code of their parts, so that little is compiled, and transformers' hooks, which cannot be traced,
-stay between the parts.
+All layers share the code of their parts, so little is compiled. Transformers' hooks, which cannot be traced, stay
+between the parts.
 """
 
 from collections.abc import Callable
@@ -14,15 +14,16 @@ from torch.utils.hooks import RemovableHandle
 from lit_sparse.attention.bridge import attention_modules
 
 _VARIANTS = 32
-"""Of one part's code: base and sparse, first and other layers, shapes. torch.compile's limit of 8 counts all layers."""
+"""Variants of one part's code: base and sparse, first and other layers, shapes. torch.compile's limit of 8 counts all
+layers."""
 
 
 class CompiledLayers:
-    """The compiled parts of a sparsified model's layers; they run between `attach()` and `detach()`.
+    """The compiled parts of a sparsified model's layers, which run between `attach()` and `detach()`.
 
     Args:
-        model: as it stays; compiled parts keep its modules.
-        backend: torch.compile's.
+        model: the model, whose modules the compiled parts keep.
+        backend: backend of torch.compile.
     """
 
     def __init__(self, model: nn.Module, backend: str = "inductor"):
@@ -37,13 +38,13 @@ class CompiledLayers:
         ]
 
     def attach(self) -> None:
-        """From here on the model's layers run compiled; a backward pass that recomputes them needs them so, too."""
+        """Runs the model's layers compiled from now on. A backward pass that recomputes layers needs this too."""
         for part, forward in self._compiled:
             part.__dict__["forward"] = forward
         self._hook = self._embeddings.register_forward_hook(_differentiable)
 
     def detach(self) -> None:
-        """The model's layers run as they are written."""
+        """Runs the model's layers without compilation again."""
         for part, _ in self._compiled:
             part.__dict__.pop("forward", None)
         if self._hook is not None:
@@ -51,5 +52,5 @@ class CompiledLayers:
 
 
 def _differentiable(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    """Frozen embeddings' output as one that needs a gradient: else the first layer would be compiled by itself."""
+    """Makes the output of frozen embeddings need a gradient. Otherwise the first layer would be compiled separately."""
     return output.requires_grad_() if torch.is_grad_enabled() else output

@@ -1,4 +1,4 @@
-"""Centers of gates: the mean of what heads give, which a head with closed edges gives in their place.
+"""Centers of gates: heads' mean outputs, which replace closed edges.
 
 With attention weights that sum to one, o_i = sum_j p_ij v_j = c + sum_j p_ij (v_j - c) for any c. Gates on the second
 form leave c where an edge closes: mean ablation instead of zero ablation ("Interpretability in the wild", arXiv
@@ -18,15 +18,15 @@ from lit_sparse.attention.masks import EdgeMask, allowed_edges
 from lit_sparse.attention.reference import attention_logits
 
 _NAME = "lit_sparse_centers"
-_BLOCK = 1 << 24  # edges looked at together: 64 MB in float32
+_BLOCK = 1 << 24  # edges in one block: 64 MB in float32
 
 
 @torch.no_grad()
 def measure_centers(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> None:
-    """Sets the centers of a sparsified model's gates, where they have one, from its dense attention on batches.
+    """Sets the centers of a sparsified model's gates, if they have centers, from its dense attention on batches.
 
     Args:
-        model: in evaluation mode.
+        model: a model in evaluation mode.
         batches: dicts with input_ids and position_ids (B, T); every token counts.
     """
     gates: dict[int, Gate] = {
@@ -59,9 +59,9 @@ def measure_centers(model: nn.Module, batches: Sequence[dict[str, Tensor]]) -> N
 def dense_attention(
     query: Tensor, key: Tensor, value: Tensor, mask: EdgeMask, scaling: float | None, softcap: float | None
 ) -> Tensor:
-    """What a family's own attention computes, (B, T, H, Dv), in plain torch; shapes as in `gated_attention`.
+    """Output of a family's own attention, (B, T, H, Dv), in plain torch; shapes as in `gated_attention`.
 
-    A block of queries at a time, recomputed in the backward pass: O(T + S) memory.
+    It takes one block of queries at a time and recomputes it in the backward pass, with O(T + S) memory.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     groups = query.shape[1] // key.shape[1]
@@ -82,10 +82,10 @@ def dense_attention(
 
 
 def query_blocks(mask: EdgeMask, matrices: int) -> Iterator[tuple[slice, slice]]:
-    """Blocks of queries, each with the keys that one of its queries may see; memory is bounded by `_BLOCK`.
+    """Blocks of queries, each with the keys that any of its queries may attend to. `_BLOCK` bounds the memory.
 
     Args:
-        matrices: attention matrices looked at together, B x H.
+        matrices: number of attention matrices in a block, B x H.
     """
     first, last = torch.stack([mask.start.amin(0), mask.stop.amax(0)]).tolist()
     step = max(1, _BLOCK // max(1, matrices * mask.keys))

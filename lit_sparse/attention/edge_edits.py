@@ -1,8 +1,8 @@
-"""Which attention edges are to pass something else, and what: the edits of a model as rules on its layers' weights.
+"""Edits of a model's attention edges, as rules on its layers' weights.
 
-An edge is one query looking at one key in one head of one layer. In the model it passes w_ij u_j into its head's output
-o_i = c + sum_j w_ij u_j (u_j: the key's value, less the gate's center c where it has one). An edit changes what the
-edges that it names pass and nothing else: the weights of the others are not normalised again.
+An edge connects one query to one key in one head of one layer. In the model it passes w_ij u_j into its head's output
+o_i = c + sum_j w_ij u_j (u_j: the key's value, minus the gate's center c if it has one). An edit changes only what its
+own edges pass. The weights of the other edges are not normalised again.
 """
 
 import math
@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 Which = int | Sequence[int] | None
-"""One, several, or all."""
+"""One number, several, or all (None)."""
 Weights = Float[Tensor, "batch head query key"]
 First = tuple[int, int]
 """Positions in the sequence of a pass's first query and first key."""
@@ -28,19 +28,19 @@ _Place = Callable[[Sequence[int], First], tuple[Tensor, Tensor, Tensor]]
 
 
 class Edit:
-    """The edits of a model, in the context that `edit` opens. Of two edits of one edge the later one holds.
+    """The edits of a model, in the context that `edit` opens. If two edits name the same edge, the later one holds.
 
-    What names edges, each an int, a sequence of ints (all combinations are meant), or None for all:
+    These arguments name edges. Each is an int, a sequence of ints (all combinations are meant), or None for all:
 
-    layer: counts attention layers in the order in which they run.
-    head: counts query heads.
-    query, key: positions in the whole sequence, padding included: where a prompt is padded on the left its first token
-        is not at 0, and with n tokens in a cache the next query is at n. Positions that a sequence does not have are no
-        error. Edges that its mask does not allow (causality, windows, padding) pass nothing, whatever the edits.
+    layer: number of the attention layer, in the order in which layers run.
+    head: number of the query head.
+    query, key: positions in the whole sequence, padding included. If a prompt is padded on the left, its first token is
+        not at 0; with n tokens in a cache, the next query is at n. Positions that a sequence does not have are no
+        error. Edges that its mask does not allow (causality, windows, padding) always pass nothing.
 
     Raises:
-        ValueError: a layer or head that the model does not have, a negative position, keys after all of the queries.
-        TypeError: none of int, sequence of ints and None.
+        ValueError: the model does not have the layer or head, a position is negative, or keys come after all queries.
+        TypeError: an argument is neither an int, nor a sequence of ints, nor None.
         RuntimeError: the context is over.
     """
 
@@ -50,26 +50,27 @@ class Edit:
         self._said: list[str] = []
 
     def close(self, *, layer: Which = None, head: Which = None, query: Which = None, key: Which = None) -> None:
-        """These edges pass nothing, or with `instead` what it says."""
+        """Closes edges, so that they pass nothing, or the values of `instead` if it was given."""
         self._add("close", _closed, layer, head, query, key)
 
     def open(self, *, layer: Which = None, head: Which = None, query: Which = None, key: Which = None) -> None:
-        """These edges pass their value, at the model's own weight w_ij where the gate is open, which undoes earlier
-        edits, and at the softmax weight p_ij (over all allowed keys) where it is closed."""
+        """Opens edges, so that they pass their value. If the gate is open, the weight is the model's own w_ij, which
+        undoes earlier edits. If it is closed, the weight is the softmax's p_ij (over all allowed keys)."""
         self._add("open", _opened, layer, head, query, key)
 
     def clamp(
         self, *, weight: float, layer: Which = None, head: Which = None, query: Which = None, key: Which = None
     ) -> None:
-        """These edges pass `weight`, any finite number, times their value (with centered gates, its deviation)."""
+        """Clamps edges, so that they pass `weight`, any finite number, times their value (with centered gates, its
+        deviation)."""
         if not math.isfinite(weight):
             raise ValueError(f"an edge's weight is a finite number, not {weight}")
         self._add("clamp", partial(_clamped, float(weight)), layer, head, query, key, f"weight={weight:g}")
 
     def keep(self, edges: Iterable[Sequence[int]]) -> None:
-        """Only these edges, (layer, head, query, key) each, pass what they do in the model (nothing, where a gate is
-        closed). All others are closed: with `instead` they pass what it says, those that the model's own gates close
-        as well. Takes earlier edits back."""
+        """Keeps only these edges, each given as (layer, head, query, key), and undoes earlier edits. The kept edges
+        pass what they pass in the model (nothing if a gate is closed). All others are closed. With `instead` they pass
+        its values, also those that the model's own gates close."""
         listed = [tuple(map(operator.index, edge)) for edge in edges]
         for edge in listed:
             if len(edge) != 4:
@@ -87,10 +88,10 @@ class Edit:
     def applied(
         self, layer: int, own: Weights, softmax: Weights, allowed: Bool[Tensor, "batch head query key"], first: First
     ) -> tuple[Weights, Bool[Tensor, "batch head query key"]]:
-        """What every edge of a layer passes of its value, and which of the allowed ones edits close.
+        """Weight with which every edge of a layer passes its value, and mask of the allowed edges that edits close.
 
         Args:
-            own: w, what gates make of the softmax.
+            own: w, the softmax weights after the gates.
         """
         passes, closed = own.clone(), torch.zeros_like(allowed)
         for place, action in self._rules[layer]:
@@ -99,22 +100,22 @@ class Edit:
         return passes, closed
 
     def concerns(self, layer: int) -> bool:
-        """Whether there are edits of a layer."""
+        """True if there are edits of a layer."""
         return bool(self._rules[layer])
 
     def end(self) -> None:
-        """The context is over."""
+        """Ends the context."""
         self.clear()
         self._over = True
 
     def clear(self) -> None:
-        """Takes all edits back."""
+        """Undoes all edits."""
         self._check_time()
         self._rules, self._said = [[] for _ in self._heads], []
 
     def _check_time(self) -> None:
         if self._over:
-            raise RuntimeError("this context of lit_sparse.edit is over: edits are made inside it")
+            raise RuntimeError("this context of lit_sparse.edit is over: make edits inside it")
 
     def __repr__(self) -> str:
         shown = self._said[:4] + [f"{len(self._said) - 4} more"] * (len(self._said) > 4)
@@ -146,7 +147,7 @@ class Edit:
             if some and min(some) < 0:
                 raise ValueError(f"{name} {min(some)}: positions count from the beginning of the sequence, at 0")
         if queries and keys and min(keys) > max(queries):
-            raise ValueError(f"query {max(queries)} cannot look at key {min(keys)}, which comes later")
+            raise ValueError(f"query {max(queries)} cannot attend to key {min(keys)}, which comes later")
         return layers, heads, queries, keys
 
 
@@ -180,7 +181,7 @@ def _block(
 
 
 def _points(edges: Tensor, shape: Sequence[int], first: First) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of some edges (edge, 3) that a pass has."""
+    """The edges of a list (edge, 3) that a pass has."""
     places = edges - torch.tensor([0, *first])
     inside = ((places >= 0) & (places < torch.tensor(shape))).all(1)
     head, query, key = places[inside].T

@@ -1,4 +1,4 @@
-"""A layer's attention as a matrix: the weight of every edge, differentiable. For short prompts."""
+"""Attention of a layer as a matrix with the weight of every edge, differentiable. For short prompts."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from lit_sparse.attention.reference import attention_logits
 
 
 class Passed(NamedTuple):
-    """What one layer's edges pass: edge (i, j) of a head the product of its weight and the key's value."""
+    """Factors of what one layer's edges pass: edge (i, j) of a head passes its weight times the key's value."""
 
     weights: Float[Tensor, "batch head query key"]
     values: Float[Tensor, "batch head key value_dim"]
@@ -31,10 +31,10 @@ def softmax_and_edge_weights(
     """p and w of every edge, by deterministic gates: the softmax over all keys that are allowed, and the factor w in
     o_i = sum_j w_ij v_j (with centered gates c + sum_j w_ij (v_j - c)), 0 at edges that are closed or not allowed.
 
-    Differentiable in queries and keys through the softmax; whether a gate is open has no gradient.
+    Both are differentiable in queries and keys through the softmax. The gates' decisions have no gradient.
 
     Args:
-        value: what the model makes, before any centering.
+        value: the model's values, before any centering.
     """
     logits = attention_logits(query, key, scaling=scaling, softcap=softcap)
     allowed = mask.dense()

@@ -1,4 +1,4 @@
-"""Reading edges off a sparse model: counts per layer and head, and the full pattern of one short input."""
+"""Edges of a sparse model: counts per layer and head, and the full pattern of one short input."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -22,15 +22,15 @@ class EdgeCounts(NamedTuple):
 
 
 def edge_counts(attentions: Sequence[Tensor]) -> EdgeCounts:
-    """From `model(..., output_attentions=True).attentions` of a sparsified model. Layers may differ in heads: those
-    with fewer are padded with heads that are allowed no edge."""
+    """Edge counts from `model(..., output_attentions=True).attentions` of a sparsified model. Layers with fewer heads
+    than others are padded with heads that are allowed no edge."""
     per_layer = [layer.float().sum(dim=0) for layer in attentions]
     counts = nn.utils.rnn.pad_sequence(per_layer, batch_first=True)
     return EdgeCounts(*counts.unbind(dim=-1))
 
 
 class AttentionPattern(NamedTuple):
-    """Attention of one input, (L, H, T, T): softmax weights over all allowed keys, and which edges are open."""
+    """Attention of one input, (L, H, T, T): softmax weights over all allowed keys, and the mask of open edges."""
 
     weights: Float[Tensor, "layer head query key"]
     is_open: Bool[Tensor, "layer head query key"]
@@ -38,14 +38,14 @@ class AttentionPattern(NamedTuple):
 
 @torch.no_grad()
 def attention_pattern(model: nn.Module, input_ids: Int[Tensor, "1 query"]) -> AttentionPattern:
-    """Every attention weight and gate of one sequence at evaluation. Memory L H T^2: for short inputs.
+    """Every attention weight and gate of one sequence at evaluation. Memory is L H T^2, so inputs must be short.
 
     Raises:
         RuntimeError: inside `lit_sparse.edit`.
     """
     modules = attention_modules(model)
     if any(hasattr(module, "edge_edits") for module in modules):
-        raise RuntimeError("the pattern of a model that is being edited is not shown: leave lit_sparse.edit first")
+        raise RuntimeError("this model is being edited and has no pattern of its own: leave lit_sparse.edit first")
     seen: list[tuple[Tensor, Tensor]] = []
 
     def read(gate: nn.Module, inputs: tuple[Tensor, ...], gate_logits: Tensor) -> None:

@@ -1,6 +1,6 @@
-"""Interventions on attention edges: a model runs with some of them closed, opened, or of another weight.
+"""Interventions on attention edges: a model runs with some edges closed, opened, or with another weight.
 
-What comes after an edit, gates of later layers included, is computed anew from what it made of their inputs.
+Everything after an edit, with the gates of later layers, is computed anew from the changed inputs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,26 +25,26 @@ _EDITED = "lit_sparse_edited"
 
 @contextmanager
 def edit(model: PreTrainedModel, *, instead: Sequence[Passed] | None = None) -> Iterator[Edit]:
-    """A context in which a model's edges can be edited: `with lit_sparse.edit(model) as edit: edit.close(layer=3)`.
+    """Context in which a model's edges can be edited: `with lit_sparse.edit(model) as edit: edit.close(layer=3)`.
 
     Forward passes and `generate` run with the edits made so far, the same for every sample of a batch. Afterwards the
-    model is what it was. Gates are deterministic, and gradients flow as in `softmax_and_edge_weights`. Layers with
-    edits build matrices (batch, heads, queries, keys), which is for sequences of up to a few thousand tokens. The
-    counts of `output_attentions=True` are of the edges that pass some of their value.
+    model is unchanged. Gates are deterministic, and gradients flow as in `softmax_and_edge_weights`. Layers with edits
+    build matrices (batch, heads, queries, keys), so sequences should have at most a few thousand tokens. The counts of
+    `output_attentions=True` are those of the edges that pass some of their value.
 
     Args:
-        model: any causal language model that `sparsify` takes, in evaluation mode, with gates or without: one without
-            is, for as long as the context lasts, one whose gates are all open.
-        instead: what closed edges pass, for each layer: the edge (i, j) of a head the constant weights[i, j] values[j],
-            whatever came before it, and nothing at positions that these tensors do not have. With centered gates it
-            is added to the center. Their batch is 1, for every sample, or that of the passes. Such as
+        model: any causal language model that `sparsify` takes, in evaluation mode, with gates or without. A model
+            without gates has all gates open inside the context.
+        instead: for each layer, what closed edges pass. The edge (i, j) of a head passes the constant
+            weights[i, j] values[j], and nothing at positions that these tensors do not have. With centered gates it is
+            added to the center. The tensors' batch is 1, for every sample, or that of the passes. An example is
             `lit_sparse.circuits.attention_edges.passes.Passes.instead`. Default: a closed edge passes nothing.
 
     Raises:
-        ValueError: a family that `sparsify` refuses; an `instead` that does not fit the model, or from a forward pass
+        ValueError: `sparsify` refuses the model's family; or `instead` does not fit the model or, in a forward pass,
             the batch.
-        RuntimeError: the model is being edited already, or its gates are switched off. From a forward pass: the model
-            is in training mode, or something else has taken over its attention.
+        RuntimeError: the model is being edited already, or its gates are switched off. In a forward pass: the model is
+            in training mode, or something else has replaced its attention.
     """
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     with ExitStack() as stack:
@@ -73,7 +73,7 @@ def edit(model: PreTrainedModel, *, instead: Sequence[Passed] | None = None) -> 
 
 
 class _EditedLayer(NamedTuple):
-    """What an attention module carries inside the context."""
+    """Edits of one attention module inside the context."""
 
     edit: Edit
     layer: int
@@ -81,10 +81,11 @@ class _EditedLayer(NamedTuple):
 
 
 class _Watch(Watch):
-    """No pass without the edits."""
+    """Refuses forward passes without the edits."""
 
     def before(self, model: Any, inputs: Any) -> None:
-        """
+        """Checks a model before its forward pass.
+
         Raises:
             RuntimeError: another attention implementation was set.
         """
@@ -92,8 +93,8 @@ class _Watch(Watch):
             super().before(model, inputs)
         except DenseAttentionError as error:
             raise RuntimeError(
-                "inside lit_sparse.edit something set another attention implementation, in which edits have no part. "
-                "What does so itself (Stack, open_edges, ...) runs outside of the context"
+                "inside lit_sparse.edit something set another attention implementation, which ignores the edits. "
+                "Functions that do so themselves (Stack, open_edges, ...) must run outside of the context"
             ) from error
 
 
@@ -101,7 +102,7 @@ class _Watch(Watch):
 def _attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **keywords: Any
 ) -> tuple[Tensor, Tensor]:
-    """As `gated_attention_forward`, by matrices where edits concern a layer."""
+    """`gated_attention_forward`, but with matrices in layers that have edits."""
     attention_mask, first = without_slots(attention_mask, query.shape[2], key.shape[2])
     edits: _EditedLayer | None = getattr(module, "edge_edits", None)  # None: a model made from this one's config
     if edits is not None and module.edge_gate.training:
@@ -130,7 +131,7 @@ AttentionMaskInterface.register(_EDITED, mask_with_slots)
 def _passed(
     instead: Passed, closed: Bool[Tensor, "batch head query key"], first: First, like: Tensor
 ) -> Float[Tensor, "batch head query value_dim"]:
-    """What the closed edges of a pass put in their place, in the dtype and on the device of `like`."""
+    """Sum of what closed edges pass instead of their values, in the dtype and on the device of `like`."""
     batch, _, queries, keys = closed.shape
     some = slice(first[1], first[1] + keys)
     weights = instead.weights[:, :, first[0] : first[0] + queries, some].to(like)

@@ -1,4 +1,4 @@
-"""The check that a model's family can be given gates, without its weights."""
+"""Check that a model's family can have gates, without the model's weights."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from lit_sparse.attention.bridge import sparsify
 
 
 def check_family(name: str, *, trust_remote_code: bool = False) -> None:
-    """Checks a model whose configuration is on this machine, in a folder or the hub's cache; of others, and of models
-    that cannot be built without weights, nothing is known until they are loaded.
+    """Checks a model whose configuration is on this machine, in a folder or the hub's cache. Other models, and those
+    that cannot be built without weights, can only be checked when they are loaded.
 
     Raises:
         ValueError: `sparsify` would refuse the model, with its reason.

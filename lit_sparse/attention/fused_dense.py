@@ -1,7 +1,7 @@
 """The base model's own attention on a GPU, by the gated kernels with every gate open.
 
-A distilled run needs the base model in every step. Transformers' dense attention is given packed documents as a T x T
-mask, which its fast kernels do not take; the gated ones skip what documents forbid.
+A distilled run needs the base model in every step. Transformers' dense attention gets packed documents as a T x T mask,
+which its fast kernels do not take. The gated kernels skip edges between documents.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def fused_dense_attention(
     backend: str = "triton",
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """An attention function of transformers (shapes as there) for a sparsified layer; without gradient or dropout."""
+    """Attention function of transformers (shapes as there) for a sparsified layer, without gradient or dropout."""
     mask, scaling = attention_problem(module, query, key, attention_mask, {"scaling": scaling, **kwargs})
     query, key = query.to(value.dtype), key.to(value.dtype)
     cutoff = query.new_full((query.shape[1],), ALWAYS_OPEN, dtype=torch.float32)
@@ -46,6 +46,6 @@ AttentionMaskInterface.register(FUSED_DENSE, mask_for_transformers)
 
 
 def serves(layers: Sequence[Any], device: torch.device) -> bool:
-    """Whether the kernels can stand in for the dense attention of these sparsified layers on a device."""
+    """True if the kernels can replace the dense attention of these sparsified layers on a device."""
     dims = [getattr(module, "head_dim", gpu.MAX_DIM + 1) for module in layers]
     return device.type == "cuda" and gpu.available() and max(dims) <= gpu.MAX_DIM

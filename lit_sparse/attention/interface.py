@@ -1,6 +1,6 @@
-"""What attention operators are given and what they return: the interface that they plug into.
+"""Interface of attention operators: their inputs and their results.
 
-Formulas are those of `operator.py`; which operator serves a case is chosen in `backends.py`.
+Formulas are those of `operator.py`; `backends.py` chooses the operator for a case.
 """
 
 from enum import StrEnum
@@ -15,7 +15,7 @@ from lit_sparse.attention.masks import EdgeMask
 
 
 class GatedAttention(NamedTuple):
-    """What an operator returns.
+    """Result of an operator.
 
     output: (B, T, H, Dv), in the values' dtype.
     edges: (B, H, 3) float32: expected open edges sum_ij sigmoid(z_ij) (differentiable), edges that were open in
@@ -28,6 +28,8 @@ class GatedAttention(NamedTuple):
 
 @runtime_checkable  # so that beartype can check annotations in the tests
 class AttentionOperator(Protocol):
+    """Signature of attention operators."""
+
     def __call__(
         self,
         query: Float[Tensor, "batch head query dim"],
@@ -41,7 +43,8 @@ class AttentionOperator(Protocol):
         dropout: float,
         seeds: Int[Tensor, " batch"] | None,
     ) -> GatedAttention:
-        """Gates are drawn with the samples' seeds (`noise.py`, training), or deterministic where these are None."""
+        """Gated attention. Gates are drawn with the samples' seeds (`noise.py`, training); None makes them
+        deterministic."""
 
 
 class Backend(StrEnum):
@@ -52,13 +55,13 @@ class Backend(StrEnum):
     REFERENCE = "reference"
     """Plain torch, any dtype and device, differentiable by autograd. O(T S) memory. The oracle."""
     BLOCKWISE = "blockwise"
-    """A block of queries at a time, O(T + S) memory, any device; on a CPU with a C compiler, kernels in C."""
+    """One block of queries at a time, O(T + S) memory, any device; on a CPU with a C compiler, kernels in C."""
     TRITON = "triton"
     """Triton kernels in the manner of FlashAttention-2, for GPUs."""
 
 
 class Case(NamedTuple):
-    """What decides which backends can serve."""
+    """Properties of a call that decide which backends support it."""
 
     gate: Gate
     softcap: float | None = None
@@ -66,16 +69,16 @@ class Case(NamedTuple):
     device: torch.device | None = None  # not known before a model is moved to it
     holes: bool = False
     dtype: torch.dtype | None = None
-    dim: int = 0  # of a head, the larger of keys' and values'
+    dim: int = 0  # head dimension, the larger of keys' and values'
 
 
 class Formula(NamedTuple):
-    """What is computed, beside the inputs: z = sharpness * (s - normalised * lse + offset - cutoff), s = scaling q.k.
+    """Coefficients of the gate logits z = sharpness * (s - normalised * lse + offset - cutoff), s = scaling q.k.
 
     sharpness: 0-d, at least float32; kernels load it.
-    renormalise: divide by the open edges' mass instead of all keys'.
+    renormalise: True to divide by the open edges' mass instead of all keys'.
     scaling: positive.
-    softcap: s is softcap * tanh(scaling q . k / softcap); 0 for none.
+    softcap: s is softcap * tanh(scaling q . k / softcap); 0 means none.
     """
 
     sharpness: Float[Tensor, ""]
@@ -86,12 +89,12 @@ class Formula(NamedTuple):
 
 
 class Forward(NamedTuple):
-    """What a backend's `forward` returns, counts and row statistics in the accumulation type (at least float32).
+    """Result of a backend's `forward`. Counts and row statistics have the accumulation type (at least float32).
 
     output: (B, T, H, Dv) contiguous, in the values' dtype.
     edges: (B, H, 3) expected, open, allowed edges.
     lse: (B, H, T) log-sum-exp over the allowed keys, +inf for a row without any.
-    mass: (B, H, T) the open edges' share of the softmax, 1 where nothing is open; (B, H, 0) unless `renormalise`.
+    mass: (B, H, T) the open edges' share of the softmax, 1 where no edge is open; (B, H, 0) unless `renormalise`.
     """
 
     output: Float[Tensor, "batch query head value_dim"]
@@ -101,7 +104,7 @@ class Forward(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """What a backend's `backward` returns: inputs' dtypes for query, key and value."""
+    """Result of a backend's `backward`. Gradients of query, key and value have the inputs' dtypes."""
 
     query: Float[Tensor, "batch head query dim"]
     key: Float[Tensor, "batch kv_head key dim"]
@@ -111,11 +114,13 @@ class Gradients(NamedTuple):
 
 
 def formula_of(gate: Gate, scaling: float, softcap: float | None) -> Formula:
+    """Coefficients of a layer's gate logits; a softcap of None means none."""
     form = gate.form()
     return Formula(form.sharpness, form.normalised, gate.config.normalisation == "open", scaling, softcap or 0.0)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums over inputs of a dtype: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 

@@ -1,8 +1,8 @@
-"""Which edges a model allows: for every query an interval of keys, so that nothing T x S is ever built.
+"""Edges that a model allows: an interval of keys for every query, so that no T x S mask is built.
 
-Causal, windowed, chunked, padded and packed masks all let a query see one contiguous run of keys. Through
-transformers such a mask travels as an int32 tensor (B or 1, 1, T, 2) of first key and one past the last one (a tensor
-of four dimensions passes through its machinery as it is); any other mask travels as the boolean (B or 1, 1, T, S).
+Causal, windowed, chunked, padded and packed masks all let a query attend to one contiguous run of keys. Transformers
+passes such a mask on as an int32 tensor (B or 1, 1, T, 2) of the first key and one past the last key, since it leaves
+tensors of four dimensions unchanged. Any other mask is passed on as a boolean tensor (B or 1, 1, T, S).
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-_CHUNK = 1 << 22  # edges looked at together while a mask is summed up: a few MB
+_CHUNK = 1 << 22  # edges in one block while a mask is turned into intervals: a few MB
 
 
 @dataclass(frozen=True)
 class EdgeMask:
-    """The allowed edges. A query whose interval is empty sees nothing.
+    """The allowed edges. A query with an empty interval attends to no key.
 
-    start, stop: the keys start <= key < stop are visible, but for the holes.
+    start, stop: interval of keys that each query may attend to, start <= key < stop, except for the holes.
     keys: S.
-    holes: True where a key is visible, (B or 1, 1, T, S); None unless some query's keys are no single run.
+    holes: True where a query may attend to a key, (B or 1, 1, T, S); None if every query's keys are one run.
     """
 
     start: Int[Tensor, "#batch query"]
@@ -33,7 +33,7 @@ class EdgeMask:
 
     @classmethod
     def causal(cls, rows: int, keys: int, device: torch.device | str = "cpu") -> "EdgeMask":
-        """The last query sees every key."""
+        """Causal mask in which the last query may attend to every key."""
         stop = torch.arange(keys - rows + 1, keys + 1, dtype=torch.int32, device=device)[None].clamp_min(0)
         return cls(torch.zeros_like(stop), stop, keys)
 
@@ -58,18 +58,18 @@ class EdgeMask:
         return self.block(slice(0, self.start.shape[1]), slice(0, self.keys))
 
     def as_attention_mask(self) -> Int[Tensor, "#batch 1 query 2"]:
-        """The tensor that travels through transformers; without holes."""
+        """The tensor that transformers passes on, for masks without holes."""
         assert self.holes is None
         return torch.stack([self.start, self.stop], dim=-1)[:, None]
 
     def allowed(self) -> Int[Tensor, "#batch query"]:
-        """How many keys each query sees."""
+        """Number of keys that each query may attend to."""
         if self.holes is not None:
             return self.dense().sum(-1)[:, 0]
         return (self.stop - self.start).clamp_min(0).long()
 
     def within_documents(self, position_ids: Int[Tensor, "#batch query"]) -> "EdgeMask":
-        """The same mask, without edges between packed documents; their positions restart at each (T = S)."""
+        """The same mask without edges between packed documents. Positions restart at each document (T = S)."""
         restarts = position_ids.diff(dim=-1, prepend=position_ids[:, :1] - 1) != 1
         index = torch.arange(position_ids.shape[1], dtype=torch.int32, device=position_ids.device)
         first = torch.where(restarts, index, 0).cummax(dim=-1).values.to(torch.int32)
@@ -82,16 +82,16 @@ class EdgeMask:
 
 
 def packed_causal_mask(position_ids: Int[Tensor, "batch query"]) -> Int[Tensor, "batch 1 query 2"]:
-    """The mask of packed documents, without a look at values: a model given it never waits for its GPU.
+    """The mask of packed documents, made without reading values, so that a model never waits for its GPU.
 
-    position_ids: restart at each document.
+    position_ids: positions, which restart at each document.
     """
     length = position_ids.shape[1]
     return EdgeMask.causal(length, length, position_ids.device).within_documents(position_ids).as_attention_mask()
 
 
 def is_causal_only(config: PreTrainedConfig) -> bool:
-    """Whether every layer of a model sees all earlier tokens of its document: no windows, chunks or prefixes."""
+    """True if every layer attends to all earlier tokens of a document, without windows, chunks or prefixes."""
     config = config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     limits = ("sliding_window", "attention_chunk_size", "use_bidirectional_attention")
@@ -110,9 +110,10 @@ def mask_for_transformers(
     device: torch.device | str = "cpu",
     **kwargs: Any,
 ) -> Tensor:
-    """The mask in the form that travels (see above); the signature is `AttentionMaskInterface`'s.
+    """The mask in the form that transformers passes on (see the top of this file). The signature is that of
+    `AttentionMaskInterface`.
 
-    Never None: that would leave causality to whoever guesses it. A mask function is asked for some rows at a time.
+    It is never None, since then nothing would enforce causality. A mask function is called for some rows at a time.
     """
     device = torch.device(device)
     padded = attention_mask is not None and (device.type == "meta" or not bool(attention_mask.all()))
@@ -152,7 +153,7 @@ def mask_with_slots(
 ) -> Tensor:
     """`mask_for_transformers` with two more columns: the query's position in the whole sequence, and the first key's.
 
-    A cache may hold the last keys only. Intervals stay int32; what was boolean is int64.
+    A cache may hold only the last keys. Intervals stay int32; boolean masks become int64.
     """
     mask = mask_for_transformers(batch_size, q_length, kv_length, q_offset, kv_offset, **kwargs)
     query = torch.arange(q_length, device=mask.device) + q_offset
@@ -162,10 +163,10 @@ def mask_with_slots(
 
 
 def without_slots(mask: Tensor | None, rows: int, keys: int) -> tuple[Tensor | None, tuple[int, int]]:
-    """The mask that travels as ever, and the positions of the first query and the first key in the sequence.
+    """The mask without the columns of `mask_with_slots`, and the positions of the first query and the first key.
 
     Raises:
-        ValueError: a mask from elsewhere (of four dimensions, given to the model) while keys come from a cache.
+        ValueError: keys come from a cache, and the mask is one of four dimensions that was given to the model.
     """
     if mask is not None and (mask.dtype is torch.int64 or (mask.dtype is torch.int32 and mask.shape[-1] == 4)):
         first_query, first_key = mask[0, 0, 0, -2:].tolist()
@@ -180,17 +181,17 @@ def without_slots(mask: Tensor | None, rows: int, keys: int) -> tuple[Tensor | N
 
 
 def boolean_mask(*args: Any, **kwargs: Any) -> Tensor:
-    """Transformers' `sdpa_mask`, but never None."""
+    """Transformers' `sdpa_mask`, which here is never None."""
     mask = sdpa_mask(*args, **{**kwargs, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False})
     assert mask is not None
     return mask
 
 
 def allowed_edges(mask: Tensor | None, rows: int, keys: int, device: torch.device) -> EdgeMask:
-    """The edges that each query may use, from the mask that arrived; causal where none was given.
+    """The allowed edges of each query, from the mask that arrived; causal if there is none.
 
     Raises:
-        ValueError: an additive mask, which could carry a bias that gates would silently ignore.
+        ValueError: the mask is additive, so it could have a bias that gates would silently ignore.
     """
     if mask is None:
         return EdgeMask.causal(rows, keys, device)
@@ -198,12 +199,12 @@ def allowed_edges(mask: Tensor | None, rows: int, keys: int, device: torch.devic
         start, stop = mask[:, 0].clamp_max(keys).unbind(-1)
         return EdgeMask(start, stop, keys)
     if mask.dtype is not torch.bool:
-        raise ValueError("gated attention takes a boolean attention mask (True where a key is visible), not a bias")
+        raise ValueError("gated attention takes a boolean attention mask (True where a key is allowed), not a bias")
     return EdgeMask.from_dense(mask[..., :keys])
 
 
 def _runs(allowed: Bool[Tensor, "#batch query key"]) -> tuple[Tensor, Tensor, bool]:
-    """First and one past the last key that each query sees, and whether these are all in between."""
+    """First allowed key of each query, one past the last one, and True if all keys in between are allowed."""
     if allowed.device.type == "meta":  # no values to look at
         index = torch.zeros(allowed.shape[:2], dtype=torch.int32, device="meta")
         return index, index, True

@@ -1,13 +1,13 @@
-"""The gates' noise: one uniform number per (seed, head, query, key), the same from every operator.
+"""Noise of the gates: one uniform number per (seed, head, query, key), the same in every operator.
 
-Counter-based (Philox4x32 with 7 rounds: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC'11,
-table 2: the fewest that pass BigCrush), so that nothing has to be stored for the backward, blocks may be visited in
-any order, and the C and Triton kernels can be compared with this file edge by edge:
+It is counter-based (Philox4x32 with 7 rounds: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC'11,
+table 2: the fewest that pass BigCrush). So nothing has to be stored for the backward pass, blocks may run in any order,
+and the C and Triton kernels can be compared with this file edge by edge:
 
     words      = philox4x32_7(counter = (key // 4, query, head, 0), key = (low, high 32 bits of the sample's seed))
     uniform    = ((words[key % 4] >> 9) + 1/2) * 2^-23                      in (0, 1), exact in float32
 
-An edge with gate logit z is open in training when uniform < sigmoid(z), i.e. its logistic noise is -logit(uniform).
+An edge with gate logit z is open in training if uniform < sigmoid(z), so its logistic noise is -logit(uniform).
 """
 
 import torch
@@ -21,14 +21,14 @@ _WORD = 0xFFFFFFFF
 
 
 def draw_seeds(batch: int, device: torch.device | str) -> Int[Tensor, " batch"]:
-    """A seed for every sample, from the device's default generator (so activation checkpointing replays it)."""
+    """A seed for every sample, from the device's default generator, so that activation checkpointing replays it."""
     return torch.randint(0, 2**63 - 1, (batch,), dtype=torch.int64, device=device)
 
 
 def uniform(
     seeds: Int[Tensor, " batch"], heads: int, queries: tuple[int, int], keys: tuple[int, int]
 ) -> Float[Tensor, "batch head query key"]:
-    """The numbers of all heads for a block of queries and keys, given as (first, one past the last); float32."""
+    """Numbers of all heads in float32, for a block of queries and keys given as (first, one past the last)."""
     first, last = keys[0] // 4, -(-keys[1] // 4)
     device = seeds.device
 

@@ -1,4 +1,4 @@
-"""The open edges of a sparse model's attention as a list, never as T x T matrices: what graphs are made of."""
+"""Open edges of a sparse model's attention, as a list and never as T x T matrices. Graphs are made of them."""
 
 from typing import Any, NamedTuple
 
@@ -45,12 +45,12 @@ def layer_open_edges(
     scaling: float,
     softcap: float | None = None,
 ) -> OpenEdges:
-    """The edges that deterministic gates leave open, found a block of queries at a time: O(T + S + edges) memory.
+    """The edges that deterministic gates leave open, found one block of queries at a time, in O(T + S + edges) memory.
 
-    `value` is what the model makes, before any centering. Edges whose weight underflows to zero are left out.
+    `value` holds the model's values before any centering. Edges whose weight underflows to zero are left out.
 
     Raises:
-        ValueError: a gate family without the affine form.
+        ValueError: the gate family does not have the affine form.
     """
     if reason := unsupported(Backend.BLOCKWISE, Case(gate)):
         raise ValueError(f"open edges cannot be listed for {reason}")
@@ -66,17 +66,17 @@ def layer_open_edges(
         indices.append(torch.stack([*place, tile.queries.start + row // group, tile.keys.start + column]))
     edges, factors = torch.cat(indices, dim=1), torch.cat(weights)
     order = torch.arange(len(factors), device=factors.device)
-    for axis in (3, 2, 1, 0):  # the last key sorted by decides
+    for axis in (3, 2, 1, 0):  # sorting is stable, so the last axis decides
         order = order[edges[axis, order].argsort(stable=True)]
     return OpenEdges(edges[:, order], factors[order])
 
 
 @torch.no_grad()
 def open_edges(model: nn.Module, input_ids: Int[Tensor, "batch query"], **inputs: Any) -> list[OpenEdges]:
-    """Every layer's open edges on some inputs, at evaluation. `inputs` go to the model (attention_mask, ...).
+    """Open edges of every layer on some inputs, at evaluation. `inputs` go to the model (attention_mask, ...).
 
     Raises:
-        ValueError: the model has no gates, or gates without the affine form.
+        ValueError: the model has no gates, or its gates do not have the affine form.
     """
     modules = attention_modules(model)
     if not modules:

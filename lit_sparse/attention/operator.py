@@ -1,9 +1,9 @@
 """Gated attention as one differentiable PyTorch operator, `torch.ops.lit_sparse.gated_attention`.
 
-The operator is registered with torch.library (fake kernels and autograd), so torch.compile sees one opaque call. What
-computes it is a pair of functions, `forward` and `backward`, in the module of a backend: `blockwise` (any device) or
-`gpu` (Triton). Both recompute instead of storing: between forward and backward live the inputs, the output and two
-numbers a row.
+The operator is registered with torch.library (fake kernels and autograd), so for torch.compile it is one opaque call. A
+pair of functions computes it, `forward` and `backward`, in the module of a backend: `blockwise` (any device) or `gpu`
+(Triton). Both recompute instead of storing. Between forward and backward, only the inputs, the output and two numbers
+per row are kept.
 
 With g_ij = do_i . v_j, dE the gradient of the expected edges, u the noise, e = sigmoid(z), A the open gates and
 
@@ -45,7 +45,7 @@ def gated_attention(
     seeds: Int[Tensor, " batch"] | None = None,
     backend: str,
 ) -> GatedAttention:
-    """Same contract as `reference.gated_attention`, for affine gates without dropout."""
+    """Gated attention as in `reference.gated_attention`, for affine gates without dropout."""
     formula, cutoff, offset = formula_of(gate, scaling, softcap), gate.form().cutoff, gate.key_offset(value)
     differentiated = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value, cutoff))
     if differentiated or torch.compiler.is_compiling():

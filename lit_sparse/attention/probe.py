@@ -1,7 +1,7 @@
-"""A probe forward: which modules of a model attend through transformers' attention interface, and how.
+"""Probe of a model: a forward pass that finds the modules that use transformers' attention interface.
 
-Reading the modelling code's flags is not enough: families that ignore the interface only log a warning and stay
-dense. Two tiny packed documents are run through the model with a recording attention function instead.
+The flags of the modelling code are not enough, because families that ignore the interface only log a warning and stay
+dense. Instead, two tiny packed documents run through the model with a recording attention function.
 """
 
 from dataclasses import dataclass
@@ -33,10 +33,10 @@ class AttentionCall:
 
 
 def probe_attention(model: PreTrainedModel) -> list[AttentionCall]:
-    """The model's attention layers in the order in which they run. Leaves the model as it was.
+    """The model's attention layers in the order in which they run. The model is left unchanged.
 
     Raises:
-        ValueError: some or all of the model's attention does not go through the attention interface.
+        ValueError: some or all of the model's attention does not use the attention interface.
     """
     if not isinstance(model, PreTrainedModel):
         raise ValueError(f"expected a transformers model, got {type(model).__name__}")

@@ -2,7 +2,7 @@
 
     weights p_ij = softmax_j(s_ij)     gate A_ij     output o_i = sum_j A_ij p_ij v_j     edges E = sum sigmoid(z_ij)
 
-Memory is O(T S) several times over, by design: each line is one equation.
+Memory is O(T S) several times over, on purpose, so that each line is one equation.
 """
 
 import torch
@@ -41,11 +41,11 @@ def gated_attention(
     dropout: float = 0.0,
     seeds: Int[Tensor, " batch"] | None = None,
 ) -> GatedAttention:
-    """See `GatedAttention` for what is returned.
+    """Gated attention in plain torch; see `GatedAttention` for the result.
 
     Args:
         mask: the allowed edges. A row without any key gives zero output and no edges.
-        seeds: draw gates (training, straight-through gradient) instead of taking z > 0 (evaluation).
+        seeds: seeds that draw the gates (training, straight-through gradient); None takes z > 0 (evaluation).
     """
     logits = attention_logits(query, key, scaling=scaling, softcap=softcap)
     allowed = mask.dense()
@@ -68,7 +68,7 @@ def gated_attention(
 
     weights = weights * gates
     if gate.config.normalisation == "open":
-        # A row with nothing open has no mass to divide by: it attends to nothing, as under "all".
+        # A row without open edges has no mass to divide by. It attends to nothing, as under "all".
         mass = weights.sum(dim=-1, keepdim=True)
         weights = weights / torch.where(mass > 0, mass, 1.0)
     weights = torch.nn.functional.dropout(weights, p=dropout, training=dropout > 0.0)

@@ -13,7 +13,7 @@ from lit_sparse.attention.tiles import Problem, Tile
 
 
 class _Rows(NamedTuple):
-    """A block's scores and gates, (heads, queries, group, keys) but for what is per row."""
+    """Scores and gates of a block, (heads, queries, group, keys) except for row statistics."""
 
     logits: Tensor
     shift: Tensor
@@ -22,6 +22,7 @@ class _Rows(NamedTuple):
 
 
 def forward(problem: Problem, tile: Tile, scores: Tensor) -> None:
+    """`RowKernels.forward` in torch."""
     lse = _logits(problem, tile, scores)[0].logsumexp(-1, keepdim=True)
     _rows_of(problem, tile, problem.lse)[:] = lse.masked_fill_(lse == -torch.inf, torch.inf).squeeze(-1)
     rows = _rows(problem, tile, scores)
@@ -50,6 +51,7 @@ def backward(
     gate_gradient: Tensor,
     key_gradient: Tensor | None,
 ) -> None:
+    """`RowKernels.backward` in torch."""
     formula = problem.formula
     rows = _rows(problem, tile, scores)
     z = formula.sharpness * (rows.logits - rows.shift)

@@ -1,4 +1,4 @@
-"""The blocks of blockwise attention, and what row kernels do on one."""
+"""Blocks of blockwise attention, and the interface of row kernels on a block."""
 
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -10,7 +10,7 @@ from lit_sparse.attention.masks import EdgeMask
 
 
 class Tile(NamedTuple):
-    """One block: which of the B G key heads, which queries, which keys."""
+    """One block: a range of the B G key heads, of queries and of keys."""
 
     heads: slice
     queries: slice
@@ -18,7 +18,7 @@ class Tile(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """All that row kernels need beside a block's scores, contiguous. What forward fills in per row is folded."""
+    """Contiguous inputs of row kernels besides a block's scores. Row statistics, which forward fills in, are folded."""
 
     mask: EdgeMask
     cutoff: Float[Tensor, " head"]
@@ -36,10 +36,10 @@ class Problem(NamedTuple):
 
 @runtime_checkable
 class RowKernels(Protocol):
-    """What happens between the matrix products, in place on a block's scores (heads, rows, keys)."""
+    """Computation between the matrix products, in place on a block's scores (heads, rows, keys)."""
 
     def forward(self, problem: Problem, tile: Tile, scores: Tensor) -> None:
-        """Scores q . k become gated weights; fills the tile's rows of lse, mass, expected and opened."""
+        """Turns scores q . k into gated weights, and fills the tile's rows of lse, mass, expected and opened."""
 
     def backward(
         self,
@@ -52,5 +52,5 @@ class RowKernels(Protocol):
         gate_gradient: Tensor,
         key_gradient: Tensor | None,
     ) -> None:
-        """Scores become gated weights, `gradients` do . v become those of q . k; fills row sums of c, and with an
-        offset the block's c (heads, rows, keys)."""
+        """Turns scores into gated weights, and `gradients` do . v into those of q . k. Fills the row sums of c and,
+        with an offset, the block's c (heads, rows, keys)."""

@@ -1,4 +1,4 @@
-"""Attribution graphs: what a model's next token is made of. Knows nothing of training."""
+"""Attribution graphs: the direct effects from which a model's next token results. Independent of training."""
 
 from lit_sparse.attribution.build import build_graph
 from lit_sparse.attribution.graph import AttributionGraph, Edges, Kind, NodeTable

@@ -1,4 +1,4 @@
-"""From an attribution graph's arrays to the records that files and pages are made of."""
+"""Conversion of an attribution graph's arrays to the records of files and pages."""
 
 from collections.abc import Callable, Sequence
 
@@ -15,10 +15,10 @@ _LABEL_TOKENS = 3
 
 def graph_file(
     graph: AttributionGraph,
+    whole: AttributionGraph,
     *,
     text: Callable[[int], str],
     prompt: str,
-    features: int,
     scan: str,
     slug: str,
     node_share: float,
@@ -30,18 +30,23 @@ def graph_file(
     """The file of a pruned graph.
 
     Args:
-        text: a token's text by its id.
-        features: how many the transcoder has in a layer.
-        scan: name of the transcoder; slug: of the graph.
-        node_share: what the graph was pruned to.
-        shares: of the whole graph's heads.
-        reasons: why edges of head nodes are open, as far as that was asked.
+        whole: the graph before pruning.
+        text: gives a token's text by its id.
+        scan: name of the transcoder; slug: name of the graph.
+        node_share: share of the node influence to which the graph was pruned.
+        shares: shares of the whole graph's heads.
+        reasons: reasons why edges of head nodes are open, for the heads that were explained.
         examples: contexts of features, from which they get labels.
     """
     nodes, target = graph.nodes, int(graph.logit_ids[0])
     is_logit = nodes.kind == Kind.LOGIT
     share_so_far = np.zeros(len(nodes))
-    share_so_far[~is_logit] = cumulative(graph.influence[~is_logit].astype(np.float64))
+    share_so_far[~is_logit] = cumulative(
+        graph.influence[~is_logit].astype(np.float64),
+        whole.influence[whole.nodes.kind != Kind.LOGIT].astype(np.float64),
+    )
+    # Viewers begin with the nodes within this share, and show tokens and logits in any case.
+    reached = share_so_far[nodes.kind != Kind.EMBEDDING].max(initial=node_share)
     probability = dict(zip(graph.logit_ids.tolist(), graph.probabilities.tolist(), strict=True))
     records: list[Node] = []
     for place, (kind, layer, position, index) in enumerate(nodes.keys()):
@@ -51,7 +56,7 @@ def graph_file(
             node = token_node(index, position, clerp=f'Token "{text(index)}"', **extra)
         elif kind == Kind.FEATURE:
             label = _label(examples, layer, index)
-            node = feature_node(layer, index, position, features=features, activation=value, clerp=label, **extra)
+            node = feature_node(layer, index, position, activation=value, clerp=label, **extra)
         elif kind == Kind.ERROR:
             node = error_node(layer, position, clerp=f"Error of MLP {layer}", **extra)
         elif kind == Kind.HEAD:
@@ -81,7 +86,7 @@ def graph_file(
             scan=scan,
             prompt_tokens=[text(token) for token in graph.ids.tolist()],
             prompt=prompt,
-            node_threshold=node_share,
+            node_threshold=float(reached),
             summary=summary,
         ),
         nodes=records,
@@ -118,12 +123,12 @@ def _tracing(reason: EdgeReason, layers: int) -> QKTracing:
 
 
 def _node_id(source: Source, layers: int) -> str:
-    """The id that the file's constructors give to such a node."""
+    """The id that the file's constructors give to a node."""
     kind, layer, position, index = source.kind, source.layer, source.position, source.index
     if kind == Kind.EMBEDDING:
         return token_node(index, position).node_id
     if kind == Kind.FEATURE:
-        return feature_node(layer, index, position, features=index + 1).node_id
+        return feature_node(layer, index, position).node_id
     if kind == Kind.ERROR:
         return error_node(layer, position).node_id
     assert kind == Kind.HEAD
@@ -131,7 +136,7 @@ def _node_id(source: Source, layers: int) -> str:
 
 
 def _label(examples: Examples | None, layer: int, feature: int) -> str:
-    """The tokens at which a feature was strongest, each once."""
+    """The tokens at which a feature was strongest, without repetition."""
     found = () if examples is None else examples.features.get(f"{layer}_{feature}", ())
     peaks: Sequence[str] = list(dict.fromkeys(one.tokens[one.peak].strip() for one in found))
     return " / ".join([peak for peak in peaks if peak][:_LABEL_TOKENS])

@@ -1,15 +1,15 @@
-"""Builds the attribution graph of a prompt: every direct effect of a writer on a reader, exactly.
+"""Attribution graph of a prompt: every direct effect of a writer on a reader, exactly.
 
-A reader is linear in the residual stream of the positions that it reads, once norms and attention weights are frozen:
+With norms and attention weights frozen, a reader is linear in the residual stream of the positions that it reads:
 
     feature    encoder row, through the norm before its MLP, at its own position
-    head       its node's scalar is u = g . o: o its output, g the total derivative of the explained logits there.
-               At every key position s with an open edge it reads w_s x (g through the output and value projections),
-               through the norm before the attention; closed edges are never visited
-    logit      unembedding row less the mean row, through the final norm, at the last position
+    head       its node's scalar is u = g . o, with o its output and g the total derivative of the explained logits
+               in o. At every key position s with an open edge it reads w_s x (g through the output and value
+               projections), through the norm before the attention; closed edges are never visited
+    logit      unembedding row minus the mean row, through the final norm, at the last position
 
-So an edge's weight is reader . what the source wrote before. The sum of a target's incoming edges and its bias is its
-value, to rounding.
+So an edge's weight is the product of the reader and the vector that the source wrote. The sum of a target's incoming
+edges and its bias is its value, up to rounding.
 """
 
 import time
@@ -51,17 +51,17 @@ def build_graph(
     *,
     answer_id: int | None = None,
 ) -> AttributionGraph:
-    """The graph of the token after a prompt, for a model dense or sparse, which is left as it was.
+    """The graph of the token after a prompt, for a dense or sparse model, which is left unchanged.
 
-    Memory: 12 bytes an edge; a feature has an edge from every earlier node of its position, a head from every earlier
+    Memory: 12 bytes per edge. A feature has an edge from every earlier node of its position, a head from every earlier
     node of each position that it attends to.
 
     Args:
-        transcoder: of this model's MLPs; moved to its device and dtype.
-        answer_id: explain this token's logit; default the likeliest tokens, up to ten, that cover 95 %.
+        transcoder: a transcoder of this model's MLPs. It is moved to the model's device and dtype.
+        answer_id: the token whose logit is explained; default the likeliest tokens, up to ten, that cover 95 %.
 
     Raises:
-        ValueError: see `Replacement` and `Stack`; an answer outside the vocabulary.
+        ValueError: see `Replacement` and `Stack`; or the answer is outside the vocabulary.
     """
     started = time.perf_counter()
     with LinearStack(model) as stack:
@@ -74,7 +74,7 @@ def build_graph(
 
 @torch.no_grad()
 def graph_of(replacement: Replacement, explained: Explained) -> AttributionGraph:
-    """The graph of a prompt that was run already."""
+    """The graph of a prompt that has already been run."""
     derivatives = total_derivatives(replacement, explained)
     attribution = head_attribution(replacement, derivatives)
     writers = Writers(replacement)
@@ -103,7 +103,7 @@ def graph_of(replacement: Replacement, explained: Explained) -> AttributionGraph
         for position in replacement.seen[layer + 1].nonzero()[:, 0].tolist():
             if (block := _into_features(writers, layer, position)) is not None:
                 add(block)
-        if replacement.parallel[layer]:  # its MLP has not seen its attention, not even the bias
+        if replacement.parallel[layer]:  # its MLP does not read its attention, not even the bias
             writers.add_attention(layer)
         writers.add_mlp(layer)
     block, height = _into_logits(writers, explained, first_logit)
@@ -136,7 +136,7 @@ def graph_of(replacement: Replacement, explained: Explained) -> AttributionGraph
 
 
 def head_attribution(replacement: Replacement, derivatives: Derivatives) -> Float[np.ndarray, "layer head time"]:
-    """u = g . o of every head and query position; layers with fewer heads than others are padded with zeros."""
+    """u = g . o for every head and query position. Layers with fewer heads than others are padded with zeros."""
     most, length = max(len(heads) for heads in replacement.heads), len(replacement.embedding)
     attribution = np.zeros((replacement.layers, most, length), dtype=np.float32)
     for layer, (heads, gradient) in enumerate(zip(replacement.heads, derivatives.attention, strict=True)):
@@ -145,7 +145,7 @@ def head_attribution(replacement: Replacement, derivatives: Derivatives) -> Floa
 
 
 def edge_attribution(replacement: Replacement, derivatives: Derivatives) -> list[Float[np.ndarray, "head query key"]]:
-    """Of every attention edge w_ts: w_ts x (what it carries from s, through the output projection) . g at t."""
+    """Attribution of every attention edge: w_ts x (its value from s, through the output projection) . g at t."""
     layers = zip(replacement.weights, replacement.carried, derivatives.outputs, strict=True)
     return [
         (weight * torch.einsum("thv,hsv->hts", output, carried)).float().cpu().numpy()
@@ -154,7 +154,7 @@ def edge_attribution(replacement: Replacement, derivatives: Derivatives) -> list
 
 
 def _into_heads(writers: Writers, layer: int, position: int, derivatives: Derivatives) -> _Block | None:
-    """What the writers at a key position do to the heads that attend to it."""
+    """Effects of the writers at a key position on the heads that attend to it."""
     replacement = writers.replacement
     nodes = writers.nodes_of(Kind.HEAD, layer)
     device = writers.rows.device
@@ -179,7 +179,7 @@ def _into_heads(writers: Writers, layer: int, position: int, derivatives: Deriva
 
 
 def _into_features(writers: Writers, layer: int, position: int) -> _Block | None:
-    """What the writers at a position do to the active features of a layer there."""
+    """Effects of the writers at a position on the active features of a layer there."""
     replacement, transcoder = writers.replacement, writers.replacement.transcoder
     nodes = writers.nodes_of(Kind.FEATURE, layer)
     targets = nodes.start + np.flatnonzero(writers.nodes.position[nodes] == position)
@@ -195,7 +195,7 @@ def _into_features(writers: Writers, layer: int, position: int) -> _Block | None
 
 
 def _into_logits(writers: Writers, explained: Explained, first_logit: int) -> tuple[_Block, Float[Tensor, " logit"]]:
-    """What the writers at the last position do to the logits, and how high these are over the mean logit."""
+    """Effects of the writers at the last position on the logits, and the logits' height over the mean logit."""
     replacement = writers.replacement
     reader = unembedding_rows(replacement, explained.ids)
     norm = replacement.final_norm

@@ -1,4 +1,4 @@
-"""Derivatives of what is explained in the frozen replacement model, by one walk back through its layers.
+"""Derivatives of the explained logits in the frozen replacement model, by one pass back through its layers.
 
 Shapes: L layers, H heads, T positions, D model width, V the values' dimension.
 """
@@ -24,10 +24,10 @@ class Explained(NamedTuple):
 
 @torch.no_grad()
 def explained_logits(logits: Float[Tensor, " token"], answer_id: int | None) -> Explained:
-    """The fewest most probable tokens that together have 95 % of the probability, at most ten; or the one asked for.
+    """The most probable tokens that together have 95 % of the probability, at most ten; or only `answer_id`.
 
     Raises:
-        ValueError: an answer outside the vocabulary.
+        ValueError: the answer is outside the vocabulary.
     """
     probabilities = logits.softmax(-1)
     if answer_id is not None:
@@ -42,14 +42,14 @@ def explained_logits(logits: Float[Tensor, " token"], answer_id: int | None) -> 
 
 @torch.no_grad()
 def unembedding_rows(replacement: Replacement, ids: Int[Tensor, " logit"]) -> Float[Tensor, "logit model"]:
-    """What a logit less the mean logit reads of the final norm's output. The mean over the vocabulary is taken off
-    because a shift of all logits changes nothing."""
+    """Unembedding rows minus the mean row, which read the final norm's output. The mean over the vocabulary is
+    subtracted because a shift of all logits changes nothing."""
     weight = replacement.vocabulary[0]
     return weight[ids] - weight.mean(0)
 
 
 class Derivatives(NamedTuple):
-    """Of the metric sum_k p_k (logit_k - mean logit), p held fixed.
+    """Derivatives of the metric sum_k p_k (logit_k - mean logit), with p fixed.
 
     attention: per layer (T, D), in what the layer's attention adds to the residual stream.
     outputs: per layer (T, H, V), in each head's output before the output projection.
@@ -61,8 +61,8 @@ class Derivatives(NamedTuple):
 
 @torch.no_grad()
 def total_derivatives(replacement: Replacement, explained: Explained) -> Derivatives:
-    """All paths count, through later features and heads too; attention weights, norm denominators, the set of active
-    features and errors do not move."""
+    """Derivatives over all paths, also through later features and heads. Attention weights, norm denominators, the set
+    of active features and errors are constants."""
     direction = explained.probabilities.to(replacement.embedding.dtype) @ unembedding_rows(replacement, explained.ids)
     gradient = torch.zeros_like(replacement.embedding)  # in the residual stream after the layer
     gradient[-1] = replacement.final_norm.transposed(direction[None], replacement.final_norm.scale)[0]

@@ -1,4 +1,4 @@
-"""The attribution graph of one prompt: plain arrays, no model."""
+"""The attribution graph of one prompt, as plain arrays without a model."""
 
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float, Int
 
 
 class Kind(IntEnum):
+    """Kinds of nodes."""
+
     EMBEDDING = 0
     FEATURE = 1
     ERROR = 2
@@ -24,10 +26,10 @@ class NodeTable:
 
     kind: a `Kind`.
     layer: -1 for embeddings, L for logits.
-    position: of the token whose residual stream it writes to; for a head the query's.
-    index: of the feature, of the head, the token id of embeddings and logits; 0 for errors.
-    value: what incoming edges and bias add up to. A feature's activation, a head's attribution to the explained
-        logits, a logit's height over the mean logit (before a soft cap); 0 for embeddings and errors.
+    position: position of the residual stream that the node writes to; for a head, the query's position.
+    index: number of the feature or head, token id of an embedding or a logit; 0 for errors.
+    value: the sum of incoming edges and bias. It is a feature's activation, a head's attribution to the explained
+        logits, or a logit's height over the mean logit (before a soft cap); 0 for embeddings and errors.
     """
 
     kind: Int[np.ndarray, " node"]
@@ -40,14 +42,14 @@ class NodeTable:
         return len(self.kind)
 
     def stages(self) -> Int[np.ndarray, " node"]:
-        """When each node is computed: an edge's source always has a smaller stage than its target."""
+        """Order in which nodes are computed: an edge's source always has a smaller stage than its target."""
         return stage(self.kind, self.layer)
 
     def where(self, places: _Places) -> "NodeTable":
         return NodeTable(*(getattr(self, column.name)[places] for column in fields(self)))
 
     def keys(self) -> list[tuple[int, int, int, int]]:
-        """(kind, layer, position, index) of each node, by which nodes of two graphs of one prompt correspond."""
+        """(kind, layer, position, index) of each node, which identifies it in all graphs of the prompt."""
         columns = (self.kind, self.layer, self.position, self.index)
         return list(zip(*(column.tolist() for column in columns), strict=True))
 
@@ -56,13 +58,14 @@ _OFFSET = np.array([0, 2, 3, 1, 1])  # by kind: in a layer heads come first, the
 
 
 def stage(kind: Int[np.ndarray, "*nodes"], layer: Int[np.ndarray, "*nodes"]) -> Int[np.ndarray, "*nodes"]:
+    """Stage in which nodes of a kind and layer are computed (see `NodeTable.stages`)."""
     return np.where(kind == Kind.EMBEDDING, 0, 3 * layer + _OFFSET[kind]).astype(np.int32)
 
 
 @dataclass(frozen=True, eq=False)
 class Edges:
-    """Direct effects, ordered by the target's stage: source and target are places in the node table, and the weights
-    of a target's incoming edges and its bias add up to its value."""
+    """Direct effects, ordered by the target's stage. Source and target are indices into the node table. The weights of
+    a target's incoming edges and its bias add up to its value."""
 
     source: Int[np.ndarray, " edge"]
     target: Int[np.ndarray, " edge"]
@@ -77,28 +80,29 @@ class Edges:
 
 @dataclass
 class AttributionGraph:
-    """All that can reach the explained logits of one prompt, and by how much directly.
+    """All nodes that can reach the explained logits of one prompt, and their direct effects.
 
     Attributes:
-        ids: the prompt's tokens.
+        ids: token ids of the prompt.
         layers: L.
         nodes: the node table.
         edges: the direct effects.
-        bias: of each node, the part of its value that comes from biases, which are no nodes.
-        influence: of each node, the share of what the logits are made of that flows through it (see `influence`).
-        logit_ids: the explained logits' tokens, most probable first; the last nodes of the table.
-        probabilities: of these.
+        bias: for each node, the part of its value that comes from biases, which are not nodes.
+        influence: for each node, the share of the logits' influence that flows through it (see `influence`).
+        logit_ids: token ids of the explained logits, most probable first; the last nodes of the table.
+        probabilities: probabilities of these tokens.
         head_attribution: (L, H, T) the total attribution of each head at each query position: derivative of
             sum_k p_k (logit_k - mean logit) in the head's output, times that output. 0 where all edges are closed.
         attention: per layer (H, T, T), the weight of each key's value in each query's output, 0 at closed edges.
         edge_attribution: per layer (H, T, T), each attention edge's part of its head's attribution; the sum over keys
             is `head_attribution`.
         replacement_error: |error| / |MLP output|, averaged over layers and positions.
-        explained_variance: of the MLP outputs by the transcoder's features, averaged over layers.
-        replacement_kl: KL divergence in nats of the next token from the model's when every MLP is replaced by the
-            transcoder and nothing is frozen.
-        allowed_edges, open_edges: attention edges over all layers and heads.
-        seconds: it took to build.
+        explained_variance: share of the MLP outputs' variance that the transcoder's features explain, averaged over
+            layers.
+        replacement_kl: KL divergence in nats of the next token from the model's, when the transcoder replaces every
+            MLP and nothing is frozen.
+        allowed_edges, open_edges: numbers of attention edges over all layers and heads.
+        seconds: time to build the graph.
     """
 
     ids: Int[np.ndarray, " time"]

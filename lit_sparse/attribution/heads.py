@@ -1,4 +1,5 @@
-"""How many attention heads an answer takes (arXiv 2512.05865: attention attribution with cross-layer transcoders)."""
+"""Number of attention heads that an answer needs (arXiv 2512.05865: attention attribution with cross-layer
+transcoders)."""
 
 from dataclasses import dataclass
 
@@ -11,14 +12,15 @@ from lit_sparse.attribution.influence import smallest_count
 
 @dataclass(frozen=True, eq=False)
 class HeadShares:
-    """
+    """Numbers of heads that reach a share of a graph's attention attribution.
+
     Attributes:
-        share: that the counted heads have to reach.
-        by_attribution: heads that it takes by |attribution|, summed over query positions.
-        by_influence: heads that it takes by their nodes' influence on the logits, summed over query positions.
-        by_connection: heads that it takes to carry the share of what moves from one position to another: for every
-            pair of different positions the smallest number by |attribution| of their edges, averaged over pairs in
-            proportion to their summed |attribution|.
+        share: the share that the counted heads reach.
+        by_attribution: number of heads by |attribution|, summed over query positions.
+        by_influence: number of heads by their nodes' influence on the logits, summed over query positions.
+        by_connection: number of heads for the attribution between two positions. For every pair of different positions
+            it is the smallest number by |attribution| of their edges. Pairs are averaged in proportion to their summed
+            |attribution|.
         attribution, influence: (L, H) each head's part of the sum over all heads; all 0 if no head has any.
     """
 
@@ -31,11 +33,11 @@ class HeadShares:
 
 
 def heads_for(graph: AttributionGraph, share: float = 0.8) -> HeadShares:
-    """The smallest number of heads that together carry a share of a graph's attention attribution. Give it the whole
-    graph, not a pruned one. Heads whose edges are all closed have none.
+    """The smallest numbers of heads that together have a share of a graph's attention attribution. The graph must be
+    whole, not pruned. Heads whose edges are all closed have no attribution.
 
     Raises:
-        ValueError: a share outside (0, 1].
+        ValueError: the share is outside (0, 1].
     """
     if not 0 < share <= 1:
         raise ValueError(f"share is a part of the attribution, in (0, 1], got {share}")

@@ -1,8 +1,8 @@
-"""Which nodes and edges the explained logits are made of, and the graph of those that matter.
+"""Influence of nodes and edges on the explained logits, and the graph of those that matter.
 
-Every node hands its influence on to its sources, in proportion to the absolute weights of its incoming edges; the
-logits start with their probabilities. So a node's influence is the sum over all paths from it to the logits of the
-product of shares along the path ("Circuit Tracing", transformer-circuits.pub 2025, appendix on pruning: the rows of
+The logits start with their probabilities as influence. Every node passes its influence on to its sources, in proportion
+to the absolute weights of its incoming edges. So a node's influence is the sum over all paths from it to the logits of
+the product of shares along the path ("Circuit Tracing", transformer-circuits.pub 2025, appendix on pruning: the rows of
 (I - A)^-1 for the matrix A of shares). A graph has no cycles, so one pass from the logits down is exact.
 """
 
@@ -18,24 +18,27 @@ from lit_sparse.attribution.graph import AttributionGraph, Edges, Kind, NodeTabl
 def node_influence(
     nodes: NodeTable, edges: Edges, probabilities: Float[np.ndarray, " logit"]
 ) -> Float[np.ndarray, " node"]:
-    """Of each node; the logits', taken to sum to 1, are their own probabilities."""
+    """Influence of each node. The influences of the logits are their probabilities, scaled to sum to 1."""
     return _influences(nodes, edges, probabilities)[0]
 
 
 def edge_influence(
     nodes: NodeTable, edges: Edges, probabilities: Float[np.ndarray, " logit"]
 ) -> Float[np.ndarray, " edge"]:
-    """Of each edge, the part of its target's influence that it hands on."""
+    """Influence of each edge: the part of its target's influence that it passes on to its source."""
     return _influences(nodes, edges, probabilities)[1]
 
 
 def prune(graph: AttributionGraph, node_share: float = 0.8, edge_share: float = 0.98) -> AttributionGraph:
-    """The fewest nodes with at least a share of the summed node influence, and of the edges between them the fewest
-    with a share of the edge influence; then nodes without a way on or (but for errors) a way in go. Embeddings and
-    logits stay. Influence of what is left is the whole graph's; biases and dropped edges make up the rest of values.
+    """Prunes a graph to the fewest nodes and edges that have a share of the influence.
+
+    First it keeps the fewest nodes with at least `node_share` of the summed node influence. Then it keeps, of the edges
+    between them, the fewest with `edge_share` of the edge influence. Then it drops nodes without outgoing edges, and
+    features and heads without incoming edges. Embeddings and logits always stay. Influences stay those of the whole
+    graph; biases and dropped edges make up the rest of values.
 
     Raises:
-        ValueError: a share outside (0, 1].
+        ValueError: a share is outside (0, 1].
     """
     for name, share in (("node_share", node_share), ("edge_share", edge_share)):
         if not 0 < share <= 1:
@@ -85,7 +88,7 @@ def _strongest(scores: Float[np.ndarray, " item"], share: float) -> Bool[np.ndar
 
 
 def smallest_count(falling: Float[np.ndarray, " item"], share: float) -> int:
-    """How many of the first items, largest first, sum to at least a share of all; none if all are 0."""
+    """Number of first items, largest first, that sum to at least a share of all; 0 if all are 0."""
     cumulative = falling.cumsum(dtype=np.float64)
     if len(cumulative) == 0 or cumulative[-1] <= 0:
         return 0

@@ -1,8 +1,8 @@
-"""Why an attention edge is open: which nodes at the query's and at the key's position make its logit.
+"""Reasons why an attention edge is open: the nodes at the query's and at the key's position that make its logit.
 
 With the norm before the attention frozen, the logit of edge (t, s) of a head is a sum over pairs of a writer at t and a
-writer at s, scaling x (W_Q what the one wrote) . (W_K what the other wrote), each rotated for its position. A marginal
-of a writer is its sum over all writers of the other side.
+writer at s: scaling x (W_Q what the one wrote) . (W_K what the other wrote), each rotated for its position. The
+marginal of a writer is its sum over all writers of the other side.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from lit_sparse.transcoders import Transcoder
 
 @dataclass(frozen=True, order=True)
 class Source:
-    """A node by what it is, as in `NodeTable`; it need not be one of a pruned graph's."""
+    """A node, identified as in `NodeTable`. A pruned graph need not have it."""
 
     kind: Kind
     layer: int
@@ -33,15 +33,16 @@ class Source:
 
 @dataclass(frozen=True)
 class EdgeReason:
-    """
+    """Reason why one attention edge is open.
+
     Attributes:
-        key: the position that is read.
-        weight: of its value.
+        key: position of the edge's key.
+        weight: weight of the key's value.
         logit: the scaled query-key product, before a soft cap.
         pairs: the strongest (query-side node, key-side node, addition to the logit), by magnitude.
         queries, keys: the strongest marginals of either side.
-        pairs_rest, queries_rest, keys_rest: what is left of the logit beside those listed, biases included.
-        gate: what the edge's gate saw; None if it has none to close.
+        pairs_rest, queries_rest, keys_rest: the rest of the logit beside those listed, with biases.
+        gate: reading of the edge's gate; None in a layer that keeps all its edges.
     """
 
     key: int
@@ -58,10 +59,11 @@ class EdgeReason:
 
 @dataclass(frozen=True)
 class WhyOpen:
-    """
+    """Reasons why the edges of some head nodes are open.
+
     Attributes:
-        edges: of each head node that was asked about, its edges of largest weight, largest first.
-        refused: why there are none: the family normalises its queries and keys.
+        edges: for each explained head node, its edges of largest weight, largest first.
+        refused: the reason why there are none, if the family normalises its queries and keys.
     """
 
     edges: dict[int, list[EdgeReason]]
@@ -82,13 +84,13 @@ def why_open(
     Time: a layer that has one of the heads costs as much as D prompts through its query and key projections.
 
     Args:
-        graph: of this model and transcoder (`build_graph`), whole or pruned.
-        heads: places of head nodes in the graph's table.
-        most_keys: edges explained for a head, those of largest weight.
-        most_sources: pairs listed, and nodes listed on each side.
+        graph: the graph of this model and transcoder (`build_graph`), whole or pruned.
+        heads: indices of head nodes in the graph's table.
+        most_keys: number of edges explained for a head, those of largest weight.
+        most_sources: number of pairs listed, and of nodes listed on each side.
 
     Raises:
-        ValueError: a node that is no head.
+        ValueError: a node is not a head.
     """
     nodes = graph.nodes
     if wrong := [node for node in heads if nodes.kind[node] != Kind.HEAD]:
@@ -143,7 +145,7 @@ def _reason(writers: Writers, scores: LayerScores, head: int, query: int, key: i
 
 
 def _source_of(writers: Writers, rows: slice) -> Callable[[int], Source]:
-    """From places among the rows without the first, which is biases."""
+    """Function from indices among the rows, without the first row of biases, to nodes."""
     found = writers.node_of_row[rows][1:]
     columns = writers.nodes.where(found)
 
@@ -159,6 +161,6 @@ def _source_of(writers: Writers, rows: slice) -> Callable[[int], Source]:
 
 
 def _strongest(values: Float[Tensor, " item"], most: int) -> list[tuple[int, float]]:
-    """Places and values of those of largest magnitude that are not 0."""
+    """Indices and values of the items of largest magnitude that are not 0."""
     places = values.abs().topk(min(most, len(values))).indices.tolist()
     return [(place, float(values[place])) for place in places if values[place] != 0]

@@ -1,4 +1,4 @@
-"""One layer's attention logits as bilinear forms in what nodes wrote at the query's and at the key's position.
+"""Attention logits of one layer as bilinear forms in what nodes wrote at the query's and at the key's position.
 
 Shapes: H heads, G key heads, T positions, D model width, d dimension of queries and keys.
 """
@@ -17,14 +17,15 @@ from lit_sparse.attention.reference import attention_logits
 from lit_sparse.attribution.replacement import Replacement
 from lit_sparse.attribution.writers import Writers
 
-_UNITS = 64  # unit vectors that are put through an attention call together
+_UNITS = 64  # unit vectors that go through one attention call together
 
 
 @dataclass(frozen=True)
 class GateReading:
-    """What a gate saw on one edge: z = sharpness * (score - cutoff), open if positive.
+    """A gate's reading of one edge: z = sharpness * (score - cutoff), open if positive.
 
-    score: the edge's log probability, log of probability times value norm, or attention logit, by the family.
+    score: depending on the gate's family, the edge's log probability, the log of probability times value norm, or the
+        attention logit.
     """
 
     family: str
@@ -35,13 +36,14 @@ class GateReading:
 
 
 class LayerScores:
-    """
+    """Attention logits of one layer, and their parts from pairs of nodes.
+
     Attributes:
         logits: (H, T, T) scaled query-key products, before a soft cap.
-        softcap: of the attention logits, or None.
+        softcap: soft cap of the attention logits, or None.
 
     Raises:
-        ValueError: queries or keys are not linear in what the attention reads.
+        ValueError: queries or keys are not linear in the attention's input.
     """
 
     @torch.no_grad()
@@ -58,7 +60,7 @@ class LayerScores:
         self._query, self._query_bias, self._key, self._key_bias = self._maps(projected)
 
     def gate(self, head: int, query: int, key: int) -> GateReading | None:
-        """What the gate of an edge saw; None in a layer that keeps all its edges."""
+        """Reading of an edge's gate; None in a layer that keeps all its edges."""
         gate = self.replacement.stack.anatomy.layers[self.layer].attention.edge_gate
         if not gate.closable:
             return None
@@ -82,8 +84,8 @@ class LayerScores:
     def pairwise(
         self, writers: Writers, head: int, query: int, key: int
     ) -> tuple[slice, slice, Float[Tensor, "query_row key_row"]]:
-        """The rows of the writers at the query's and at the key's position (as far as the layer sees them), and what
-        each pair adds to the edge's logit; the sum of all is the logit. The first row on either side is biases."""
+        """The rows of the writers at the query's and at the key's position that the layer reads, and what each pair
+        adds to the edge's logit. The sum of all is the logit. The first row on either side is biases."""
         norm = self.replacement.attention_norms[self.layer]
         sides = []
         for position, weight, bias in (
@@ -100,8 +102,8 @@ class LayerScores:
         return query_rows, key_rows, self.scaling * queries @ keys.T
 
     def _maps(self, projected: Projected) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Query and key projections with their rotation, (D, H or G, T, d) and biases, from unit vectors that are put
-        at all positions of the model's own attention call."""
+        """Query and key projections with their rotation, (D, H or G, T, d) and biases, found from unit vectors at all
+        positions of the model's own attention call."""
         replacement, layer = self.replacement, self.layer
         normed = replacement.attention_inputs[layer]
         length, width = normed.shape
@@ -116,7 +118,7 @@ class LayerScores:
             error = (torch.einsum("jhtd,tj->htd", weight, normed) + bias[0] - true[0]).abs().max()
             if error > TOLERANCE * true.abs().max():
                 raise ValueError(
-                    f"model family {replacement.family!r}: queries and keys are not linear in what the attention "
-                    "reads (it normalises them), so that attention logits cannot be attributed to pairs of nodes"
+                    f"model family {replacement.family!r}: queries and keys are not linear in the attention's input "
+                    "(the family normalises them), so attention logits cannot be attributed to pairs of nodes"
                 )
         return query, zero.query[0], key, zero.key[0]

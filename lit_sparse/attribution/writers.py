@@ -1,4 +1,4 @@
-"""What every node has written into the residual stream of its position so far, layer by layer."""
+"""Vectors that every node has written into the residual stream of its position so far, layer by layer."""
 
 import numpy as np
 import torch
@@ -10,14 +10,16 @@ from lit_sparse.attribution.replacement import Replacement
 
 
 class Writers:
-    """All writers that can reach the logits, as rows of one matrix, each position's together and in the order in which
-    they are computed, so that what a reader sees are neighbouring rows. The first row of a position is its biases.
+    """All writers that can reach the logits, as rows of one matrix.
+
+    Rows of one position are neighbours, in the order in which they are computed. So the rows that a reader reads are
+    neighbours too. The first row of a position is its biases.
 
     Attributes:
-        nodes: the table of the writers, in the order of graphs (`NodeTable`), values of embeddings, heads and errors
-            still 0.
-        rows: of each node, its row in `written`; `node_of_row` the inverse, -1 for biases.
-        written: (rows, D), as far as `add_attention` and `add_mlp` were called, for one layer after another.
+        nodes: the table of the writers, in the order of graphs (`NodeTable`). Values of embeddings, heads and errors
+            are still 0.
+        rows: for each node, its row in `written`; `node_of_row` is the inverse, -1 for biases.
+        written: (rows, D) vectors written so far. `add_attention` and `add_mlp` fill them, one layer after another.
     """
 
     def __init__(self, replacement: Replacement):
@@ -43,7 +45,7 @@ class Writers:
         self._biases = torch.from_numpy(self._starts).to(device)
 
     def nodes_of(self, kind: Kind, layer: int) -> slice:
-        """The nodes of one kind in a layer: neighbours in the table, ordered by position and index."""
+        """The nodes of one kind in a layer. They are neighbours in the table, ordered by position and index."""
         place = int(stage(np.array(kind), np.array(layer)))
         return slice(int(self._stage_starts[place]), int(self._stage_starts[place + 1]))
 
@@ -54,7 +56,7 @@ class Writers:
 
     @torch.no_grad()
     def add_attention(self, layer: int) -> None:
-        """Lets a layer's heads and the biases of its attention write."""
+        """Adds what a layer's heads and the biases of its attention write."""
         nodes = self.nodes_of(Kind.HEAD, layer)
         heads = self.replacement.heads[layer]
         index, position = self._column(self.nodes.index, nodes), self._column(self.nodes.position, nodes)
@@ -63,7 +65,7 @@ class Writers:
 
     @torch.no_grad()
     def add_mlp(self, layer: int) -> None:
-        """Lets all features that write to a layer's MLP output write, its error and its bias."""
+        """Adds what features write to a layer's MLP output, and the MLP's error and bias."""
         replacement = self.replacement
         for source, decoder in enumerate(replacement.decoders[: layer + 1]):
             if layer - source >= decoder.shape[1]:
@@ -81,7 +83,7 @@ class Writers:
 
 
 def _table(replacement: Replacement) -> NodeTable:
-    """Nodes whose position is seen by the logits after their layer; heads only with an open edge."""
+    """Nodes whose position can reach the logits after their layer, heads only if they have an open edge."""
     length = len(replacement.embedding)
     parts = [_nodes(Kind.EMBEDDING, -1, np.arange(length), replacement.ids[0].cpu().numpy())]
     for layer in range(replacement.layers):
@@ -99,7 +101,7 @@ def _table(replacement: Replacement) -> NodeTable:
 
 
 def joined(parts: list[NodeTable]) -> NodeTable:
-    """Tables below each other."""
+    """Tables joined below each other."""
     names = ("kind", "layer", "position", "index", "value")
     return NodeTable(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 

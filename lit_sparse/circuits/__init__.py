@@ -1,4 +1,4 @@
-"""Task circuits of any supported causal language model, dense or sparse. Knows nothing of training."""
+"""Task circuits of any supported causal language model, dense or sparse. Independent of training."""
 
 from lit_sparse.circuits.edge_scores import eap, exact
 from lit_sparse.circuits.faithfulness import Curve, Evaluator, Ranking, curve

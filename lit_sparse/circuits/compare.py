@@ -1,4 +1,4 @@
-"""Two models on the same tasks and prompts: how many heads and edges each needs for the same share of its behaviour."""
+"""Comparison of two models on the same tasks and prompts, by the heads and edges that a share of behaviour needs."""
 
 import math
 from collections.abc import Sequence
@@ -10,10 +10,11 @@ from lit_sparse.records.circuits import LEVELS, Behaviour, ComparisonRow, ModelO
 
 
 def comparison(tasks: Sequence[TaskResult], shares: Sequence[float]) -> list[ComparisonRow]:
-    """Rows of `comparison.json`: for each task, level and share the geometric mean over seeds of both models' smallest
-    circuits, their ratio (base / sparse), and its 95 % interval: Student's t on the logarithm of the seeds' ratios.
+    """Rows of `comparison.json`, for each task, level and share.
 
-    Numbers are None where some seed's circuit never keeps the share, the interval also where there is one seed.
+    A row has the geometric mean over seeds of both models' smallest circuits, their ratio (base / sparse), and its 95 %
+    interval: Student's t on the logarithm of the seeds' ratios. Numbers are None if some seed's circuit never keeps the
+    share. The interval is None also if there is only one seed.
     """
     rows = []
     for task in tasks:
@@ -37,7 +38,7 @@ def comparison(tasks: Sequence[TaskResult], shares: Sequence[float]) -> list[Com
 
 
 def _ratio(base: Sequence[int | None], sparse: Sequence[int | None]) -> dict[str, float]:
-    """The row's numbers as far as they are known."""
+    """Known numbers of a row."""
     # A circuit of no heads at all counts as one, so that a ratio exists.
     logs = [
         (math.log(max(b, 1)), math.log(max(s, 1)))
@@ -60,7 +61,7 @@ def _ratio(base: Sequence[int | None], sparse: Sequence[int | None]) -> dict[str
 
 
 def together(runs: Sequence[TaskRun]) -> ModelOnTask:
-    """One model's results on a task, its seeds' together. Drawn circuit and example are the first seed's."""
+    """Results of one model on a task, over all seeds. The drawn circuit and the example are the first seed's."""
     first = runs[0]
     return ModelOnTask(
         shape=first.shape,

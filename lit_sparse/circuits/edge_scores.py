@@ -1,7 +1,7 @@
 """Scores of every edge: by gradients (EAP, EAP-IG) and by patching each one exactly (the oracle).
 
-A score is the change of the metric when the edge carries the corrupted prompt's activation instead of the clean
-one's, averaged over prompts: positive means that the edge speaks against the answer, and ranks use its magnitude.
+A score is the change of the metric when the edge passes the corrupted prompt's activation instead of the clean one's,
+averaged over prompts. A positive score means that the edge works against the answer. Ranks use the score's magnitude.
 """
 
 import torch
@@ -26,13 +26,13 @@ def eap(
 ) -> Float[Tensor, "writer reader"]:
     """Edge attribution patching, (a_corrupted - a_clean) . d metric / d reader input (Syed et al., arXiv 2310.10348).
 
-    With more than one interpolation the gradient is the mean over input embeddings between the corrupted and the
-    clean prompt's: EAP-IG (inputs) of Hanna et al., arXiv 2403.17806. One is taken at the clean prompt alone.
+    With more than one interpolation, the gradient is the mean over input embeddings between the corrupted and the
+    clean prompt's: EAP-IG (inputs) of Hanna et al., arXiv 2403.17806. A single gradient is taken at the clean prompt.
 
     Args:
-        metric: from logits (B, V) to (B,); what the score explains.
-        interpolations: gradients to average.
-        bar: counts gradients, of every prompt.
+        metric: maps logits (B, V) to the quantity (B,) that the scores explain.
+        interpolations: number of gradients to average.
+        bar: counts the gradients of every prompt.
     """
     written_clean, _ = activations(stack, clean)
     written_corrupted, _ = activations(stack, corrupted)
@@ -82,8 +82,8 @@ def _add_scores(stack: Stack, embedding: Tensor, difference: Writers, metric: Me
 def _reader_gradients(
     stack: Stack, layer: int, residual: Tensor, gradients: Projected
 ) -> Float[Tensor, "reader batch time model"]:
-    """The metric's gradient in the residual stream as each query, key and value head reads it: one forward pass, and a
-    backward pass for each reader, in which only its own gradient arrives."""
+    """The metric's gradient in the residual stream as each query, key and value head reads it. It takes one forward
+    pass, and a backward pass for each reader, in which only its own gradient arrives."""
     counts = [part.shape[1] for part in gradients]
     readers = torch.eye(sum(counts), dtype=residual.dtype, device=residual.device).split(counts, dim=1)
     arriving = [
@@ -98,9 +98,9 @@ def _reader_gradients(
 def exact(
     stack: Stack, clean: Ids, corrupted: Ids, metric: Metric, *, bar: Counter | None = None
 ) -> Float[Tensor, "writer reader"]:
-    """Every edge patched for itself in the clean run. A forward pass an edge, from the reader's layer on: for small
-    models, and the oracle of the rest. Memory: writers x batch x time x model floats several times over. `bar` counts
-    forward passes, `exact_passes` for every prompt."""
+    """Scores every edge by patching it alone in the clean run. It takes one forward pass per edge, from the reader's
+    layer on, so it suits small models; it is the oracle of the faster methods. Memory: writers x batch x time x model
+    floats several times over. `bar` counts forward passes, `exact_passes` for every prompt."""
     graph = stack.graph
     written, logits = activations(stack, clean)
     difference = activations(stack, corrupted)[0] - written
@@ -109,7 +109,7 @@ def exact(
     batch = len(clean)
 
     def finish(layer: int, residual: Tensor, reader: int) -> None:
-        """Runs the copies of the prompts, one a writer, from a layer on; notes the change of the metric."""
+        """Runs the copies of the prompts, one per writer, from a layer on; records the change of the metric."""
         for index in range(layer, graph.layers):
             residual = stack.layer(index, residual)
         values = metric_of_copies(stack.logits(residual))
@@ -147,11 +147,11 @@ def exact(
 
 
 def exact_passes(graph: ComponentGraph) -> float:
-    """Forward passes of a prompt that `exact` takes: an edge's begins at its reader's layer."""
+    """Number of forward passes per prompt that `exact` takes, where an edge's pass begins at its reader's layer."""
     each = torch.tensor([_remaining(graph, reader.layer) for reader in graph.readers])
     return float((graph.edges.sum(0) * each).sum()) / graph.layers
 
 
 def _remaining(graph: ComponentGraph, layer: int) -> int:
-    """Layers from one on; what follows the last counts as one."""
+    """Number of layers from `layer` on. The part after the last layer counts as one."""
     return max(1, graph.layers - layer)

@@ -1,6 +1,6 @@
-"""How much of a model's behaviour a circuit keeps, and how small it can be.
+"""Faithfulness of circuits: the share of a model's behaviour that they keep, and their smallest size.
 
-Faithfulness is (m_circuit - m_ablated) / (m_clean - m_ablated), with everything outside the circuit ablated; CPR is the
+Faithfulness is (m_circuit - m_ablated) / (m_clean - m_ablated), with everything outside the circuit ablated. CPR is the
 area under it over fractions of edges kept, CMD the area of its distance from 1 (MIB, arXiv 2504.13151). N@90 is the
 smallest k such that the k best edges keep 90 % of the behaviour, and every larger k does too.
 """
@@ -24,7 +24,7 @@ Ablation = Literal["patch", "mean"]
 Level = Literal["head", "edge"]
 
 FRACTIONS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""Of all edges: where MIB measures CPR and CMD."""
+"""Fractions of all edges at which MIB measures CPR and CMD."""
 
 _PER_DECADE = 5
 """Circuit sizes tried for each factor of ten; the last step is found by bisection."""
@@ -37,14 +37,14 @@ class NothingToExplain(ValueError):
 
 
 class Evaluator:
-    """Runs circuits on some prompts.
+    """Measures the faithfulness of circuits on some prompts.
 
     Args:
-        ablation: "patch" replaces what is outside by the corrupted prompt's activations, "mean" by their mean over the
-            corrupted prompts of the same length.
+        ablation: "patch" replaces activations outside the circuit by the corrupted prompt's, "mean" by their mean over
+            the corrupted prompts of the same length.
 
     Raises:
-        NothingToExplain: the metric on the clean prompts is not above the one with everything ablated.
+        NothingToExplain: the metric on the clean prompts is not above the metric with everything ablated.
     """
 
     def __init__(self, stack: Stack, batches: Sequence[Prompts], ablation: Ablation = "patch"):
@@ -68,7 +68,7 @@ class Evaluator:
         return self._faithfulness(lambda batch, instead: run_edges(self.stack, batch.clean, instead, kept))
 
     def nodes(self, kept: Bool[Tensor, " writer"]) -> float:
-        """Faithfulness of a circuit of nodes: all edges between them."""
+        """Faithfulness of a circuit of nodes, which has all edges between them."""
         return self._faithfulness(lambda batch, instead: run_nodes(self.stack, batch.clean, instead, kept))
 
     def _faithfulness(self, run: Callable[[Prompts, Writers], Tensor]) -> float:
@@ -84,8 +84,8 @@ class Evaluator:
 class Ranking:
     """Edges or heads in the order of their scores' magnitude, best first, and the circuits made of the first k.
 
-    A circuit of heads also has the embedding and all MLPs. Of a circuit of edges what is on no path from the
-    embedding to the logits is dropped. What scores nothing at all (a head whose gates are all closed) is left out.
+    A circuit of heads also has the embedding and all MLPs. A circuit of edges drops the edges on no path from the
+    embedding to the logits. Items with a score of 0 (such as a head whose gates are all closed) are left out.
     """
 
     level: Level
@@ -124,7 +124,7 @@ class Ranking:
 
 @dataclass
 class Curve:
-    """Faithfulness over circuit size, measured where `sizes` says, ascending."""
+    """Faithfulness over circuit size, measured at the ascending `sizes`."""
 
     level: Level
     total: int
@@ -137,12 +137,12 @@ class Curve:
         return self._area(self.values)
 
     def cmd(self) -> float:
-        """Area of |1 - faithfulness| over the same (MIB's circuit-model distance)."""
+        """Area of |1 - faithfulness| over the same fractions (MIB's circuit-model distance)."""
         return self._area([abs(1 - value) for value in self.values])
 
     def _area(self, values: list[float]) -> float:
         points = dict(zip(self.sizes, values, strict=True))
-        most = self.sizes[-1]  # fewer than all where some edges score nothing: they would change nothing
+        most = self.sizes[-1]  # fewer than all if some edges have a score of 0: they change nothing
         heights = [points[min(_size(self.total, fraction), most)] for fraction in FRACTIONS]
         return float(torch.trapezoid(torch.tensor(heights), torch.tensor(FRACTIONS)))
 
@@ -154,9 +154,9 @@ def curve(
     bar: Counter | None = None,
 ) -> Curve:
     """Faithfulness at sizes spaced evenly in their logarithm and at `FRACTIONS`, and for every share the smallest
-    circuit that keeps it: bisected between the last measured size that falls short and the next one.
+    circuit that keeps it. That size is bisected between the last measured size that falls short and the next one.
 
-    `smallest[share]` is None where even all edges that score anything fall short. `bar` counts evaluations, of which
+    `smallest[share]` is None if even all edges with a score other than 0 fall short. `bar` counts evaluations, of which
     there are `most_evaluations` at most.
     """
     measured: dict[int, float] = {}
@@ -190,7 +190,7 @@ def curve(
 
 
 def sizes(level: Level, total: int, most: int) -> list[int]:
-    """Circuit sizes to measure first, of `total` heads or edges of which `most` score anything."""
+    """Circuit sizes to measure first, of `total` heads or edges of which `most` have a score other than 0."""
     steps = range(math.ceil(_PER_DECADE * math.log10(max(most, 1))))
     grid = {int(10 ** (step / _PER_DECADE)) for step in steps} | {
         min(_size(total, fraction), most) for fraction in FRACTIONS
@@ -199,7 +199,7 @@ def sizes(level: Level, total: int, most: int) -> list[int]:
 
 
 def most_evaluations(grid: Sequence[int], shares: Sequence[float]) -> int:
-    """How many circuits `curve` measures at most: the grid, and for every share a bisection of one of its steps."""
+    """Largest number of circuits that `curve` measures: the grid, and for each share a bisection of one step."""
     steps = [math.ceil(math.log2((high - low) / max(1, low // _PRECISION))) for low, high in pairwise(grid)]
     return len(grid) + len(shares) * max([0, *steps])
 

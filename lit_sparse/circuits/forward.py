@@ -1,7 +1,6 @@
-"""Forward passes of a model whose writers are partly replaced by those of another input: the circuit's own passes.
+"""Forward passes of a circuit, in which writers outside it are replaced by those of another input.
 
-What lies outside the circuit is ablated by what it would have written on the corrupted prompt (or on average): a
-reader receives
+Everything outside the circuit is replaced by what it writes on the corrupted prompt (or on average). A reader receives
 
     residual - sum over its edges outside the circuit of (what the writer writes now - its replacement).
 """
@@ -23,7 +22,7 @@ Metric = Callable[[Logits], Float[Tensor, " batch"]]
 
 @torch.no_grad()
 def activations(stack: Stack, ids: Ids) -> tuple[Writers, Logits]:
-    """What every writer writes on some prompts (memory: writers x batch x time x model floats), and the logits."""
+    """Outputs of every writer on some prompts (memory: writers x batch x time x model floats), and the logits."""
     residual = stack.embed(ids)
     written = residual.new_empty(len(stack.graph.writers), *residual.shape)
     written[0] = residual
@@ -39,7 +38,7 @@ def activations(stack: Stack, ids: Ids) -> tuple[Writers, Logits]:
 
 @torch.no_grad()
 def run(stack: Stack, ids: Ids) -> Logits:
-    """The model's logits, nothing replaced and nothing kept."""
+    """Logits of the whole model, without recording activations."""
     residual = stack.embed(ids)
     for layer in range(stack.graph.layers):
         residual = stack.layer(layer, residual)
@@ -48,10 +47,10 @@ def run(stack: Stack, ids: Ids) -> Logits:
 
 @torch.no_grad()
 def run_edges(stack: Stack, ids: Ids, replacement: Writers, kept: Bool[Tensor, "writer reader"]) -> Logits:
-    """Logits with the edges outside `kept` ablated: along them, readers receive `replacement`.
+    """Logits with the edges outside `kept` ablated: along these edges, readers receive `replacement`.
 
-    Readers that keep the same edges share their work, and writers that nobody in the circuit reads are not run, so
-    that a small circuit costs less than a forward pass a reader.
+    Readers that keep the same edges share their work, and writers that no reader in the circuit reads are not run. So a
+    small circuit costs less than one forward pass per reader.
     """
     graph = stack.graph
     changed = torch.zeros_like(replacement)  # what each writer writes beyond its replacement
@@ -62,7 +61,7 @@ def run_edges(stack: Stack, ids: Ids, replacement: Writers, kept: Bool[Tensor, "
     heard[0] = True
 
     def inputs(rows: Bool[Tensor, "row writer"]) -> Float[Tensor, "row batch time model"]:
-        """The ablated stream and, for each row, the changes of the writers that it keeps."""
+        """The ablated stream plus, for each row, the changes of the writers that the row keeps."""
         used = (rows.any(0) & heard).nonzero()[:, 0]
         sums = rows[:, used].to(changed) @ changed[used].flatten(1)
         return ablated + sums.view(len(rows), *ablated.shape)
@@ -90,7 +89,7 @@ def run_edges(stack: Stack, ids: Ids, replacement: Writers, kept: Bool[Tensor, "
 
 @torch.no_grad()
 def run_nodes(stack: Stack, ids: Ids, replacement: Writers, kept: Bool[Tensor, " writer"]) -> Logits:
-    """Logits with every writer outside `kept` replaced, for all readers."""
+    """Logits with every writer outside `kept` replaced for all readers."""
     graph = stack.graph
     residual = stack.embed(ids) if kept[0] else replacement[0]
     for layer in range(graph.layers):
@@ -109,7 +108,7 @@ def run_nodes(stack: Stack, ids: Ids, replacement: Writers, kept: Bool[Tensor, "
 def _project_rows(
     stack: Stack, layer: int, rows: Float[Tensor, "row batch time model"], which: Int[Tensor, " reader"]
 ) -> Projected:
-    """Each query, key and value head from its own residual stream: reader i reads `rows[which[i]]`."""
+    """Queries, keys and values, each head from its own residual stream: reader i reads `rows[which[i]]`."""
     count, batch = rows.shape[:2]
     parts = [part.unflatten(0, (count, batch)) for part in stack.project(layer, rows.flatten(0, 1))]
     heads, kv_heads = parts[0].shape[2], parts[1].shape[2]

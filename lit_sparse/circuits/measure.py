@@ -1,4 +1,4 @@
-"""One model on one task: how well it does it, which components it does it with, and how few of them are enough."""
+"""Measurement of one model on one task: its accuracy, its important components, and its smallest circuits."""
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
@@ -23,24 +23,24 @@ from lit_sparse.models.tokens import token_text
 from lit_sparse.records.circuits import Behaviour, Circuit, CircuitEdge, CircuitExample, Shape, SizeCurve, TaskRun
 
 DRAWN_SHARE = 0.9
-"""Of the behaviour, that the circuit keeps which is drawn."""
+"""Share of the behaviour that the drawn circuit keeps."""
 
 DRAWN_EDGES = 2000
-"""Edges of that circuit that are written down, strongest first."""
+"""Largest number of that circuit's edges that are recorded, strongest first."""
 
 SIGNIFICANT = 0.01
-"""A model whose accuracy is better than chance by accident more often than this cannot do the task."""
+"""A model cannot do the task if guessing reaches its accuracy with a probability above this."""
 
 
 Advance = Callable[[str, float], object]
-"""Called with what is being done and the share of the work, 0 to 1, that is done."""
+"""Function called with the present stage and the share of the work, 0 to 1, that is done."""
 
 
 def score_edges(
     stack: Stack, batches: Sequence[Prompts], settings: Settings, bar: Counter | None = None
 ) -> tuple[Float[Tensor, "writer reader"], Float[Tensor, " writer"]]:
-    """Scores of edges and of writers, averaged over prompts. By gradients, a writer's score is the sum of its edges':
-    both are first-order effects of the same change. `bar` counts to `scoring_passes` for every prompt."""
+    """Scores of edges and of writers, averaged over prompts. With gradients, a writer's score is the sum of its edges'
+    scores, since both are first-order effects of the same change. `bar` counts to `scoring_passes` for every prompt."""
     number = sum(map(len, batches))
     edges, nodes = torch.zeros(stack.graph.edges.shape), torch.zeros(len(stack.graph.writers))
     steps = settings.interpolations if settings.method == "eap-ig" else 1
@@ -60,19 +60,19 @@ class NotDone(ValueError):
 
 
 class Scores(NamedTuple):
-    """Log-odds of right against wrong answers on some prompts, in all and by template."""
+    """Log-odds of right against wrong answers on some prompts, together and by template."""
 
     all: list[float]
     templates: dict[str, list[float]]
 
     @property
     def p_value(self) -> float:
-        """The chance of as many right answers by guessing: one-sided binomial test."""
+        """Probability of as many right answers by guessing (one-sided binomial test)."""
         return float(binomtest(_right(self.all), len(self.all), alternative="greater").pvalue)
 
 
 def score_prompts(stack: Stack, pairs: Sequence[Pair], settings: Settings) -> Scores:
-    """The model on the clean prompts."""
+    """Scores of the model on the clean prompts."""
     templates: dict[str, list[float]] = {}
     for name in dict.fromkeys(pair.template for pair in pairs):
         mine = [pair for pair in pairs if pair.template == name]
@@ -89,10 +89,10 @@ def measure(
     settings: Settings,
     advance: Advance = lambda what, done: None,
 ) -> TaskRun:
-    """Everything about one model, task and seed.
+    """Measures one model on one task with one seed.
 
     Args:
-        advance: called as the work goes on.
+        advance: called as the work proceeds.
 
     Raises:
         NotExpressible: the tokenizer cannot express the task.
@@ -183,7 +183,7 @@ def _circuit(stack: Stack, scores: Tensor, kept: Tensor) -> Circuit:
 
 @torch.no_grad()
 def _open_edges(stack: Stack, batches: Sequence[Prompts]) -> Float[Tensor, " writer"]:
-    """Open attention edges of every head, per prompt."""
+    """Mean number of open attention edges per prompt, for every head."""
     counts = torch.zeros(len(stack.graph.writers))
     for batch in batches:
         residual = stack.embed(batch.clean)

@@ -1,4 +1,4 @@
-"""Every head and MLP patched exactly, one at a time, in both directions."""
+"""Scores of every head and MLP by exact patching, one at a time, in both directions."""
 
 from typing import NamedTuple
 
@@ -17,8 +17,8 @@ COPIES = 8
 class NodeEffects(NamedTuple):
     """Changes of the metric, averaged over prompts.
 
-    noising: the corrupted prompt's activation put into the clean run (is the node necessary?).
-    denoising: the clean prompt's activation put into the corrupted run (is it sufficient?).
+    noising: the corrupted prompt's activation replaces the clean one in the clean run, which tests necessity.
+    denoising: the clean prompt's activation replaces the corrupted one in the corrupted run, which tests sufficiency.
     """
 
     noising: Float[Tensor, " writer"]
@@ -27,7 +27,7 @@ class NodeEffects(NamedTuple):
 
 @torch.no_grad()
 def patch_nodes(stack: Stack, clean: Ids, corrupted: Ids, metric: Metric, *, bar: Counter | None = None) -> NodeEffects:
-    """Activation patching of every writer, from its layer on. Heads that write the same on both prompts, as those do
+    """Activation patching of every writer, from its layer on. Heads that write the same on both prompts, such as those
     whose gates are all closed, have no effect and cost nothing."""
     on_clean, _ = activations(stack, clean)
     difference = activations(stack, corrupted)[0] - on_clean
@@ -41,7 +41,7 @@ def _patch(stack: Stack, ids: Tensor, change: Writers, metric: Metric, bar: Coun
     effects = torch.zeros(len(graph.writers))
 
     def finish(layer: int, copies: Tensor, writers: list[int]) -> None:
-        """Runs copies of the residual stream, one a writer, from a layer on."""
+        """Runs copies of the residual stream, one per writer, from a layer on."""
         for index in range(layer, graph.layers):
             copies = stack.layer(index, copies)
         values = torch.stack([metric(logits).mean() for logits in stack.logits(copies).split(batch)])

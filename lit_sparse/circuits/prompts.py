@@ -1,4 +1,4 @@
-"""A task's prompts as tensors, grouped by length so that none needs padding, and the metric on them."""
+"""Prompts of a task as tensors, grouped by length so that none needs padding, and the metric on them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Prompts:
         return len(self.clean)
 
     def metric(self, logits: Float[Tensor, "batch token"]) -> Float[Tensor, " batch"]:
-        """Log-odds of the right answers against the wrong ones: the logit difference where there is one of each."""
+        """Log-odds of the right answers against the wrong ones: the logit difference if there is one of each."""
         right = logits.masked_fill(~self.right.to(logits.device), -torch.inf).logsumexp(-1)
         return right - logits.masked_fill(~self.wrong.to(logits.device), -torch.inf).logsumexp(-1)
 
@@ -31,7 +31,7 @@ class Prompts:
 def group(
     pairs: Iterable[Pair], vocabulary: int, *, size: int = 32, device: torch.device | str = "cpu"
 ) -> list[Prompts]:
-    """Pairs of the same length together, at most `size` at a time; `vocabulary` is the width of the logits."""
+    """Groups pairs of the same length, at most `size` together. `vocabulary` is the width of the logits."""
     by_length: dict[int, list[Pair]] = {}
     for pair in pairs:
         by_length.setdefault(len(pair.clean), []).append(pair)
@@ -54,7 +54,7 @@ def _prompts(pairs: Sequence[Pair], vocabulary: int, device: torch.device | str)
 
 
 def answer_mask(tokens: Sequence[int], vocabulary: int, device: torch.device | str = "cpu") -> Bool[Tensor, "1 token"]:
-    """Marks some tokens among all."""
+    """Mask of some tokens among all."""
     mask = torch.zeros(1, vocabulary, dtype=torch.bool, device=device)
     mask[0, list(tokens)] = True
     return mask

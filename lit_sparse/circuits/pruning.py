@@ -15,15 +15,18 @@ def prune(
     *,
     bar: Bar | None = None,
 ) -> Bool[Tensor, "writer reader"]:
-    """Leaves out every edge without which faithfulness falls by less than `threshold`. A run an edge, so give it the
-    few hundred edges that a cheaper method prefers, not a whole graph.
+    """Removes every edge without which faithfulness falls by less than `threshold`. It takes one run per edge, so give
+    it the few hundred edges that a cheaper method prefers, not a whole graph.
 
-    ACDC prices an edge by the KL from the whole model; here it is the faithfulness that circuits are compared by.
+    ACDC rates an edge by the KL from the whole model. Here it is rated by faithfulness, as circuits are.
 
     Args:
-        kept: where to start.
-        scores: edges of a reader are tried from the least magnitude up.
-        threshold: of faithfulness, positive.
+        kept: the edges to start with.
+        scores: edges of a reader are tried from the smallest magnitude up.
+        threshold: loss of faithfulness, positive.
+
+    Raises:
+        ValueError: the threshold is not positive.
     """
     if threshold <= 0:
         raise ValueError(f"the threshold is a loss of faithfulness above 0, not {threshold}")

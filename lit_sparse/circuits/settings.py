@@ -1,4 +1,4 @@
-"""How the circuits of a task are found and measured."""
+"""Settings for finding and measuring the circuits of a task."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,15 +10,18 @@ Method = Literal["eap", "eap-ig", "exact"]
 
 @dataclass(frozen=True)
 class Settings:
-    """How circuits are found and measured.
+    """Settings for finding and measuring circuits.
 
     Args:
-        method: "eap" and "eap-ig" by gradients, "exact" by a patch an edge and a head (small models).
-        ablation: what replaces an activation outside the circuit (see `Evaluator`).
-        prompts: pairs to find circuits on, and as many others to measure them on.
-        interpolations: gradients that "eap-ig" averages.
-        shares: of the behaviour, that the smallest circuit is asked for.
-        batch_size: prompts at a time; memory grows with it.
+        method: "eap" and "eap-ig" score edges by gradients, "exact" by patching each edge and head (small models).
+        ablation: replacement of activations outside the circuit (see `Evaluator`).
+        prompts: number of pairs to find circuits on, and of other pairs to measure them on.
+        interpolations: number of gradients that "eap-ig" averages.
+        shares: shares of the behaviour for which the smallest circuit is searched.
+        batch_size: number of prompts per batch; memory grows with it.
+
+    Raises:
+        ValueError: a setting is unknown or out of its range.
     """
 
     method: Method = "eap-ig"

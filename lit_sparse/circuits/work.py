@@ -1,4 +1,4 @@
-"""How much work the circuits of a task are, known before it is done, and how long it will take."""
+"""Work and time that the circuits of a task take, estimated before it is done."""
 
 import time
 from collections.abc import Callable
@@ -15,20 +15,20 @@ from lit_sparse.circuits.settings import Settings
 T = TypeVar("T")
 
 ACCURACY, SCORES, HEADS, EDGES = "accuracy", "scoring edges", "circuits of heads", "circuits of edges"
-"""The stages of `measure`; the first is counted to the second."""
+"""The stages of `measure`. The work of the first is counted with the second."""
 
 _OTHERS = 8
-"""Forward passes of a prompt that belong to no curve and no gradient: accuracy, activations, ablation, open edges."""
+"""Forward passes per prompt that belong to no curve and no gradient: accuracy, activations, ablation, open edges."""
 _USUAL = 50
-"""A circuit of one edge in so many takes about as long as the average one of a curve."""
+"""A circuit of one in so many edges takes about as long as the average circuit of a curve."""
 
 
 class Passes(NamedTuple):
-    """How many passes of each kind, or how long one takes.
+    """Number of passes of each kind, or time of one pass of each kind.
 
-    forward: plain, or with some nodes replaced.
-    gradient: forward, and backward to every reader.
-    edges: forward with some edges ablated.
+    forward: plain passes, or passes with some nodes replaced.
+    gradient: forward passes followed by backward passes to every reader.
+    edges: forward passes with some edges ablated.
     """
 
     forward: float = 0.0
@@ -36,24 +36,24 @@ class Passes(NamedTuple):
     edges: float = 0.0
 
     def time(self, each: "Passes") -> float:
-        """How long these take, if each takes so long."""
+        """Time of these passes, if one of each kind takes the time `each`."""
         return sum(number * one for number, one in zip(self, each, strict=True))
 
 
 TYPICAL = Passes(forward=1.0, gradient=5.5, edges=1.5)
-"""Time of each kind in forward passes, of SmolLM2-135M on a CPU."""
+"""Time of a pass of each kind, in forward passes, for SmolLM2-135M on a CPU."""
 
 
 def scoring_passes(graph: ComponentGraph, settings: Settings) -> float:
-    """Passes of a prompt that scores take: forward by exact patches of edges and of nodes (in both directions), else
-    gradients."""
+    """Number of passes per prompt that scores take: forward passes for exact patches of edges and of nodes (in both
+    directions), else gradients."""
     if settings.method == "exact":
         return exact_passes(graph) + 2 * len(graph.writers)
     return settings.interpolations if settings.method == "eap-ig" else 1
 
 
 def passes(graph: ComponentGraph, settings: Settings) -> dict[str, Passes]:
-    """By stage, the passes of a prompt that finds circuits and of one that measures them, together; at most."""
+    """Largest number of passes in each stage, for a prompt that finds circuits and one that measures them together."""
     scoring = scoring_passes(graph, settings)
     heads, edges = int(graph.is_head.sum()), int(graph.edges.sum())
     return {
@@ -64,23 +64,23 @@ def passes(graph: ComponentGraph, settings: Settings) -> dict[str, Passes]:
 
 
 def shares(graph: ComponentGraph, settings: Settings) -> dict[str, float]:
-    """By stage, the share of the work that it is, about."""
+    """Approximate share of the work in each stage."""
     times = {stage: some.time(TYPICAL) for stage, some in passes(graph, settings).items()}
     return {stage: time / sum(times.values()) for stage, time in times.items()}
 
 
 def estimated_seconds(graph: ComponentGraph, settings: Settings, tokens: float, each: Passes) -> float:
-    """About how long a model takes for a task and a seed.
+    """Approximate seconds that a model takes for a task and a seed.
 
     Args:
-        tokens: in all prompts that circuits are found on (those that they are measured on have about as many).
-        each: seconds that a pass takes for each token, from `time_passes`.
+        tokens: number of tokens in all prompts that circuits are found on. Those that measure them have about as many.
+        each: seconds of a pass per token, from `time_passes`.
     """
     return tokens * sum(some.time(each) for some in passes(graph, settings).values())
 
 
 def time_passes(stack: Stack, batch: Prompts) -> Passes:
-    """Seconds that a pass over a batch takes, for each token in it."""
+    """Seconds per token of each kind of pass over a batch."""
 
     def timed(work: Callable[[], T]) -> tuple[float, T]:
         started = time.perf_counter()

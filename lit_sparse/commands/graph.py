@@ -7,8 +7,6 @@ all. What an interrupted command has written is not computed again.
 
 import hashlib
 import json
-import math
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,12 +17,14 @@ from rich.console import Console
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
-from lit_sparse.attribution import Kind, build_graph, heads_for, prune, why_open
-from lit_sparse.attribution.as_record import graph_file
+from lit_sparse.attribution.prompt import (
+    EXAMPLES_FILE,
+    graph_and_heads,
+    scan_of,
+)
 from lit_sparse.common.files import check_writable, write_atomically
 from lit_sparse.models.compared import Candidate, find_candidates
 from lit_sparse.models.digest import digest_of
-from lit_sparse.models.tokens import token_text
 from lit_sparse.records.feature_examples import Examples
 from lit_sparse.records.graph import GraphFile
 from lit_sparse.records.graph_summary import GraphSummary, PromptsSummary, summarise
@@ -32,11 +32,9 @@ from lit_sparse.report.graph.page import write_graph_page
 from lit_sparse.report.graph.plot import heads_figure
 from lit_sparse.report.graph.table import graphs_table
 from lit_sparse.report.shared import style
-from lit_sparse.tracing.flow import encode
 from lit_sparse.tracing.prompts import chosen_prompts, shared_tokens
-from lit_sparse.transcoders import Transcoder, check_model, describe_transcoder, load_transcoder
+from lit_sparse.transcoders import Transcoder, check_model, load_transcoder
 
-EXAMPLES_FILE = "examples.json"
 GRAPH, PAGE, SUMMARY, HEADS, PICTURE = "graph.json", "graph.html", "summary.json", "heads.json", "heads.png"
 
 
@@ -75,19 +73,18 @@ def graph_command(parsed: Namespace) -> None:
     console, out = Console(), Path(parsed.out)
     sides = _sides(parsed)
     candidates = [side.candidate for side in sides]
-    tokens = [shared_tokens(prompt, settings.answer, candidates) for prompt in prompts]
+    for prompt in prompts:
+        shared_tokens(prompt, settings.answer, candidates)
     folders = [out] if parsed.prompts is None else [out / f"{index:03}" for index in range(len(prompts))]
     keys = [_fingerprint(sides, prompt, settings) for prompt in prompts]
     loaded: list[Loaded] = []
     summaries: list[GraphSummary] = []
-    work = zip(prompts, tokens, folders, keys, strict=True)
-    for prompt, ids, folder, key in tqdm(
-        list(work), desc="graphs", unit="prompt", leave=False, disable=len(prompts) == 1
-    ):
+    work = zip(prompts, folders, keys, strict=True)
+    for prompt, folder, key in tqdm(list(work), desc="graphs", unit="prompt", leave=False, disable=len(prompts) == 1):
         found = _finished(folder, key)
         if found is None:
             loaded = loaded or [_load(side) for side in sides]
-            found = _graphs(loaded, prompt, ids, settings, folder, key)
+            found = _graphs(loaded, prompt, settings, folder, key)
         summaries.append(found)
     result = summarise(summaries)
     if parsed.prompts is not None:
@@ -125,13 +122,11 @@ def _load(side: Side) -> Loaded:
     return Loaded(side, model, transcoder, found, digest)
 
 
-def _graphs(
-    loaded: Sequence[Loaded], prompt: str, ids: list[int], settings: Settings, folder: Path, key: str
-) -> GraphSummary:
+def _graphs(loaded: Sequence[Loaded], prompt: str, settings: Settings, folder: Path, key: str) -> GraphSummary:
     """Builds and writes one prompt's graphs; the summary comes last, as the sign that all is there."""
     files, summaries, heads = [], [], []
     for one in loaded:
-        file, shares = _graph(one, prompt, ids, settings)
+        file, shares = _graph(one, prompt, settings)
         files.append(file)
         assert file.metadata.summary is not None
         summaries.append(file.metadata.summary)
@@ -146,54 +141,21 @@ def _graphs(
     return whole
 
 
-def _graph(one: Loaded, prompt: str, ids: list[int], settings: Settings) -> tuple[GraphFile, list[float]]:
-    """The file of a prompt's graph, and the attribution of the model's heads, largest first, as shares."""
-    started = time.perf_counter()
-    candidate, tokenizer = one.side.candidate, one.side.candidate.tokenizer
-    answer_id = encode(tokenizer, prompt, settings.answer)[1]
-    whole = build_graph(one.model, one.transcoder, torch.tensor([ids]), answer_id=answer_id)
-    shares = heads_for(whole)
-    graph = prune(whole, settings.node_share, settings.edge_share)
-    heads = (graph.nodes.kind == Kind.HEAD).nonzero()[0]
-    strongest = heads[(-graph.influence[heads]).argsort(kind="stable")][: settings.explained_heads]
-    reasons = why_open(one.model, one.transcoder, graph, strongest.tolist(), most_keys=1)
-    answer = token_text(tokenizer, int(graph.logit_ids[0]))
-    variance = graph.explained_variance
-    summary = GraphSummary(
-        prompt=prompt,
-        nodes=len(graph.nodes),
-        links=len(graph.edges),
-        explained_variance=variance if math.isfinite(variance) else None,
-        replacement_error=graph.replacement_error,
-        heads_for_80=shares.by_attribution,
-        heads_for_80_by_influence=shares.by_influence,
-        heads_for_80_by_connection=shares.by_connection,
-        replacement_kl=graph.replacement_kl,
-        seconds=round(time.perf_counter() - started, 2),
-        model=candidate.name,
-        model_digest=one.model_digest,
-        sparse=candidate.is_sparse,
-        answer=answer,
-        probability=float(graph.probabilities[0]),
-        heads=shares.attribution.size,
-        attention_edges=graph.open_edges,
-        allowed_attention_edges=graph.allowed_edges,
-    )
-    file = graph_file(
-        graph,
-        text=lambda token: token_text(tokenizer, token),
-        prompt=prompt,
-        features=one.transcoder.config.features,
-        scan=str(describe_transcoder(one.side.folder).get("scan", one.side.folder.name)),
-        slug=_slug(prompt),
+def _graph(one: Loaded, prompt: str, settings: Settings) -> tuple[GraphFile, list[float]]:
+    return graph_and_heads(
+        one.model,
+        one.transcoder,
+        one.side.candidate.tokenizer,
+        prompt,
+        settings.answer,
         node_share=settings.node_share,
-        shares=shares,
-        reasons=reasons,
-        summary=summary,
+        edge_share=settings.edge_share,
+        explained_heads=settings.explained_heads,
+        name=one.side.candidate.name,
+        digest=one.model_digest,
+        scan=scan_of(one.side.folder),
         examples=one.examples,
     )
-    falling = sorted((float(share) for share in shares.attribution.ravel() if share), reverse=True)
-    return file, falling
 
 
 def _write_all(result: PromptsSummary, summaries: Sequence[GraphSummary], folders: Sequence[Path], out: Path) -> None:
@@ -230,8 +192,3 @@ def _fingerprint(sides: Sequence[Side], prompt: str, settings: Settings) -> str:
     names = [side.candidate.fingerprint() for side in sides]
     written = list(GraphSummary.model_fields)  # another version's summary may lack some
     return hashlib.sha256(json.dumps([names, weights, prompt, settings, written]).encode()).hexdigest()[:16]
-
-
-def _slug(prompt: str) -> str:
-    words = "".join(letter.lower() if letter.isalnum() else " " for letter in prompt).split()
-    return "-".join(words[-5:]) or "prompt"

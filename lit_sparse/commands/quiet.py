@@ -2,11 +2,13 @@
 
 import logging
 import os
+import sys
 import warnings
 
 from lit_sparse.common.late import when_imported
 
 _WARNINGS = (
+    "IProgress not found.*",  # tqdm, in a notebook
     ".*does not have many workers.*",
     ".*`isinstance\\(treespec, LeafSpec\\)`.*",
     ".*LightningCLI's args parameter.*",
@@ -19,6 +21,8 @@ def quiet() -> None:
     """Silences them; imports none of the libraries."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():  # a bar is rewritten in a terminal, and fills a log
+        os.environ.setdefault("TQDM_DISABLE", "1")
     # DeepSpeed is imported wherever it is installed; a filter, since it sets its own level when it is.
     logging.getLogger("DeepSpeed").addFilter(lambda record: "Setting accelerator to CPU" not in record.getMessage())
     when_imported("transformers.utils.logging", f"{__name__}:quiet_transformers")

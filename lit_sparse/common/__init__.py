@@ -1,1 +1,1 @@
-"""What every room may use: errors, files, progress, modes, numbers as people read them. Knows no other room."""
+"""Helpers that every package may use: errors, files, progress, modes, numbers as text. It imports no other package."""

@@ -1,4 +1,4 @@
-"""Errors that end a run, with what to do about them."""
+"""Errors that end a run, with advice on what to do."""
 
 import math
 import signal
@@ -32,12 +32,12 @@ class Interrupted(RuntimeError):
     """A signal ended the run at a step boundary, with a checkpoint.
 
     Attributes:
-        number: of the signal.
+        number: number of the signal.
     """
 
     def __init__(self, number: int, step: int, checkpoint: Path):
         self.number = number
         super().__init__(
-            f"stopped by {signal.Signals(number).name} after step {step}; to go on, run the same command with "
+            f"stopped by {signal.Signals(number).name} after step {step}; to continue, run the same command with "
             f"--on_existing resume (checkpoint: {checkpoint})"
         )

@@ -1,4 +1,4 @@
-"""Numbers and tokens as people read them; shared by the plots, the page and the table."""
+"""Numbers and tokens as text for plots, pages and tables."""
 
 import math
 import unicodedata
@@ -7,7 +7,7 @@ MISSING = "-"
 
 
 def number(value: object) -> float | None:
-    """`value` as a finite float, None for whatever is not one (None, text, NaN, infinity)."""
+    """`value` as a finite float, or None if it is none (None, text, NaN, infinity)."""
     if value is None or isinstance(value, str):
         return None
     try:
@@ -18,13 +18,13 @@ def number(value: object) -> float | None:
 
 
 def decimal(value: object, digits: int = 3) -> str:
-    """2.861"""
+    """A number with a fixed number of digits: 2.861."""
     found = number(value)
     return MISSING if found is None else f"{found:.{digits}f}"
 
 
 def signed(value: object, digits: int = 3) -> str:
-    """+0.023; never -0.000."""
+    """A number with its sign: +0.023, never -0.000."""
     found = number(value)
     return MISSING if found is None else f"{round(found, digits) + 0.0:+.{digits}f}"
 
@@ -36,13 +36,13 @@ def percent(fraction: object) -> str:
 
 
 def count(value: object) -> str:
-    """82,000"""
+    """A count with separators: 82,000."""
     found = number(value)
     return MISSING if found is None else f"{round(found):,}"
 
 
 def duration(seconds: object) -> str:
-    """12 min 3 s"""
+    """A duration: 12 min 3 s."""
     found = number(seconds)
     if found is None:
         return MISSING
@@ -56,7 +56,7 @@ def duration(seconds: object) -> str:
 
 
 def roughly(seconds: float) -> str:
-    """40 s, 12 min or 2.5 h: what is only estimated."""
+    """An estimated duration: 40 s, 12 min or 2.5 h."""
     if seconds < 120:
         return f"{max(1, round(seconds))} s"
     return f"{round(seconds / 60)} min" if seconds < 120 * 60 else f"{seconds / 3600:.1f} h"
@@ -68,8 +68,8 @@ _REORDERING = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 
 
 def visible(text: object) -> str:
-    """`text` on one line and in its order: control characters, line breaks, lone surrogates and what reorders text as
-    visible signs."""
+    """`text` on one line and in its own order, with visible signs for control characters, line breaks, lone surrogates
+    and characters that reorder text."""
     return "".join(_SIGNS.get(char) or ("\N{REPLACEMENT CHARACTER}" if _hidden(char) else char) for char in str(text))
 
 
@@ -78,7 +78,7 @@ def _hidden(char: str) -> bool:
 
 
 def visible_token(token: str, width: int | None = None) -> str:
-    """A token as a label: its leading space dropped, at most `width` characters, never empty."""
+    """A token as a label: without its leading space, at most `width` characters, never empty."""
     text = visible(token.removeprefix(" "))
     if not text.strip():
         text = "␣" * max(1, len(text))
@@ -86,7 +86,7 @@ def visible_token(token: str, width: int | None = None) -> str:
 
 
 def edge_share(fraction: object, sequence_length: object) -> str:
-    """The share of open edges with the length that it was measured at: 2.23 % of the allowed ones, T = 256."""
+    """The share of open edges with the length at which it was measured: 2.23 % of the allowed ones, T = 256."""
     length = number(sequence_length)
     at = "" if length is None else f", T = {count(length)}"
     return f"{percent(fraction)} of the allowed ones{at}"
@@ -99,5 +99,5 @@ def edges_at_start(per_query: object, fraction: object) -> str:
 
 
 def satisfied_text(satisfied: bool | None) -> str:
-    """yes, no, or not known."""
+    """A truth value as "yes", "no" or "not known"."""
     return {True: "yes", False: "no", None: "not known"}[satisfied]

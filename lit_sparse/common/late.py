@@ -1,7 +1,7 @@
-"""Rooms that meet at the root without knowing each other: both functions take what `lit_sparse/__init__.py` gives them.
+"""Late imports, which connect packages that do not import each other. `lit_sparse/__init__.py` makes the connections.
 
-A lower room calls by name what a higher one has (`lent`), and what belongs to another library waits until that is
-imported (`when_imported`), so that importing lit_sparse imports neither.
+A lower package calls a function of a higher one by name (`lent`). A function for another library runs when that library
+is imported (`when_imported`). So importing lit_sparse imports neither.
 """
 
 import sys
@@ -15,19 +15,19 @@ _lent: dict[str, str] = {}
 
 
 def lend(name: str, function: str) -> None:
-    """From now on `lent(name)` is this function, given as `module:name`."""
+    """Makes `lent(name)` return a function, given as `module:name`."""
     _lent[name] = function
 
 
 def lent(name: str) -> Callable[..., Any]:
-    """The function of this name, whose module is imported now."""
+    """The function lent under a name. Its module is imported now."""
     module, function = _lent[name].split(":")
     found: Callable[..., Any] = getattr(import_module(module), function)
     return found
 
 
 def when_imported(module: str, then: str) -> None:
-    """Calls a function, given as `module:name`, once `module` has been imported: now if it has been already."""
+    """Calls a function, given as `module:name`, once `module` has been imported, or now if it is imported already."""
     owner, function = then.split(":")
 
     def call() -> None:

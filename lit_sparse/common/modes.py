@@ -1,4 +1,4 @@
-"""The state that a model is in for a time."""
+"""Temporary states of a model: evaluation mode, and frozen parameters."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode; afterwards each of its modules is in the mode that it was in."""
+    """Context in which a model is in evaluation mode. Afterwards each of its modules has its previous mode."""
     in_training = [module for module in model.modules() if module.training]
     model.eval()
     try:
@@ -20,7 +20,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Inside, no parameter asks for a gradient, so that a backward pass to inputs keeps nothing for weights."""
+    """Context in which no parameter needs a gradient, so that a backward pass to inputs keeps nothing for weights."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

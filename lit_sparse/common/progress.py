@@ -1,4 +1,4 @@
-"""A bar for what takes long."""
+"""Progress of long work."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,18 +16,18 @@ else:
 
 @runtime_checkable
 class Counter(Protocol):
-    """What work is counted on: a bar of tqdm, or a `Stage`."""
+    """Counter of work: a bar of tqdm, or a `Stage`."""
 
     def update(self, n: float = 1, /) -> object: ...
 
 
 class Stage:
-    """Counts a stage of some work.
+    """Counter of one stage of some work.
 
     Args:
-        advance: called with what is being done and the share of the whole work that is done.
-        what: is done in this stage.
-        total: of the count.
+        advance: called with the name of the stage and the share of the whole work that is done.
+        what: name of the stage.
+        total: final value of the count.
         start, end: shares of the whole work that are done before and after the stage.
     """
 
@@ -45,9 +45,10 @@ class Stage:
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for work outside of training; call what it yields with (done, total). The first of a run's processes
-    shows it."""
-    with tqdm(desc=description, leave=False, dynamic_ncols=True, disable=process_rank() != 0) as bar:
+    """Context with a progress bar for work outside of training. It yields a function to call with (done, total). Only
+    the first process of a run shows the bar."""
+    others = {} if process_rank() == 0 else {"disable": True}  # where nothing is said, TQDM_DISABLE decides
+    with tqdm(desc=description, leave=False, dynamic_ncols=True, **others) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total

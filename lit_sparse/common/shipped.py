@@ -1,6 +1,6 @@
 """Files that come with the package: configs, releases, examples.
 
-A wheel has them inside the package. Of an editable install they lie in the repository, beside the package.
+A wheel has them inside the package. In an editable install they are in the repository, beside the package.
 """
 
 from pathlib import Path
@@ -12,11 +12,10 @@ _PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped(kind: Kind, name: str) -> Path | None:
-    """The file or folder of this name, None where none is shipped.
+    """The shipped file or folder of this name, or None.
 
     Args:
-        name: as it lies in the folder of its kind (`paper/addition.yaml`, `smollm2_2048`); a config may leave out
-            `.yaml`.
+        name: path in the folder of its kind (`paper/addition.yaml`, `smollm2_2048`), for a config also without `.yaml`.
     """
     if not name or Path(name).is_absolute() or ".." in Path(name).parts:
         return None
@@ -26,7 +25,7 @@ def shipped(kind: Kind, name: str) -> Path | None:
 
 
 def shipped_names(kind: Kind) -> list[str]:
-    """Names of what is shipped: of configs their files, in folders too, else what lies in the folder of the kind."""
+    """Names of the shipped files of a kind: for configs all files, also in subfolders, else the folder's entries."""
     for root in _roots(kind):
         if kind == "configs":
             return sorted(file.relative_to(root).as_posix() for file in root.rglob("*.yaml"))

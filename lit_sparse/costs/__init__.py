@@ -1,4 +1,4 @@
-"""What a run costs before it runs: memory per GPU, operations per token, bytes over the network. Formulas only."""
+"""Costs of a run, computed before it starts: memory per GPU and operations per token."""
 
 from lit_sparse.costs.activations import Activations, trace_activations
 from lit_sparse.costs.flops import FlopsPerToken, flops_of_model, flops_per_token, matmul_weights

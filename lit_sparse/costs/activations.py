@@ -1,7 +1,7 @@
-"""Which tensors a forward pass keeps for the backward pass, found by running the model on tensors without memory.
+"""Memory that a forward pass keeps for the backward pass, found by running the model on tensors without data.
 
-The model's own code runs under `FakeTensorMode` (meta tensors that know a device), so that the answer holds for every
-family, precision and set of trained weights; what autograd saves is counted once per storage.
+The model's own code runs under `FakeTensorMode` (meta tensors that know a device), so the result holds for every
+family, precision and set of trained weights. Each storage that autograd saves is counted once.
 """
 
 import contextlib
@@ -23,13 +23,14 @@ from lit_sparse.attention import operator  # noqa: F401 - registers torch.ops.li
 class Activations:
     """Bytes of one micro-batch, between forward and backward, without the logits.
 
-    kept: everything, without checkpointing.
-    gated_attention: of these, what the gated-attention operator saves: q, k, v, its output, row statistics.
-    weight_copies: low-precision copies of weights that autocast makes (not among `kept`); all are alive at the end of
-        the forward pass without checkpointing.
-    weight_copies_cached: of these, copies of trained weights, which autocast's cache keeps also with checkpointing.
-    checkpointed: with checkpointing: layers' inputs, and what lies outside of layers.
-    one_layer: the largest layer's own, while it is recomputed, with its weights' copies.
+    kept: all saved tensors, without checkpointing.
+    gated_attention: the part of `kept` that the gated-attention operator saves: q, k, v, its output, row statistics.
+    weight_copies: low-precision copies of weights that autocast makes (not among `kept`). Without checkpointing all
+        are alive at the end of the forward pass.
+    weight_copies_cached: the part of `weight_copies` for trained weights, which autocast's cache keeps with
+        checkpointing too.
+    checkpointed: with checkpointing, the layers' inputs and the tensors outside of layers.
+    one_layer: tensors of the largest layer while it is recomputed, with the copies of its weights.
     """
 
     kept: float
@@ -59,17 +60,17 @@ def trace_activations(
     dtype: torch.dtype = torch.float32,
     autocast: torch.dtype | None = None,
 ) -> Activations:
-    """What one micro-batch keeps. The model's weights turn into fake tensors: it is of no use afterwards.
+    """Activations that one micro-batch keeps. The model's weights become fake tensors, so it cannot be used afterwards.
 
     Args:
         model: a sparsified transformers model, on the meta device, with `requires_grad` as in training.
         batch, length: sequences and tokens of each in a micro-batch.
-        dtype: of the weights.
-        autocast: the dtype of matrix products, if autocast chooses it.
+        dtype: dtype of the weights.
+        autocast: dtype of matrix products under autocast; None without autocast.
 
     Raises:
-        ValueError: the forward pass depends on values, which fake tensors lack, or PyTorch knows no shapes of an
-            operation (grouped products of experts, but in bfloat16).
+        ValueError: the forward pass depends on values, which fake tensors lack, or PyTorch does not know the shapes of
+            an operation (grouped products of experts, except in bfloat16).
     """
     model.to(dtype).train()
     logger = logging.getLogger(FakeTensorMode.__module__)  # it prints tracebacks of what becomes a ValueError here
@@ -95,14 +96,14 @@ def trace_activations(
         logger.setLevel(logging.CRITICAL)
         try:
             with layers.watched(), watch, hooks, mixed:
-                outputs = model(  # the caller's code, but for labels and losses
+                outputs = model(  # the same call as in training, without losses
                     input_ids=ids, position_ids=positions, attention_mask=mask, use_cache=False, output_attentions=True
                 )
         except Exception as error:  # fake tensors raise many kinds of errors where a value is asked for
             reason = str(error).strip().splitlines()[0]
             raise ValueError(
-                f"cannot trace this model's activations in {dtype}: {reason}. Experts are traced only where "
-                "weights are bfloat16 in layers: precision bf16-true, or DeepSpeed or FSDP2 with bf16-mixed"
+                f"cannot trace this model's activations in {dtype}: {reason}. Experts can be traced only where layers' "
+                "weights are bfloat16: set precision bf16-true, or use DeepSpeed or FSDP2 with bf16-mixed"
             ) from error
         finally:
             logger.setLevel(level)
@@ -130,7 +131,7 @@ def _count(saved: dict[int, _Saved], layers: "_Layers", watch: "_Watch", trained
 
 
 class _Layers:
-    """Which checkpointable layer runs now, and the hidden states that go into each."""
+    """The checkpointable layer that runs now, and the hidden states that go into each."""
 
     def __init__(self, model: nn.Module):
         self.modules = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
@@ -161,7 +162,7 @@ class _Layers:
 
 
 class _Watch(TorchDispatchMode):
-    """Notes which storages go through the gated-attention operator, and which are copies of weights."""
+    """Records the storages that go through the gated-attention operator, and those that are copies of weights."""
 
     def __init__(self, own: set[int]):
         super().__init__()  # type: ignore[no-untyped-call]

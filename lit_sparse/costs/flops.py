@@ -18,7 +18,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class FlopsPerToken:
-    """By part."""
+    """Operations per token of each part of a training step."""
 
     forward: float
     backward: float
@@ -27,12 +27,12 @@ class FlopsPerToken:
 
     @property
     def model(self) -> float:
-        """What the method needs, whatever the implementation: the numerator of model-FLOP utilisation."""
+        """Operations that the method needs in any implementation: the numerator of model-FLOP utilisation."""
         return self.forward + self.backward + self.teacher
 
     @property
     def hardware(self) -> float:
-        """What is computed."""
+        """Operations that are computed, recomputation included."""
         return self.model + self.recomputed
 
 
@@ -45,13 +45,13 @@ def flops_per_token(
     teacher_weights: float = 0.0,
     checkpointing: bool = False,
 ) -> FlopsPerToken:
-    """Operations per token.
+    """Operations per token of a training step.
 
     Args:
-        weights, trained: weights in matrix products of the trained model, and those of them that learn.
-        attention_width: L H Q, or its sum where layers differ.
+        weights, trained: number of weights in matrix products of the trained model, and of those that learn.
+        attention_width: L H Q, or the sum of H Q over layers where they differ.
         length: T.
-        teacher_weights: of the base model, 0 where no base model runs.
+        teacher_weights: number of weights in matrix products of the base model; 0 if no base model runs.
     """
     attention = 4 * attention_width * length
     forward = 2 * weights + attention
@@ -64,9 +64,9 @@ def flops_per_token(
 
 
 def matmul_weights(model: nn.Module) -> tuple[float, float]:
-    """Weights that a token is multiplied with, and those of them that are trained.
+    """Number of weights that a token is multiplied with, and of those that are trained.
 
-    Embedding tables only count where they are tied to the output. Of experts, those a token is routed to count.
+    Embedding tables count only if they are tied to the output. Of experts, as many count as a token is routed to.
     """
     config: Any = model.config
     text = config.get_text_config()
@@ -89,10 +89,10 @@ def matmul_weights(model: nn.Module) -> tuple[float, float]:
 
 
 def flops_of_model(model: nn.Module, length: int, *, teacher: bool, checkpointing: bool = False) -> FlopsPerToken:
-    """Operations per token of a transformers model as it is trained here; adapters count as the student's alone.
+    """Operations per token of a transformers model as it is trained here. Adapters count for the student only.
 
     Args:
-        teacher: whether the base model's logits are computed beside, by a copy or by the model without its adapters.
+        teacher: True if the base model's logits are computed too, by a copy or by the model without its adapters.
     """
     text: Any = model.config.get_text_config()  # type: ignore[operator, union-attr]
     weights, trained = matmul_weights(model)

@@ -7,10 +7,10 @@
     gradients    w t     w t               w t / n           w t / n             w t / n
     optimizer    s t     (4 + s) t / n     (4 + s) t / n     (4 + s) t / n       s t / n
 
-(arXiv 1910.02054, section 3). Mixed precision under DDP and FSDP2 keeps weights in float32; DeepSpeed keeps them in the
-low precision, and a float32 master copy of what is trained beside the optimizer's states: these are the 4 bytes. The
-base model is sharded like the weights. Not counted: the CUDA context and its libraries (about 1 GB), fragmentation,
-and the optimizer step's temporaries, which take the place of activations.
+(arXiv 1910.02054, section 3). Mixed precision under DDP and FSDP2 keeps weights in float32. DeepSpeed keeps them in the
+low precision, and a float32 master copy of trained weights beside the optimizer's states: these are the 4 bytes. The
+base model is sharded like the weights. Not counted are the CUDA context and its libraries (about 1 GB), fragmentation,
+and the optimizer step's temporaries, which reuse the memory of activations.
 """
 
 from dataclasses import dataclass
@@ -28,10 +28,10 @@ _LOSS_CHUNK = 2**21  # logits whose losses are computed at a time, in float32 wi
 
 @dataclass(frozen=True)
 class Precision:
-    """What Lightning's `trainer.precision` means for memory.
+    """Number types that Lightning's `trainer.precision` stands for.
 
-    low: the 2-byte type of matrix products, None in float32.
-    true: weights are of that type too.
+    low: the 2-byte type of matrix products; None in float32.
+    true: True if weights have that type too.
     """
 
     low: torch.dtype | None = None
@@ -48,11 +48,11 @@ class Precision:
         return self.low if self.low is not None and (self.true or partition.engine) else torch.float32
 
     def computed(self, partition: Partition) -> torch.dtype:
-        """The type of weights when a layer runs: strategies that gather them do so in the low precision."""
+        """The type of weights when a layer runs. Strategies that gather weights do so in the low precision."""
         return self.low if self.low is not None and partition.weights else self.stored(partition)
 
     def autocast(self, partition: Partition) -> torch.dtype | None:
-        """The type that autocast chooses, None where it is not used."""
+        """The type that autocast chooses; None if it is not used."""
         return None if self.true or partition.engine else self.low
 
 
@@ -60,11 +60,12 @@ class Precision:
 class ModelSize:
     """Numbers of weights.
 
-    base: of the dense model, as many as the teacher has.
-    total: of the trained model, with gates and adapters.
-    trained: of these, those that learn.
-    layer: of the largest layer.
-    outside: of embeddings, head and whatever else lies in no layer.
+    base: weights of the dense model, as many as the teacher has.
+    total: weights of the trained model, with gates and adapters.
+    trained: the part of `total` that learns.
+    layer: weights of the largest layer.
+    outside: weights of embeddings, head and all else that lies in no layer.
+    vocabulary: width of the logits.
     """
 
     base: int
@@ -77,7 +78,7 @@ class ModelSize:
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes by part, and on the host for what is offloaded."""
+    """Bytes on a GPU by part, and bytes on the host for offloaded parts."""
 
     parts: dict[str, float]
     host: float
@@ -99,13 +100,13 @@ def memory_per_gpu(
     checkpointing: bool,
     teacher: bool = True,
 ) -> MemoryPlan:
-    """The peak of a training step, which comes when the losses are computed: gradients of the last step are freed only
-    before the backward pass.
+    """Peak memory of a training step. The peak comes when the losses are computed, because gradients of the last step
+    are freed only before the backward pass.
 
     Args:
-        tokens: of a micro-batch on one GPU.
-        optimizer_bytes: states of the optimizer for each trained weight.
-        teacher: whether a copy of the base model lies beside the trained one, sharded as its weights are.
+        tokens: number of tokens in a micro-batch on one GPU.
+        optimizer_bytes: bytes of optimizer states per trained weight.
+        teacher: True if a copy of the base model lies beside the trained one, sharded as its weights are.
     """
     weight_bytes = precision.stored(partition).itemsize
     compute_bytes = 4 if precision.low is None else precision.low.itemsize

@@ -1,4 +1,4 @@
-"""Data-parallel strategies: which of weights, gradients and optimizer states each GPU holds only its share of.
+"""Data-parallel strategies, and the parts that they split over GPUs: weights, gradients and optimizer states.
 
 ZeRO: arXiv 1910.02054, section 3; offload: arXiv 2101.06840. FSDP2 shards like ZeRO-3.
 """
@@ -10,11 +10,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Partition:
-    """What is split over the GPUs.
+    """The parts that a strategy splits over the GPUs.
 
-    optimizer, gradients, weights: each GPU holds 1 / GPUs of it.
-    engine: DeepSpeed, which trains in the low precision and keeps float32 master weights with the optimizer.
-    offload_optimizer, offload_weights: these shares lie in the host's memory.
+    optimizer, gradients, weights: True if each GPU holds 1 / GPUs of them.
+    engine: True for DeepSpeed, which trains in the low precision and keeps float32 master weights with the optimizer.
+    offload_optimizer, offload_weights: True if these shares lie in the host's memory.
     """
 
     name: str
@@ -38,7 +38,7 @@ STRATEGIES = {
         Partition("fsdp2", True, True, True),
     )
 }
-"""By the name that `info --strategy` takes."""
+"""Partitions by the name that `info --strategy` takes."""
 
 _LIGHTNING = {
     "auto": "ddp",
@@ -57,7 +57,7 @@ def partition_of(strategy: str | Mapping[str, Any] | None) -> Partition:
     """The partition of a config's `trainer.strategy`: a name, or a class path with its arguments.
 
     Raises:
-        ValueError: a strategy whose partition is not known here.
+        ValueError: the partition of the strategy is not known.
     """
     if strategy is None or isinstance(strategy, str):
         name = strategy or "auto"

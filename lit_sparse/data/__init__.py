@@ -1,4 +1,4 @@
-"""What a run reads: LightningDataModules for text and for tasks, with one kind of batch (`data.base`)."""
+"""Data of a run: LightningDataModules for text and for tasks, with one kind of batch (`data.base`)."""
 
 from lit_sparse.data.addition import AdditionData, AdditionPairs, AdditionTokenizer
 from lit_sparse.data.base import (

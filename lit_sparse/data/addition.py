@@ -1,4 +1,4 @@
-"""The toy task of the paper (Figure 1 of arXiv 2512.05865): addition, one token a character.
+"""The toy task of the paper (Figure 1 of arXiv 2512.05865): addition, with one token per character.
 
 A sequence of n digits is `12+34=046`: two summands and the sum with one digit more, all of fixed width and
 padded with zeros, T = 3 n + 3 tokens. Only the digits of the sum are scored.
@@ -20,7 +20,7 @@ MAX_DIGITS = 9
 
 
 class AdditionTokenizer:
-    """Characters to tokens: the digits are their own ids, then `+` and `=`."""
+    """Tokenizer of single characters. A digit is its own token id; then come `+` and `=`."""
 
     tokens: tuple[str, ...] = tuple("0123456789+=")
     """The text of each token id, for the axes of plots."""
@@ -45,7 +45,7 @@ class AdditionTokenizer:
         return "".join(self.tokens[int(index)] for index in ids)
 
     def to_pretrained(self) -> PreTrainedTokenizerFast:
-        """The same as a tokenizer of transformers, to be saved beside a model."""
+        """This tokenizer as one of transformers, to be saved with a model."""
         backend = Tokenizer(WordLevel({token: index for index, token in enumerate(self.tokens)}))
         backend.pre_tokenizer = Split("", "isolated")
         backend.decoder = Fuse()
@@ -53,7 +53,7 @@ class AdditionTokenizer:
 
 
 class AdditionPairs(BatchDataset):
-    """Sequences of pairs of summands, written out when a batch is asked for.
+    """Sequences for pairs of summands, made when a batch is requested.
 
     Args:
         pairs: number of each pair, first * 10^digits + second.
@@ -91,10 +91,10 @@ class AdditionData(BatchDataModule):
         eval_batch_size: sequences in a validation, test or calibration batch of one device.
         held_out: fraction of the pairs never trained on; one half of them is for validation, the other for
             the test.
-        max_pairs: all 100^digits pairs are used up to this many (3 digits); beyond it, about this many are
-            drawn.
+        max_pairs: all 100^digits pairs are used if they are no more than this (up to 3 digits); otherwise about
+            this many are drawn.
         calibration_sequences: training sequences that thresholds are set on.
-        seed: which pairs are drawn and held out, and the order of training.
+        seed: decides which pairs are drawn and held out, and the order of training.
         num_workers: processes that load batches; 0 loads them in the main process.
 
     Raises:
@@ -133,7 +133,7 @@ class AdditionData(BatchDataModule):
         self.tokenizer = AdditionTokenizer()
 
     def load_tokenizer(self) -> PreTrainedTokenizerFast:
-        """What is saved beside models of this task."""
+        """The tokenizer that is saved with models of this task."""
         return self.tokenizer.to_pretrained()
 
     def build(self) -> Splits:

@@ -1,4 +1,4 @@
-"""What every data module of the package shares: the batch, how it is loaded, and how a run resumes.
+"""Base of every data module: the batch, its loading, and the resuming of a run.
 
 Shapes: B batch, T queries (time). A batch is a dictionary of three int64 tensors of shape (B, T):
 
@@ -47,7 +47,7 @@ class BatchDataset(Dataset[Batch]):
 
 
 def collate(batch: Batch | list[Batch]) -> Batch:
-    """Pass on what `BatchDataset.__getitems__` has already batched; batch single sequences otherwise."""
+    """Return a batch of `BatchDataset.__getitems__` as it is; make a batch of single sequences."""
     return batch if isinstance(batch, dict) else default_collate(batch)
 
 
@@ -65,13 +65,13 @@ class _Replicas(TypedDict, total=False):
 
 
 class ResumableLoader(StatefulDataLoader):
-    """torchdata's loader, which refuses a state written with another number of workers by name.
+    """torchdata's loader with a clear error for a state that was written with another number of workers.
 
-    torchdata fails there with a bare assertion about the private keys of its state.
+    torchdata itself fails there with an assertion about the private keys of its state.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on at the batch after the one `state_dict()` was taken at.
+        """Continue at the batch after the one at which `state_dict()` was taken.
 
         Raises:
             ValueError: The state was written with another number of workers.
@@ -132,7 +132,7 @@ class BatchDataModule(LightningDataModule):
         self._splits: Splits | None = None
 
     def build(self) -> Splits:
-        """Make the datasets. Called once in each process; raises ValueError for what the user can mend."""
+        """Make the datasets, once in each process. Raises ValueError for mistakes that the user can correct."""
         raise NotImplementedError
 
     @property
@@ -143,14 +143,14 @@ class BatchDataModule(LightningDataModule):
         return self._splits
 
     def setup(self, stage: str | None = None) -> None:
-        """Build the datasets, once. They bring samplers that split over ranks and resume, so that Lightning's own is
-        not wanted, whatever the trainer's `use_distributed_sampler` says."""
+        """Build the datasets, once. The loaders have samplers that split over ranks and resume, so Lightning's own is
+        turned off, whatever the trainer's `use_distributed_sampler` says."""
         _ = self.splits
         if self.trainer is not None:
             self.trainer._accelerator_connector.use_distributed_sampler = False
 
     def train_dataloader(self) -> ResumableLoader:
-        """Shuffled anew in each epoch; full batches only; its `state_dict` resumes at the next batch."""
+        """Loader of full training batches, shuffled anew in each epoch. Its `state_dict` resumes at the next batch."""
         dataset = self.splits.train
         sampler = ResumableSampler(len(dataset), batch_size=self.batch_size, seed=self.seed, **self._replicas())
         len(sampler)  # raises now if there is not one batch for every rank
@@ -168,15 +168,15 @@ class BatchDataModule(LightningDataModule):
             )
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """In order; n ranks each have every n-th sequence, and a remainder below n is left out."""
+        """Validation sequences in order. Each of n ranks has every n-th sequence; a remainder below n is left out."""
         return self._eval_dataloader(self.splits.val)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        """In order; n ranks each have every n-th sequence, and a remainder below n is left out."""
+        """Test sequences in order. Each of n ranks has every n-th sequence; a remainder below n is left out."""
         return self._eval_dataloader(self.splits.test)
 
     def calibration_batches(self) -> list[Batch]:
-        """The first `calibration_sequences` TRAINING sequences, to set thresholds on; equal on every rank."""
+        """The first `calibration_sequences` TRAINING sequences, on which thresholds are set; equal on every rank."""
         dataset = self.splits.train
         indices = torch.arange(min(self.calibration_sequences, len(dataset)))
         return [dataset.batch(chunk) for chunk in indices.split(self.eval_batch_size)]
@@ -201,7 +201,7 @@ class BatchDataModule(LightningDataModule):
 
 
 def require_positive(**sizes: int | None) -> None:
-    """Raise ValueError, naming the setting, for a size below 1; None is a size that was not set."""
+    """Raise ValueError, naming the setting, for a size below 1. None means that the size was not set."""
     for name, size in sizes.items():
         if size is not None and size < 1:
             raise ValueError(f"{name} must be at least 1, not {size}")

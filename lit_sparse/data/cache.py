@@ -1,7 +1,7 @@
-"""Packed blocks on disk, so that the second start of a run need not tokenise.
+"""Packed blocks on disk, so that the second start of a run does not tokenise again.
 
-Files lie in `$LIT_SPARSE_CACHE/data` (default `~/.cache/lit_sparse/data`), may be deleted at any time, and
-are named by the hash of everything that they were made from.
+Files lie in `$LIT_SPARSE_CACHE/data` (default `~/.cache/lit_sparse/data`) and may be deleted at any time. A file's
+name is the hash of everything that it was made from.
 """
 
 import hashlib
@@ -21,13 +21,13 @@ FORMAT = 1
 
 
 def cache_path(key: dict[str, object]) -> Path:
-    """The file for blocks made from what `key` (plain JSON values) says."""
+    """File for the blocks that `key` (plain JSON values) describes."""
     digest = hashlib.sha256(json.dumps({"format": FORMAT, **key}, sort_keys=True).encode()).hexdigest()
     return cache_dir() / "data" / f"{digest[:32]}.safetensors"
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A hash of what decides how a text is tokenised: vocabulary, merges, normalisation, end of sequence."""
+    """Hash of all that decides how a text is tokenised: vocabulary, merges, normalisation, end of sequence."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         rules: dict[str, object] = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
@@ -50,7 +50,7 @@ def load_blocks(path: Path) -> dict[str, PackedBlocks] | None:
 
 
 def save_blocks(path: Path, splits: dict[str, PackedBlocks]) -> None:
-    """Written as a whole; a full disk only warns."""
+    """Write the blocks of each split to one file, whole or not at all. A full disk only causes a warning."""
     tensors = {}
     for name, blocks in splits.items():
         tensors[f"{name}/input_ids"] = blocks.input_ids.contiguous()

@@ -1,11 +1,11 @@
-"""Tokenised documents to blocks of one length, with the boundaries between documents kept.
+"""Packing of tokenised documents into blocks of one length that keep the boundaries between documents.
 
 Shapes: N blocks, T tokens of a block (`sequence_length`).
 
-Every document is followed by the end-of-sequence token; all are concatenated and cut every T tokens, what
-remains at the end is dropped. Position ids restart at 0 at each document and at each block, and that is the
-whole record of the boundaries: a token at position 0 continues nothing. The model is asked for the
-end-of-sequence token after a document, and for nothing after that.
+The end-of-sequence token follows every document. All documents are concatenated and cut every T tokens; the rest at the
+end is dropped. Position ids restart at 0 at each document and at each block. Only they record the boundaries: a token
+at position 0 does not continue the text before it. The model has to predict the end-of-sequence token after a document,
+and nothing after that token.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,11 +19,11 @@ from lit_sparse.data.base import IGNORE_INDEX, Batch, BatchDataset
 
 
 class PackedBlocks(BatchDataset):
-    """Blocks of packed documents, kept as int32 and given out as int64 batches with labels.
+    """Blocks of packed documents, stored as int32 and returned as int64 batches with labels.
 
     Args:
         input_ids: the tokens.
-        position_ids: place of each token in its document, as `pack_documents` gives it.
+        position_ids: position of each token in its document, as `pack_documents` makes them.
     """
 
     def __init__(self, input_ids: Int32[Tensor, "block time"], position_ids: Int32[Tensor, "block time"]) -> None:
@@ -49,7 +49,7 @@ def pack_documents(
     """Pack tokenised documents (see the top of this file). Documents without tokens are left out.
 
     Raises:
-        ValueError: `sequence_length` is below 2: a block needs a token and one to predict from it.
+        ValueError: `sequence_length` is below 2. A block needs a token and one to predict from it.
     """
     if sequence_length < 2:
         raise ValueError(f"sequence_length must be at least 2, not {sequence_length}")
@@ -74,7 +74,7 @@ def pack_documents(
 def next_token_labels(
     input_ids: Int[Tensor, "batch time"], position_ids: Int[Tensor, "batch time"]
 ) -> Int[Tensor, "batch time"]:
-    """The next token where it is of the same document and block, `IGNORE_INDEX` elsewhere."""
+    """The next token if it belongs to the same document and block, else `IGNORE_INDEX`."""
     labels = torch.full_like(input_ids, IGNORE_INDEX)
     labels[:, :-1] = torch.where(position_ids[:, 1:] > 0, input_ids[:, 1:], IGNORE_INDEX)
     return labels

@@ -25,7 +25,7 @@ def python_prose(min_chars: int = 1500) -> Iterator[str]:
 
     First the topics of `help()` (`pydoc_data.topics`: the language reference), then, file by file, the
     docstrings of the standard library. Sources are parsed, never imported; a file that does not parse is
-    skipped. Takes about four seconds in all.
+    skipped. It takes about four seconds in all.
 
     Args:
         min_chars: docstrings shorter than this are left out.
@@ -45,7 +45,8 @@ def package_prose(package: str, min_chars: int = 1500) -> Iterator[str]:
 
 
 def fingerprint(sources: Iterable[Path]) -> str:
-    """A hash that changes when the documents of these files may have: of the Python build, their sizes, this file."""
+    """Hash that changes when the documents of these files may have changed: of the Python build, their paths and sizes,
+    and this file."""
     digest = hashlib.sha256(sys.version.encode())
     digest.update(Path(__file__).read_bytes())
     for path in sources:
@@ -59,7 +60,7 @@ def stdlib_sources() -> list[Path]:
 
 
 def package_sources(package: str) -> list[Path]:
-    """The source files of an installed package, sorted, without `SKIPPED_FOLDERS`. It is found, not imported.
+    """The source files of an installed package, sorted, without `SKIPPED_FOLDERS`. The package is not imported.
 
     Raises:
         ValueError: as `package_prose`.

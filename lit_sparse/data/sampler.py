@@ -1,4 +1,4 @@
-"""A sampler whose order is a function of (seed, epoch) and whose state is three integers."""
+"""A sampler whose order depends only on the seed and the epoch, and whose state is a few integers."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,18 +9,18 @@ from torch.utils.data import DistributedSampler, Sampler
 
 
 class ResumableSampler(DistributedSampler[int]):
-    """Indices of one rank, in an order that depends on nothing but `seed` and the epoch.
+    """Indices of one rank, in an order that depends only on `seed` and the epoch.
 
     Rank r of W takes the entries r, r + W, r + 2 W, ... of the epoch's permutation, so that the ranks
-    together read it from left to right. What does not fill a batch on every rank is left out of that epoch:
-    all ranks have the same length. A pass that is read to its end moves `epoch` on by one; `set_epoch` (which
-    Lightning calls) sets it.
+    together read it from left to right. Indices that do not fill a batch on every rank are left out of that
+    epoch, so all ranks have the same length. A pass that is read to its end raises `epoch` by one; `set_epoch`
+    (which Lightning calls) sets it.
 
     The state belongs to the latest pass and is the same on every rank. A state taken after the last index of
-    an epoch resumes at the first index of the next one. With another world size, training goes on where all
-    ranks together had got to, rounded down to full batches.
+    an epoch resumes at the first index of the next one. With another world size, training continues where all
+    ranks together had stopped, rounded down to full batches.
 
-    A subclass of `DistributedSampler` only because Lightning leaves those in place under distributed
+    This is a subclass of `DistributedSampler` only because Lightning does not replace those under distributed
     strategies.
 
     Args:
@@ -62,13 +62,13 @@ class ResumableSampler(DistributedSampler[int]):
 
     @property
     def rank(self) -> int:  # type: ignore[override]
-        """Which of them this is."""
+        """Number of this rank."""
         if self._rank is not None:
             return self._rank
         return torch.distributed.get_rank() if _is_distributed() else 0
 
     def __len__(self) -> int:
-        """Indices of this rank in one epoch.
+        """Number of this rank's indices in one epoch.
 
         Raises:
             ValueError: There is not one batch for every rank.
@@ -101,7 +101,7 @@ class ResumableSampler(DistributedSampler[int]):
         return order[self.rank :: self.world_size][: len(self)].tolist()
 
     def state_dict(self) -> dict[str, Any]:
-        """`consumed` counts the indices that all ranks together have read of `epoch`."""
+        """Size, seed and epoch, and as `consumed` the number of its indices that all ranks together have read."""
         if self._pass is None or self._pass.finished:
             epoch, position = self.epoch, self._resume_at or 0
         else:
@@ -112,7 +112,7 @@ class ResumableSampler(DistributedSampler[int]):
         """Let the next pass start where `state_dict()` was taken.
 
         Raises:
-            ValueError: The state is of another dataset or seed, so that its place in the epoch means nothing
+            ValueError: The state belongs to another dataset or seed, so its position in the epoch has no meaning
                 here.
         """
         for name, here in (("size", self.size), ("seed", self.seed)):
@@ -129,7 +129,7 @@ class ResumableSampler(DistributedSampler[int]):
 
 
 class _Pass(Iterator[int]):
-    """One pass over an epoch; which epoch is settled when the first index is read."""
+    """One pass over an epoch. The epoch is fixed when the first index is read."""
 
     def __init__(self, sampler: ResumableSampler, position: int) -> None:
         self._sampler = sampler

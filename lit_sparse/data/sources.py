@@ -1,4 +1,4 @@
-"""Where documents come from: each source gives texts in a fixed order and a fingerprint of what it will give.
+"""Sources of documents. Each gives texts in a fixed order, and a fingerprint of these texts.
 
 python-docs             Python's own documentation (`data.prose`)
 docs:torch              the docstrings of an installed package
@@ -36,13 +36,13 @@ class Source(Protocol):
 
     @property
     def streamed(self) -> bool:
-        """Whether there is no end worth waiting for."""
+        """True if the source has no end worth waiting for, so it is read only as far as needed."""
 
     def documents(self) -> Iterator[str]:
         """The texts, in a fixed order."""
 
     def fingerprint(self) -> str:
-        """Changes whenever the texts do (for a stream: whenever its name does)."""
+        """String that changes whenever the texts do (for a stream, whenever its name does)."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class PackageDocs:
 
 @dataclass(frozen=True)
 class PackageCode:
-    """The Python files of an installed package; tests, and files in other encodings than UTF-8, are left out."""
+    """The Python files of an installed package, without tests and without files in other encodings than UTF-8."""
 
     package: str
     streamed: bool = False
@@ -90,7 +90,7 @@ class PackageCode:
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Files in the order of their paths."""
+    """Local files, in the order of their paths."""
 
     paths: tuple[Path, ...]
     streamed: bool = False
@@ -163,7 +163,7 @@ def parse_source(source: str) -> Source:
 def _local_files(pattern: str) -> LocalFiles:
     path = Path(pattern).expanduser()
     if path.is_dir():
-        raise ValueError(f"'{pattern}' in data.sources is a folder: name its files, as '{path}/**/*.txt'")
+        raise ValueError(f"'{pattern}' in data.sources is a folder: name its files, for example '{path}/**/*.txt'")
     if path.is_file():
         found = [path]
     else:
@@ -174,7 +174,7 @@ def _local_files(pattern: str) -> LocalFiles:
     if not readable:
         raise ValueError(
             f"'{pattern}' in data.sources matches no file that can be read ({found[0].name}, …):"
-            f" only {', '.join(SUFFIXES)} and their .gz are text here"
+            f" use files of the kinds {', '.join(SUFFIXES)}, also with .gz"
         )
     return LocalFiles(readable)
 

@@ -1,4 +1,4 @@
-"""Text for post-training: documents of several sources, split by content, tokenised, packed into blocks."""
+"""Text for post-training: documents of several sources, split by content, tokenised and packed into blocks."""
 
 import hashlib
 from itertools import islice
@@ -25,13 +25,13 @@ _Tokenised = dict[str, dict[bytes, np.ndarray]]
 class TextData(BatchDataModule):
     """Text packed into blocks of `sequence_length` tokens (see `data.packing` for positions and labels).
 
-    A document goes to train, val or test (80, 10, 10 %) by the hash of its text and to its place among them
-    by the same hash: held-out text is never trained on, duplicates are dropped, and neither the order of the
-    sources nor that of the files changes a block. Blocks are cached (`data.cache`), so a later start takes
-    about a second. Special tokens that are spelled out in a text are read as such.
+    The hash of a document's text decides its split (train, val or test: 80, 10, 10 %) and its order in the
+    split. So held-out text is never trained on, duplicates are dropped, and neither the order of the sources
+    nor that of the files changes a block. Blocks are cached (`data.cache`), so a later start takes about a
+    second. Special tokens that are spelled out in a text become special tokens.
 
     Args:
-        sources: what to read, any number of: "python-docs" (Python's own documentation, on every machine);
+        sources: texts to read, any number of: "python-docs" (Python's own documentation, on every machine);
             "docs:torch" (the docstrings of an installed package); "code:torch" (its source files); a path or
             glob of .txt, .md or .jsonl files (key "text"; .gz too). Text and source files are cut into
             documents of 20,000 characters;
@@ -88,7 +88,7 @@ class TextData(BatchDataModule):
         if sequence_length < 2:
             raise ValueError(f"sequence_length must be at least 2, not {sequence_length}")
         if not sources:
-            raise ValueError("data.sources is empty: name at least one source, as ['python-docs']")
+            raise ValueError("data.sources is empty: name at least one source, for example ['python-docs']")
         if train_sequences is None and any(source.startswith("hf:") for source in sources):
             raise ValueError("a Hugging Face dataset is streamed without end: set data.train_sequences")
         self.sources = list(sources)
@@ -120,7 +120,7 @@ class TextData(BatchDataModule):
         for name in SPLITS:
             wanted, found = self.wanted[name], len(blocks[name])
             if wanted is not None and found < wanted:
-                rank_zero_warn(f"{name}: the text fills {found} of the {wanted} blocks that data.{name}_sequences asks")
+                rank_zero_warn(f"{name}: the text fills {found} of the {wanted} blocks of data.{name}_sequences")
         return Splits(*(blocks[name].first(self.wanted[name]) for name in SPLITS))
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:

@@ -1,4 +1,4 @@
-"""What a model can do: tasks of lm-evaluation-harness, and cross-entropy and KL on any text, against its base."""
+"""Evaluation of a model against its base: tasks of lm-evaluation-harness, and cross-entropy and KL on any text."""
 
 from lit_sparse.downstream.harness import SHIPPED, load_tasks, run_tasks
 from lit_sparse.downstream.scores import TaskScore, compare_tasks

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness (extra `eval`) on models that are already loaded."""
+"""Runs lm-evaluation-harness (extra `eval`) on models that are already loaded."""
 
 import difflib
 import importlib.util
@@ -23,12 +23,14 @@ SHIPPED = tuple(sorted(path.stem for path in _FOLDER.glob("*.yaml")))
 """Tasks of this package, which need no network."""
 
 _ACCURACIES = ("acc", "acc_norm", "acc_bytes")
-_SEED, _OTHER_SEED = 0, 1234  # the harness's own, so that its published few-shot prompts come out
+_SEED, _OTHER_SEED = 0, 1234  # the harness's own, which give its published few-shot prompts
 
 
 def require_harness() -> None:
-    """Raises:
-    ValueError: the extra is not installed.
+    """Checks that the extra `eval` is installed.
+
+    Raises:
+        ValueError: the extra is not installed.
     """
     missing = [name for name in ("lm_eval", "accelerate") if importlib.util.find_spec(name) is None]
     if missing:
@@ -38,15 +40,15 @@ def require_harness() -> None:
 
 
 def load_tasks(names: Sequence[str]) -> Any:
-    """The tasks with their data, as `lm_eval.evaluate` takes them.
+    """Loads tasks with their data, as `lm_eval.evaluate` takes them.
 
     Args:
-        names: of shipped tasks, of the harness's own (tasks, groups or tags), or paths of YAML files. Data files that
-            a YAML file names are looked for beside it, then in the working directory. Functions that it names
-            (`!function`) run: a YAML file is code.
+        names: names of shipped tasks or of the harness's own (tasks, groups or tags), or paths of YAML files. Data
+            files that a YAML file names are searched in its folder, then in the working directory. Functions that it
+            names (`!function`) run, so a YAML file is code.
 
     Raises:
-        ValueError: the harness is not installed, it knows no such task, or the data cannot be had.
+        ValueError: the harness is not installed, there is no such task, or its data cannot be loaded.
     """
     require_harness()
     with _quiet():
@@ -60,7 +62,7 @@ def load_tasks(names: Sequence[str]) -> Any:
         built: list[Any] = []
         for name, path in paths.items():
             loaded = _load(manager, name) if path is None else _load_file(manager, path)
-            # The outermost group comes first and brings its tasks along; a tag is several tasks.
+            # The outermost group comes first and contains its tasks; a tag is several tasks.
             built += list(loaded["groups"].values())[:1] or loaded["tasks"].values()
         return manager.load(built)
 
@@ -73,10 +75,10 @@ def run_tasks(
     limit: int | None = None,
     batch_size: int = 8,
 ) -> list[TaskScore]:
-    """The model's scores on what `load_tasks` gave; the harness's progress bars go to the terminal.
+    """Scores of a model on the tasks of `load_tasks`. The harness's progress bars go to the terminal.
 
     Args:
-        limit: questions of each task, its first ones.
+        limit: number of questions of each task, its first ones; None takes all.
     """
     with _quiet():
         from lm_eval import evaluate
@@ -87,7 +89,7 @@ def run_tasks(
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=_OTHER_SEED)
         wrapped = _wrap(model, tokenizer, batch_size)
-        # Bars for building prompts and for bootstrap samples say neither what they are nor for which model.
+        # The bars for building prompts and for bootstrap samples name neither their work nor the model.
         with redirect_stderr(io.StringIO()):
             results = evaluate(lm=wrapped, task_dict=tasks, limit=limit, log_samples=True)
     return list(_scores(results))
@@ -99,7 +101,7 @@ def _wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size
     terminal = sys.stderr
 
     class Visible(HFLM):
-        """Shows the progress of requests although the rest of the harness is silent."""
+        """Shows the progress of requests, while the rest of the harness is silent."""
 
         def loglikelihood(self, *args: Any, **kwargs: Any) -> Any:
             with redirect_stderr(terminal):
@@ -117,7 +119,7 @@ def _wrap(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, batch_size
 
 
 def _yaml_path(name: str) -> Path | None:
-    """The file of a shipped task or of a path; None for a name of the harness's."""
+    """The file of a shipped task or of a path; None for a task of the harness."""
     if name in SHIPPED:
         return _FOLDER / f"{name}.yaml"
     path = Path(name).expanduser()
@@ -133,7 +135,7 @@ def _check_names(names: Sequence[str], known: Sequence[str]) -> None:
         if name not in known:
             close = ", ".join(difflib.get_close_matches(name, [*SHIPPED, *known], n=3))
             raise ValueError(
-                f"no task {name!r}{f' (like it: {close})' if close else ''}; --tasks takes {', '.join(SHIPPED)}, names "
+                f"no task {name!r}{f' (similar: {close})' if close else ''}; --tasks takes {', '.join(SHIPPED)}, names "
                 "of the harness's own tasks, or paths of .yaml files"
             )
 
@@ -210,7 +212,7 @@ def _seed() -> None:
 
 
 class _Once(logging.Filter):
-    """Lets a place in the code speak once, and those not at all that speak of how the library is called."""
+    """Passes one record of each line of code, and no record about how the library is called."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,7 +228,7 @@ class _Once(logging.Filter):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Inside, neither datasets' bars nor the harness's remarks on how it is called or defined show."""
+    """Context without datasets' progress bars and without the harness's remarks on its call and its tasks."""
     import datasets
 
     shown = datasets.is_progress_bar_enabled()

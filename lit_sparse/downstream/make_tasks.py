@@ -1,4 +1,4 @@
-"""Makes the shipped tasks' questions: `python -m lit_sparse.downstream.make_tasks [FOLDER]`."""
+"""Makes the questions of the shipped tasks: `python -m lit_sparse.downstream.make_tasks [FOLDER]`."""
 
 import json
 import random
@@ -14,7 +14,7 @@ _VERBS = (("is", "are"), ("was", "were"), ("has", "have"))
 
 
 class Question(TypedDict):
-    """`answer` is the index of the right one of `choices`."""
+    """A question. `answer` is the index of the right one of `choices`."""
 
     context: str
     choices: list[str]
@@ -22,8 +22,8 @@ class Question(TypedDict):
 
 
 def agreement() -> Iterator[Question]:
-    """ "The keys near the cabinet" are or is: the verb follows the subject, not the nearer noun (Linzen et al. 2016,
-    arXiv 1611.01368). Half of the subjects are plural."""
+    """Questions such as "The keys near the cabinet", continued by "are" or "is". The verb agrees with the subject, not
+    with the nearer noun (Linzen et al. 2016, arXiv 1611.01368). Half of the subjects are plural."""
     generator = random.Random(0)
     seen: set[str] = set()
     while len(seen) < 100:
@@ -37,7 +37,7 @@ def agreement() -> Iterator[Question]:
 
 
 def addition() -> Iterator[Question]:
-    """All sums of two digits, each after four other ones; the choices have as many digits as the answer."""
+    """All sums of two digits, each after four other sums. The choices have as many digits as the answer."""
     generator = random.Random(0)
     pairs = [(a, b) for a in range(10) for b in range(10)]
     for a, b in generator.sample(pairs, len(pairs)):

@@ -1,4 +1,4 @@
-"""What has been measured so far, and evaluation.json made of it."""
+"""Record of an evaluation so far, and its file evaluation.json."""
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from lit_sparse.records.evaluation import Evaluation, TaskComparison, TextCompar
 
 @dataclass
 class EvaluationRecord:
-    """Fills up while models are measured; `write` at every stage."""
+    """Results of an evaluation, which are added while models are measured. `write` can be called at every stage."""
 
     model: str
     against: str | None
@@ -26,7 +26,7 @@ class EvaluationRecord:
         return compare_tasks(self.of_model, self.of_base)
 
     def write(self, file: Path, *, complete: bool) -> None:
-        """Replaces the file as a whole."""
+        """Replaces the file, whole or not at all."""
         libraries = ["torch", "transformers", *(["lm_eval"] if self.of_model else [])]
         Evaluation(
             complete=complete,

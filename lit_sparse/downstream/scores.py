@@ -1,4 +1,4 @@
-"""What was measured, with standard errors."""
+"""Scores of tasks and their comparison, with standard errors."""
 
 import math
 from collections.abc import Sequence
@@ -11,11 +11,11 @@ class TaskScore(NamedTuple):
     """One metric of one task, or of a group of tasks.
 
     Args:
-        metric: its name; with the answer filter in brackets where the task has one.
-        questions: how many were asked; None for a group.
-        chance: expected accuracy of guessing; None where that is not a multiple choice.
+        metric: name of the metric, with the answer filter in brackets if the task has one.
+        questions: number of questions; None for a group.
+        chance: expected accuracy of guessing; None if the metric is not the accuracy of a multiple choice.
         higher_is_better: as the task declares; None if it does not.
-        by_question: the metric of each question, where `score` is their mean.
+        by_question: the metric of each question if `score` is their mean, else None.
     """
 
     task: str
@@ -43,13 +43,13 @@ def mean_of(values: Sequence[float], weights: Sequence[float] | None = None) -> 
 
 
 def perplexity(ce: Estimate) -> Estimate:
-    """exp(CE), its standard error to first order."""
+    """exp(CE), with its standard error to first order."""
     value = math.exp(ce.value)
     return Estimate(value, None if ce.stderr is None else value * ce.stderr)
 
 
 def compare_tasks(model: Sequence[TaskScore], base: Sequence[TaskScore] | None) -> list[TaskComparison]:
-    """Each metric of the model beside the same one of the base, which answered the same questions."""
+    """Compares each metric of the model with the same one of the base, which answered the same questions."""
     found = {(score.task, score.metric): score for score in base or ()}
     return [_compare(score, found.get((score.task, score.metric))) for score in model]
 

@@ -1,4 +1,4 @@
-"""The results as tables in the terminal; 80 columns are enough unless names are long."""
+"""Tables of the results in the terminal. 80 columns are enough unless names are long."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ from lit_sparse.records.evaluation import Estimate, TaskComparison, TextScore
 
 
 def tasks_table(rows: Sequence[TaskComparison], labels: tuple[str, str | None]) -> Group:
-    """A metric a row; a difference of more than two standard errors is coloured.
+    """Table with one row per metric. A difference of more than two standard errors is coloured.
 
     Args:
-        labels: what to call the model and its base; without a base its columns are left out.
+        labels: names of the model and its base. If the base is None, its columns are left out.
     """
     model, base = labels
     table = _table()
@@ -40,7 +40,7 @@ def tasks_table(rows: Sequence[TaskComparison], labels: tuple[str, str | None]) 
 
 
 def text_table(score: TextScore, labels: tuple[str, str | None]) -> Group:
-    """Perplexity, cross-entropy, KL and edges of one text."""
+    """Table of perplexity, cross-entropy, KL and edges on one text."""
     model, base = labels
     title = (
         f"Text, {score.tokens:,} tokens in {score.sequences} sequences of {score.sequence_length}, standard errors in "

@@ -1,4 +1,4 @@
-"""Cross-entropy, and KL from a base model, on any text, with deterministic gates."""
+"""Cross-entropy on any text, and KL from a base model, with deterministic gates."""
 
 import glob
 import math
@@ -20,10 +20,10 @@ from lit_sparse.training.held_out import EvaluationMetric
 
 
 def text_files(pattern: str) -> LocalFiles:
-    """The UTF-8 files of a path or glob (.jsonl: its key "text"; each also as .gz), whatever their other suffixes.
+    """UTF-8 files of a path or glob with any suffix. Of .jsonl files the key "text" is read. All may be .gz files.
 
     Raises:
-        ValueError: nothing matches.
+        ValueError: no file matches.
     """
     path = Path(pattern).expanduser()
     found = [path] if path.is_file() else [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
@@ -34,12 +34,13 @@ def text_files(pattern: str) -> LocalFiles:
 
 
 def pack_text(files: LocalFiles, tokenizer: PreTrainedTokenizerBase, sequence_length: int) -> PackedBlocks:
-    """The text as blocks of equal length, at most `sequence_length` tokens, and so that next to nothing is cut off.
+    """The text as blocks of equal length, at most `sequence_length` tokens. The length is chosen so that almost nothing
+    is cut off.
 
-    Documents are packed as for training: separated by the end-of-sequence token, and each on its own.
+    Documents are packed as for training (see `data.packing`).
 
     Raises:
-        ValueError: unreadable files, no end-of-sequence token, or a text of less than two tokens.
+        ValueError: files are unreadable, the tokenizer has no end-of-sequence token, or the text is too short.
     """
     if tokenizer.eos_token_id is None:
         raise ValueError("the tokenizer has no end-of-sequence token, which separates documents: set its eos_token")
@@ -47,7 +48,7 @@ def pack_text(files: LocalFiles, tokenizer: PreTrainedTokenizerBase, sequence_le
     documents = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
     tokens = sum(len(document) + 1 for document in documents if document)
     if tokens < 3:
-        raise ValueError(f"--text has {tokens} tokens, and predicting one needs another before it: give more text")
+        raise ValueError(f"--text has {tokens} tokens, too few to predict one from another: give more text")
     blocks = math.ceil(tokens / sequence_length)
     return pack_documents(documents, tokenizer.eos_token_id, tokens // blocks)
 
@@ -64,10 +65,10 @@ def score_text(
     """CE of the model and, with a base on the same device, KL(base || model).
 
     Args:
-        advance: called with (blocks done, blocks in all).
+        advance: called with (blocks done, all blocks).
 
     Raises:
-        ValueError: vocabularies of different sizes, or a base that lets packed documents see each other.
+        ValueError: the vocabularies have different sizes, or the base's attention mixes packed documents.
     """
     gated = bool(gates_of(model))
     if (

@@ -1,6 +1,7 @@
 """Low-rank adapters through peft."""
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -47,7 +48,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> PreTrainedModel:
     peft = _peft()
     learnable = [gate.config.learnable and gate.closable for gate in gates_of(model)]
     with torch.device("cpu"):  # a seed draws the same start on every device; peft then moves it to its layer
-        wrapped: PreTrainedModel = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **asdict(config)))
+        wrapped = _with_adapters(model, peft.LoraConfig(task_type="CAUSAL_LM", **asdict(config)))
     for gate, learns in zip(gates_of(wrapped), learnable, strict=True):
         gate.requires_grad_(learns)
     claim_saving(wrapped)
@@ -78,7 +79,7 @@ def merge_adapters(model: PreTrainedModel, folder: Path) -> PreTrainedModel:
     peft = _peft()
     try:
         values = json.loads((folder / ADAPTERS_FILE).read_text(encoding="utf-8"))
-        wrapped = peft.get_peft_model(model, peft.PeftConfig.from_peft_type(**values))
+        wrapped: Any = _with_adapters(model, peft.PeftConfig.from_peft_type(**values))
         _set_weights(wrapped, load_file(folder / _WEIGHTS_FILE))
         merged: PreTrainedModel = wrapped.merge_and_unload()
         return merged
@@ -135,6 +136,13 @@ def _set_weights(model: nn.Module, weights: dict[str, Any]) -> None:
     if problem := next((name for name in sorted(_weights_of(model).keys() ^ weights.keys())), None):
         raise ValueError(f"{problem} is only in one of them")
     _peft().set_peft_model_state_dict(model, weights)
+
+
+def _with_adapters(model: PreTrainedModel, config: Any) -> PreTrainedModel:
+    with warnings.catch_warnings():  # peft 0.19 asks transformers 5 for a name that is deprecated there
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        wrapped: PreTrainedModel = _peft().get_peft_model(model, config)
+    return wrapped
 
 
 def _peft() -> ModuleType:

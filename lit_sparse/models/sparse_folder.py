@@ -76,8 +76,8 @@ def export_sparse(
 
 def export_adapters(
     model: nn.Module, folder: Path, *, measured: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase | None = None
-) -> None:
-    """Writes what was trained, adapters and gates, without the base model: a few MB.
+) -> str:
+    """Writes what was trained, adapters and gates, without the base model: a few MB. Returns the digest of the whole.
 
     Args:
         model: a sparsified model with adapters.
@@ -92,6 +92,7 @@ def export_adapters(
     state = model.state_dict()
     write_adapters(model, state, folder)
     _write_rest(model, state, folder, measured, tokenizer)
+    return digest_of(_without_adapters(model))
 
 
 def save_sparse(
@@ -222,12 +223,12 @@ def continue_from(folder: str | Path, model: Any, base: str) -> None:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise ValueError(
-            f"start_from={folder}: no such folder; a run with lora writes its adapters/ when it ends (that of "
-            "configs/smollm2.yaml is runs/smollm2/adapters), so run that one first"
+            f"start_from={folder}: no such folder; a run with lora writes its adapters to model/ when it ends "
+            "(that of configs/smollm2.yaml is runs/smollm2/model), so run that one first"
         )
     description = _describe(folder)
     if not (folder / ADAPTERS_FILE).is_file():
-        raise ValueError(f"start_from={folder} has no adapters; name the adapters/ folder of a run with lora")
+        raise ValueError(f"start_from={folder} has no adapters; name the model/ folder of a run with lora")
     if not has_adapters(model):
         raise ValueError(f"start_from={folder} continues adapters: set lora to what they were trained with")
     if (written := description["measured"].get("model")) != base:

@@ -1,4 +1,4 @@
-"""The losses of `losses.py` in plain PyTorch, a block of scored positions at a time; on any device, in any dtype."""
+"""Losses of `losses.py` in plain PyTorch, one block of scored positions at a time, on any device and in any dtype."""
 
 from collections.abc import Iterator
 
@@ -47,7 +47,7 @@ def backward(
 
 
 def _blocks(rows: Tensor, label: Tensor) -> Iterator[slice | Tensor]:
-    """Scored rows: slices where all are, which copy nothing."""
+    """Scored rows. If all rows are scored these are slices, which copy nothing."""
     size = max(1, _BLOCK // rows.shape[-1])
     scored = (label != IGNORED).nonzero().squeeze(-1)
     if len(scored) == len(label):

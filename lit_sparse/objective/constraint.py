@@ -1,7 +1,7 @@
-"""Constraints: what must stay where it was while edges are removed. `value <= tolerance` is wanted.
+"""Constraints on a model's quality while edges are removed: `value <= tolerance` should hold.
 
-A constraint turns the losses of scored tokens into one number a token; its mean over tokens is the constraint's
-value. A new one is a subclass; in a config it is named by its class path.
+A constraint turns the losses of scored tokens into one number per token. The mean over tokens is the constraint's
+value. A new constraint is a subclass; a config names it by its class path.
 """
 
 import math
@@ -30,10 +30,10 @@ class Constraint:
             raise ValueError(f"the constraint's tolerance must be a positive number, got {tolerance}")
         self.tolerance = tolerance
         self.scale = tolerance
-        """What a violation is measured against, in nats per token."""
+        """Unit in which a violation is measured, in nats per token."""
 
     def violation(self, value: Value) -> Value:
-        """How far a value is over (> 0) or under (< 0) the tolerance, relative to `scale`."""
+        """Distance of a value from the tolerance, relative to `scale`: > 0 is violated, < 0 is slack."""
         return (value - self.tolerance) / self.scale
 
     def per_token(self, losses: TokenLosses) -> Float[Tensor, "batch query"]:
@@ -42,7 +42,7 @@ class Constraint:
         raise TypeError(f"{type(self).__name__} must implement per_token()")
 
     def described(self) -> str:
-        """The constraint in words: cross-entropy <= 2.5 nats per token."""
+        """The constraint in words, such as "cross-entropy <= 2.5 nats per token"."""
         return f"{self.name or type(self).__name__} <= {self.tolerance:g} nats per token"
 
     def tolerance_for(self, base_ce: float) -> float:
@@ -53,23 +53,26 @@ class Constraint:
         return self.tolerance
 
     def state_dict(self) -> dict[str, float]:
-        """What `prepare` measured, so that a resumed run keeps it."""
+        """Values that `prepare` measured, so that a resumed run keeps them."""
         return {"tolerance": self.tolerance, "scale": self.scale}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self.tolerance, self.scale = state["tolerance"], state["scale"]
 
     def prepare(self, base_ce: float) -> None:
-        """Called once before training with the base model's cross-entropy on the validation split (nats per token), the
-        split that model selection uses. It is measured only for constraints that override this.
+        """Sets the tolerance from the base model, once before training.
+
+        Args:
+            base_ce: the base model's cross-entropy on the validation split (nats per token), the split that model
+                selection uses. It is measured only for constraints that override this method.
 
         Raises:
-            ValueError: the tolerance cannot be met by a model as good as the base.
+            ValueError: a model as good as the base cannot meet the tolerance.
         """
 
 
 class Paired(Constraint):
-    """CE minus the base model's CE on the same tokens: little variance with small batches."""
+    """CE minus the base model's CE on the same tokens. Its variance is small even with small batches."""
 
     name = "paired"
 
@@ -81,7 +84,7 @@ class Paired(Constraint):
 
 
 class KL(Constraint):
-    """KL(base || sparse): does not go slack when a narrow corpus lowers the loss itself."""
+    """KL(base || sparse). It does not become slack when training on a narrow corpus lowers the loss itself."""
 
     name = "kl"
 
@@ -97,7 +100,7 @@ class Absolute(Constraint):
 
     Args:
         tau: nats per token; None means the base model's CE + epsilon, measured on the validation split at the start.
-        epsilon: used without tau.
+        epsilon: allowed rise over the base model's CE, in nats per token; used only if tau is None.
     """
 
     name = "absolute"

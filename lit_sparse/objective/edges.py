@@ -1,6 +1,6 @@
 """The edge objective: a differentiable number that falls as gates close. Subclass `EdgeObjective` for your own.
 
-It sees the edges of a micro-batch over all ranks, so that it may be any function of them.
+It gets the edge counts of a micro-batch summed over all ranks, so it may be any function of them.
 """
 
 import torch
@@ -11,10 +11,10 @@ from lit_sparse.attention.edges import EdgeCounts
 
 
 class EdgeObjective:
-    """Maps a micro-batch's edge counts to what is minimised.
+    """Maps a micro-batch's edge counts to the number that is minimised.
 
     Args:
-        weight: its scale against the constraint's.
+        weight: factor of the objective, relative to the constraint.
     """
 
     def __init__(self, weight: float = 1.0):
@@ -27,14 +27,14 @@ class EdgeObjective:
 
 
 class EdgeFraction(EdgeObjective):
-    """The expected edge fraction (arXiv 2512.05865): its pull fades as edges become few."""
+    """Expected edge fraction (arXiv 2512.05865). Its gradient fades as edges become few."""
 
     def __call__(self, edges: EdgeCounts) -> Float[Tensor, ""]:
         return self.weight * edges.expected.sum() / edges.allowed.sum()
 
 
 class LogEdgeFraction(EdgeObjective):
-    """The log of the expected edge fraction: removing half of what is left is always worth the same."""
+    """Log of the expected edge fraction. Removing half of the remaining edges is always worth the same."""
 
     def __init__(self, weight: float = 0.1):
         super().__init__(weight)

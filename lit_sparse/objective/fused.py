@@ -1,4 +1,4 @@
-"""The losses of `losses.py` in Triton: one program a position, which reads both models' logits once."""
+"""Losses of `losses.py` in Triton. One program per position reads both models' logits once."""
 
 import torch
 import triton
@@ -12,7 +12,7 @@ _WARPS = 8
 
 
 def forward(logits: Tensor, base_logits: Tensor, labels: Tensor) -> Forward:
-    """See `blocks.forward`; 16 or 32 bit floats."""
+    """`blocks.forward` in Triton, for 16 or 32 bit floats."""
     x, y = _rows(logits), _rows(base_logits)
     ce, base_ce, kl, lse, base_lse = (torch.empty(labels.shape, dtype=torch.float32, device=x.device) for _ in range(5))
     with torch.cuda.device_of(x):
@@ -35,7 +35,7 @@ def forward(logits: Tensor, base_logits: Tensor, labels: Tensor) -> Forward:
 def backward(
     logits: Tensor, base_logits: Tensor, labels: Tensor, lse: Tensor, base_lse: Tensor, d_ce: Tensor, d_kl: Tensor
 ) -> Tensor:
-    """See `blocks.backward`."""
+    """`blocks.backward` in Triton."""
     x, y = _rows(logits), _rows(base_logits)
     gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
     with torch.cuda.device_of(x):

@@ -1,4 +1,4 @@
-"""The kernels that `fused.py` launches."""
+"""Triton kernels that `fused.py` launches."""
 
 import triton
 import triton.language as tl

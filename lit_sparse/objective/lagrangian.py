@@ -1,8 +1,8 @@
-"""The constrained objective in one object: what is minimised, what must hold, and the multiplier between the two.
+"""The constrained objective in one object: edge objective, constraint, and the multiplier between the two.
 
     loss = (edge objective + lambda * constraint + distillation * KL) / (1 + lambda)
 
-After every optimizer step lambda follows the constraint's mean over the whole step: all micro-batches, all ranks
+After every optimizer step, lambda follows the constraint's mean over all micro-batches and ranks of that step
 (arXiv 2512.05865, section 3, with the controllers of `multiplier`).
 """
 
@@ -25,20 +25,20 @@ Scalar = Float[Tensor, ""]
 
 @final
 class Lagrangian:
-    """Fewest edges under a constraint.
+    """Minimises edges under a constraint.
 
     Args:
-        constraint: what must hold while edges are removed; None is KL <= 0.1 nats per token.
-        edges: what is minimised; None is the log of the edge fraction.
-        multiplier: how lambda follows the constraint; None is GECO's way.
+        constraint: the constraint that must hold while edges are removed; None means KL <= 0.1 nats per token.
+        edges: the edge objective to minimise; None means the log of the edge fraction.
+        multiplier: the controller by which lambda follows the constraint; None means GECO.
         margin: lambda aims this far below the tolerance, as a share of the constraint's scale, so that held-out text
             satisfies it although training text fluctuates. Model selection uses the tolerance itself.
-        relaxation: the tolerance that lambda follows starts this many times as large and falls geometrically to the
-            constraint's own over the run: loose while edges are re-routed, tight in the end. 1 keeps it.
-        distillation: weight of an additional KL(base || sparse) term; 0 is none.
+        relaxation: factor of the tolerance at the start. The tolerance that lambda follows falls geometrically to the
+            constraint's own over the run, so it is loose while edges are re-routed and tight at the end. 1 keeps it.
+        distillation: weight of an additional KL(base || sparse) term; 0 means none.
 
     Raises:
-        ValueError: a number outside its range.
+        ValueError: a number is outside its range.
     """
 
     def __init__(
@@ -62,16 +62,16 @@ class Lagrangian:
         self.margin = margin
         self.relaxation = relaxation
         self.distillation = distillation
-        self._window: list[Tensor] = []  # of each micro-batch since the last step: sum of the constraint, tokens
+        self._window: list[Tensor] = []  # per micro-batch since the last step: the constraint's sum, tokens
         self._steps = 0
 
     @property
     def follows_progress(self) -> bool:
-        """Whether the tolerance depends on how much of the run is over."""
+        """True if the tolerance depends on the share of the run that is over."""
         return self.relaxation > 1
 
     def weight(self, device: torch.device) -> Scalar:
-        """lambda, where a step on this device reads it without waiting."""
+        """lambda on a device, so that a step there reads it without waiting."""
         return self.multiplier.to(device).value
 
     def per_token(self, losses: TokenLosses) -> Float[Tensor, "batch query"]:
@@ -79,14 +79,14 @@ class Lagrangian:
         return self.constraint.per_token(losses)
 
     def edge_loss(self, edges: EdgeCounts) -> Scalar:
-        """What is minimised, of one micro-batch over all ranks."""
+        """The edge objective of one micro-batch over all ranks."""
         return self.edges(edges)
 
     def loss(self, edges: Scalar, value: Scalar, kl: Scalar, weight: Scalar) -> Scalar:
         """A micro-batch's loss.
 
         Args:
-            edges: what is minimised.
+            edges: the edge objective.
             value: the constraint's mean over tokens.
             kl: KL(base || sparse), its mean over tokens.
             weight: lambda, as `weight` gives it.
@@ -98,14 +98,15 @@ class Lagrangian:
         return loss
 
     def observe(self, total: Scalar, tokens: Int[Tensor, ""]) -> None:
-        """Notes a micro-batch: the constraint's sum over its scored tokens, and their number, on this rank."""
+        """Records a micro-batch of this rank: the constraint's sum over its scored tokens, and their number."""
         self._window.append(torch.stack([total.detach(), tokens]).to(self.multiplier.log_value.dtype))
 
     def step(self, steps: int, progress: float, reduce: Reduce) -> bool:
-        """Moves lambda if an optimizer step has ended since the last call; whether one has. All ranks call it.
+        """Moves lambda if an optimizer step has ended since the last call; returns True if one has. All ranks call it.
 
         Args:
-            steps: optimizer steps so far. Strategies differ in how often their hooks fire, so it may be called often.
+            steps: optimizer steps so far. Strategies differ in how often their hooks fire, so several calls per step
+                are allowed.
             progress: share of the run that is over.
             reduce: sums over ranks.
         """

@@ -24,7 +24,8 @@ IGNORED = blocks.IGNORED
 
 
 class TokenLosses(NamedTuple):
-    """Nats at each position, 0 where it is not scored; differentiable in the model's logits except `base_ce`."""
+    """Losses of each position in nats, 0 where it is not scored. All but `base_ce` are differentiable in the model's
+    logits."""
 
     ce: Float[Tensor, "batch query"]
     base_ce: Float[Tensor, "batch query"]
@@ -44,7 +45,7 @@ def token_losses(
     """Losses at the positions whose label is not -100.
 
     Args:
-        labels: already shifted: `labels[:, t]` is the token to predict at position t.
+        labels: already shifted, so that `labels[:, t]` is the token to predict at position t.
     """
     ce, base_ce, kl = _TokenLosses.apply(logits, base_logits, labels)  # type: ignore[no-untyped-call]
     return TokenLosses(ce, base_ce, kl, labels != IGNORED)

@@ -1,9 +1,9 @@
 """Controllers of the Lagrange multiplier lambda.
 
-A controller is neither an optimizer's parameter (clipping, weight decay and Adam would distort it) nor a buffer of a
-module (bfloat16 would freeze it): it is a handful of float64 numbers, moved once per optimizer step by the mean
-violation of that whole step, in log space and clamped. They live on the device of the losses, so that a step waits for
-nothing. Every rank feeds its controller the same all-reduced number, so it stays equal on all.
+A controller is not an optimizer's parameter, because clipping, weight decay and Adam would distort it. It is not a
+module's buffer, because bfloat16 would freeze it. It is a handful of float64 numbers that move once per optimizer step
+by the mean violation of that whole step, in log space and clamped. They live on the device of the losses, so that a
+step waits for nothing. Every rank feeds its controller the same all-reduced number, so all ranks stay equal.
 """
 
 import math
@@ -16,9 +16,9 @@ Scalar = Float[Tensor, ""]
 
 
 class Multiplier:
-    """lambda, moved by the relative violation (value - tolerance) / tolerance_scale.
+    """lambda, moved by the relative violation (value - tolerance) / scale.
 
-    A subclass implements `update`. What it keeps between steps are 0-d tensors, named in `_state`.
+    A subclass implements `update`, and names in `_state` the 0-d tensors that it keeps between steps.
 
     Args:
         initial: lambda before the first step.
@@ -41,7 +41,7 @@ class Multiplier:
         return self.log_value.exp()
 
     def update(self, violation: Scalar) -> None:
-        """One optimizer step with this relative violation: > 0 is violated, < 0 is slack."""
+        """Moves lambda after an optimizer step with this relative violation: > 0 is violated, < 0 is slack."""
         raise TypeError(f"{type(self).__name__} must implement update()")
 
     def to(self, device: torch.device) -> "Multiplier":
@@ -69,12 +69,12 @@ def scalar(value: float) -> Scalar:
 
 
 def _average(past: Scalar, now: Scalar, smoothing: float) -> Scalar:
-    """Exponential average, which starts (NaN) at the first value."""
+    """Exponential average. A past of NaN means that `now` is the first value."""
     return smoothing * torch.where(past.isnan(), now, past) + (1 - smoothing) * now
 
 
 class Fixed(Multiplier):
-    """lambda stays at `initial`: an ordinary penalty."""
+    """Keeps lambda at `initial`, which makes the constraint an ordinary penalty."""
 
     def update(self, violation: Scalar) -> None:
         pass
@@ -112,7 +112,7 @@ class NuPI(Multiplier):
     Args:
         integral: gain of the integral term, per step.
         proportional: gain of the proportional term.
-        smoothing: nu, weight of the past in the average that the proportional term sees.
+        smoothing: nu, weight of the past in the average that the proportional term uses.
     """
 
     _state = ("log_value", "log_integral", "average")

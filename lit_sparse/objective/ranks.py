@@ -1,7 +1,7 @@
-"""What ranks have in common: sums over a micro-batch that is split among them, as one process would see it.
+"""Sums over a micro-batch that is split among ranks, equal to those of a single process.
 
-Strategies average gradients over ranks. A function of a sum over ranks therefore needs each rank's own summand with as
-many times its gradient as there are ranks: the average is then the gradient of the function of the sum.
+Strategies average gradients over ranks. In a function of a sum over ranks, the gradient of each rank's own summand is
+therefore multiplied by the number of ranks. The average is then the gradient of that function.
 """
 
 from collections.abc import Callable
@@ -19,12 +19,14 @@ Reduce = Callable[[Tensor], Tensor]
 def over_ranks(
     edges: EdgeCounts, tokens: Int[Tensor, ""], ranks: int, reduce: Reduce
 ) -> tuple[EdgeCounts, Float[Tensor, ""]]:
-    """The edges of all ranks, whose averaged gradient is that of a single process, and how many tokens are scored on a
-    rank on average. One all-reduce, which all ranks must take part in.
+    """Edge counts of all ranks together, and the mean number of scored tokens per rank.
+
+    The gradient, averaged over ranks, is that of a single process. It takes one all-reduce, in which all ranks must
+    take part.
 
     Args:
-        edges: of this rank.
-        tokens: that are scored on this rank.
+        edges: edge counts of this rank.
+        tokens: number of tokens that are scored on this rank.
     """
     if ranks == 1:
         return edges, tokens.float()

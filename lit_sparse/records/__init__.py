@@ -1,1 +1,1 @@
-"""Plain typed data of runs, traces and graphs, and how they are kept in files: no model, no picture."""
+"""Plain typed data of runs, traces and graphs, and their files, without models or pictures."""

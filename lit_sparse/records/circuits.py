@@ -1,6 +1,6 @@
-"""circuits.json and comparison.json: what was measured of tasks' circuits in two models, and how they compare.
+"""circuits.json and comparison.json: measurements of tasks' circuits in two models, and their comparison.
 
-`docs/reference/files.md` says what the numbers mean.
+`docs/reference/files.md` explains the numbers.
 """
 
 import json
@@ -10,6 +10,7 @@ from typing import Generic, Literal, NamedTuple, Self, TypeVar
 from pydantic import BaseModel
 
 from lit_sparse.common.files import write_atomically
+from lit_sparse.common.late import lent
 from lit_sparse.records.reading import Text, read_json
 
 Side = Literal["base", "sparse"]
@@ -22,7 +23,7 @@ DETAILS, COMPARISON = "circuits.json", "comparison.json"
 
 
 class BySide(BaseModel, Generic[T]):
-    """Something of both models, as far as it is known."""
+    """A value for each of the two models, None if it is not known."""
 
     base: T | None = None
     sparse: T | None = None
@@ -32,7 +33,7 @@ class BySide(BaseModel, Generic[T]):
 
 
 class Shape(BaseModel):
-    """A model's layers, and the most query heads and key/value heads that one of them has."""
+    """Number of a model's layers, and the largest numbers of query heads and key/value heads in a layer."""
 
     layers: int
     heads_per_layer: int
@@ -40,7 +41,7 @@ class Shape(BaseModel):
 
 
 class Behaviour(BaseModel):
-    """How well a task is done: the share of prompts with log-odds above 0, and the mean log-odds (`clean`)."""
+    """Behaviour on a task: the share of prompts with log-odds above 0, and the mean log-odds (`clean`)."""
 
     accuracy: float
     clean: float
@@ -50,8 +51,8 @@ class Behaviour(BaseModel):
 class SizeCurve(BaseModel):
     """Faithfulness (`values`) of the best `sizes` of `total` heads or edges.
 
-    smallest: by share of the behaviour, the fewest that keep it; None where even all fall short.
-    cpr, cmd: MIB's areas, of edges only.
+    smallest: for each share of the behaviour, the smallest number that keeps it; None if even all fall short.
+    cpr, cmd: MIB's areas, for edges only.
     """
 
     total: int
@@ -63,7 +64,7 @@ class SizeCurve(BaseModel):
 
 
 class SeedCurves(BaseModel):
-    """Both curves of one seed's prompts."""
+    """Curves of heads and of edges on one seed's prompts."""
 
     seed: int
     head: SizeCurve
@@ -74,7 +75,7 @@ class SeedCurves(BaseModel):
 
 
 class CircuitEdge(NamedTuple):
-    """By the names that `lit_sparse.anatomy.component_graph` gives to writers and readers."""
+    """An edge, with the names of `lit_sparse.anatomy.component_graph` for its writer and reader."""
 
     writer: str
     reader: str
@@ -82,7 +83,7 @@ class CircuitEdge(NamedTuple):
 
 
 class Circuit(BaseModel):
-    """The smallest circuit that keeps a share of the behaviour: `count` edges, the strongest of them listed."""
+    """The smallest circuit that keeps a share of the behaviour: `count` edges, of which the strongest are listed."""
 
     share: float
     edges: list[CircuitEdge]
@@ -90,19 +91,19 @@ class Circuit(BaseModel):
 
 
 class CircuitExample(BaseModel):
-    """A prompt, and by head ("layer.head") its open attention edges as (query, key, weight)."""
+    """A prompt, and for each head ("layer.head") its open attention edges as (query, key, weight)."""
 
     tokens: list[Text]
     heads: dict[str, list[tuple[int, int, float]]]
 
 
 class Measured(BaseModel):
-    """What was measured of one model on one task.
+    """Measurements of one model on one task.
 
-    p_value: the chance of that accuracy by guessing.
+    p_value: probability of that accuracy by guessing.
     clean, ablated: mean log-odds, with nothing and with everything replaced.
-    attention_edges: by share, the open attention edges of a prompt inside the smallest circuit of heads.
-    circuit: the smallest one of edges, None where the drawn share is not reached.
+    attention_edges: for each share, the number of open attention edges of a prompt in the smallest circuit of heads.
+    circuit: the smallest circuit of edges; None if the drawn share is not reached.
     """
 
     shape: Shape
@@ -117,17 +118,17 @@ class Measured(BaseModel):
 
 
 class TaskRun(Measured, SeedCurves):
-    """With one seed's prompts."""
+    """Measurements on one seed's prompts."""
 
 
 class ModelOnTask(Measured):
-    """With all seeds' prompts; `circuit` and `example` are the first seed's."""
+    """Measurements on all seeds' prompts. `circuit` and `example` are the first seed's."""
 
     runs: list[SeedCurves]
 
 
 class TaskResult(BySide[ModelOnTask]):
-    """A task in both models, or why it was skipped."""
+    """Results of a task in both models, or the reason why it was skipped."""
 
     task: str
     description: str
@@ -135,7 +136,7 @@ class TaskResult(BySide[ModelOnTask]):
 
 
 class ComparedModel(BaseModel):
-    """One of the two models, and what its export says of its edges."""
+    """One of the two models, with the edge counts of its export."""
 
     name: str
     model_digest: str | None = None
@@ -145,12 +146,14 @@ class ComparedModel(BaseModel):
 
 
 class ComparedModels(BaseModel):
+    """The two models of a comparison."""
+
     base: ComparedModel
     sparse: ComparedModel
 
 
 class CircuitsResult(BaseModel):
-    """circuits.json."""
+    """Content of circuits.json."""
 
     models: ComparedModels
     method: str
@@ -162,24 +165,27 @@ class CircuitsResult(BaseModel):
 
     @property
     def names(self) -> list[str]:
-        """Of the base model and of the sparse one."""
+        """Names of the base model and of the sparse one."""
         return [self.models.base.name, self.models.sparse.name]
 
     @property
     def measured(self) -> list[TaskResult]:
-        """The tasks that claims may rest on."""
+        """The tasks that were not skipped, on which claims may rest."""
         return [task for task in self.tasks if task.skipped is None]
 
     @property
     def headline_share(self) -> float:
-        """The share of the effect that headlines and drawings are about: 0.9, or else the largest measured."""
+        """The share of the effect for headlines and drawings: 0.9, or else the largest measured."""
         return 0.9 if 0.9 in self.shares else max(self.shares)
 
 
 class ComparisonRow(BySide[float]):
-    """A row of comparison.json: how many heads or edges (`level`) each model needs for a share (`fraction`) of a task's
-    effect, the ratio base / sparse with its interval, and both models' mean log-odds. None: some seed never gets there;
-    of the interval, also that there is one seed."""
+    """A row of comparison.json.
+
+    It has the numbers of heads or edges (`level`) that each model needs for a share (`fraction`) of a task's effect,
+    the ratio base / sparse with its interval, and both models' mean log-odds. Numbers are None if some seed never
+    reaches the share. The interval is None also if there is only one seed.
+    """
 
     task: str
     level: Level
@@ -201,9 +207,10 @@ class Comparison(NamedTuple):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """
+        """Reads both files of a folder.
+
         Raises:
-            ValueError: a file is not there, or not what it should be.
+            ValueError: a file is missing or not valid.
         """
         return cls(read_json(folder / DETAILS, CircuitsResult), read_json(folder / COMPARISON, list[ComparisonRow]))
 
@@ -212,6 +219,15 @@ class Comparison(NamedTuple):
         rows = json.dumps([row.model_dump() for row in self.rows], indent=2)
         write_atomically(folder / COMPARISON, (rows + "\n").encode())
         write_atomically(folder / DETAILS, (self.result.model_dump_json() + "\n").encode())
+
+    def __repr__(self) -> str:
+        tasks = ", ".join(task.task for task in self.result.tasks)
+        return f"<Comparison of circuits: {' with '.join(self.result.names)}; tasks: {tasks}>"
+
+    def _repr_html_(self) -> str:
+        """The view of `Shown`, which a named tuple cannot inherit."""
+        html: str = lent("notebook_html")(self)
+        return html
 
     def row(self, task: str, level: Level, share: float) -> ComparisonRow | None:
         wanted = (task, level, share)

@@ -1,6 +1,6 @@
-"""evaluation.json: what a sparse model still knows, beside its base, unrounded.
+"""evaluation.json: evaluation of a sparse model and its base, unrounded.
 
-A measured value is {value, stderr}; null is not measured, without meaning, or not finite.
+A measured value is {value, stderr}. null means not measured, without meaning, or not finite.
 """
 
 import math
@@ -16,7 +16,7 @@ FILE = "evaluation.json"
 
 
 class Estimate(NamedTuple):
-    """A mean and its standard error, None where there is none."""
+    """A mean and its standard error, None if there is none."""
 
     value: Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
     stderr: float | None
@@ -26,13 +26,13 @@ Measured = Annotated[Estimate, PlainSerializer(lambda one: one._asdict())]
 
 
 class TaskComparison(BaseModel):
-    """One metric of one task, of a model and of what it is compared with; None is not measured (yet).
+    """One metric of one task, for a model and its base. None means not measured (yet).
 
-    metric: its name; with the answer filter in brackets where the task has one.
-    questions: how many were asked; None for a group.
-    chance: expected accuracy of guessing; None where that is not a multiple choice.
+    metric: name of the metric, with the answer filter in brackets if the task has one.
+    questions: number of questions; None for a group.
+    chance: expected accuracy of guessing; None if the metric is not the accuracy of a multiple choice.
     higher_is_better: as the task declares; None if it does not.
-    difference: model - base, its standard error that of the mean of the paired differences.
+    difference: model - base, with the standard error of the mean of the paired differences.
     """
 
     task: str
@@ -48,8 +48,8 @@ class TaskComparison(BaseModel):
 class TextScore(BaseModel):
     """Means over the scored tokens of a text, in nats; standard errors are over sequences.
 
-    `base_ce`, `difference` (CE of the model - CE of the base) and `kl` (base || model) are None without a base, the
-    edges of a model without gates too. `edges_per_query` is a mean over heads.
+    `base_ce`, `difference` (CE of the model - CE of the base) and `kl` (base || model) are None without a base. The
+    edge counts are None for a model without gates. `edges_per_query` is a mean over heads.
     """
 
     tokens: int
@@ -64,19 +64,19 @@ class TextScore(BaseModel):
 
 
 class TextComparison(TextScore):
-    """The same with perplexities."""
+    """Scores of a text with perplexities."""
 
     perplexity: Measured
     base_perplexity: Measured | None
 
 
 class Evaluation(BaseModel):
-    """The file.
+    """Content of evaluation.json.
 
-    complete: false while something asked for is not measured.
-    model, against: the names.
+    complete: false until all requested values are measured.
+    model, against: names of the model and of its base.
     settings: tasks, limit, text, sequence_length, batch_size, dtype.
-    versions: of the libraries that the numbers depend on.
+    versions: versions of the libraries on which the numbers depend.
     """
 
     format: int = 1
@@ -90,12 +90,13 @@ class Evaluation(BaseModel):
 
     @classmethod
     def load(cls, file: Path) -> Self:
-        """
+        """Reads an evaluation.json.
+
         Raises:
             ValueError: there is no such file, or it is not an evaluation.
         """
         return read_json(file, cls)
 
     def write(self, file: Path) -> None:
-        """Replaces the file as a whole."""
+        """Writes the file, whole or not at all."""
         write_atomically(file, (self.model_dump_json(indent=2) + "\n").encode())

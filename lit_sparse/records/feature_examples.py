@@ -11,7 +11,7 @@ from lit_sparse.records.reading import Finite, Text
 
 
 class Example(BaseModel):
-    """One context: `values` are the feature's activations by token, `peak` the place of the largest."""
+    """One context. `values` are the feature's activations by token, `peak` is the index of the largest."""
 
     tokens: list[Text]
     values: list[Finite]
@@ -19,7 +19,7 @@ class Example(BaseModel):
 
 
 class Examples(BaseModel):
-    """The file; keys of `features` are "{layer}_{feature}"."""
+    """Content of examples.json. Keys of `features` are "{layer}_{feature}"."""
 
     features: Mapping[str, list[Example]] = {}
 

@@ -2,15 +2,16 @@
 
 Field names, types and the forms of ids are those of attribution graphs as first published (transformer-circuits.pub
 2025, "Circuit Tracing") and read by circuit-tracer and Neuronpedia. Heads are nodes of type "lorsa" with
-`qk_tracing_results`, as these viewers know sparse attention. Two things differ in form or are ours:
+`qk_tracing_results`, the form in which these viewers know sparse attention. Two things are different:
 
 - An error node is "{layer}_error_{position}". The usual "0_{layer}_{position}" is also the id of a feature of layer 0.
-- Optional fields that other viewers pass over: `Metadata.summary`, `Node.own_influence`, `attention`, `head_share` and
-  `qk_note`, and what `QKTracing` says about the gate.
+- Some optional fields are ours, and other viewers ignore them: `Metadata.summary`, `Node.own_influence`, `attention`,
+  `head_share` and `qk_note`, and the gate's fields of `QKTracing`.
 
-`influence` is cumulative, since viewers prune by `influence <= threshold`: the share of all influence on the logits
-that this node and the more influential ones have together (`graph_nodes.cumulative`).
-`own_influence` is the node's own share.
+`influence` is cumulative, since viewers prune by `influence <= threshold`. It is the share of all influence on the
+logits that this node and the more influential ones of the whole graph have together (`graph_nodes.cumulative`). In a
+pruned graph, it is at most `Metadata.node_threshold` for features, heads and errors. `own_influence` is the node's own
+share.
 """
 
 import json
@@ -24,6 +25,7 @@ from pydantic import BaseModel, ConfigDict, model_validator
 from lit_sparse.common.files import write_atomically
 from lit_sparse.records.graph_summary import GraphSummary
 from lit_sparse.records.reading import Finite, Text
+from lit_sparse.records.shown import Shown
 
 SCHEMA_VERSION = 1
 FEATURE, ERROR, TOKEN, LOGIT, HEAD = (
@@ -32,13 +34,13 @@ FEATURE, ERROR, TOKEN, LOGIT, HEAD = (
 
 
 class _Part(BaseModel):
-    """Unknown fields of other writers are passed over; assignments are not checked again."""
+    """Base of the file's parts. Unknown fields of other writers are ignored; assignments are not checked again."""
 
     model_config = ConfigDict(extra="ignore")
 
 
 class Metadata(_Part):
-    """What the graph is of. `scan` names the transcoders, `slug` the graph in a list of graphs."""
+    """Metadata of a graph. `scan` names the transcoders, `slug` names the graph in a list of graphs."""
 
     slug: str
     scan: str
@@ -51,7 +53,7 @@ class Metadata(_Part):
 
 
 class QParams(_Part):
-    """What a reader pinned and grouped: `supernodes` are lists of a name and the ids of its nodes."""
+    """Nodes that a viewer's user pinned and grouped. `supernodes` are lists of a name and the ids of its nodes."""
 
     pinnedIds: list[str] = []
     supernodes: list[list[Text]] = []
@@ -59,16 +61,29 @@ class QParams(_Part):
     clickedId: str = ""
     sg_pos: str = ""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_saved(cls, content: Any) -> Any:
+        """What circuit-tracer's viewer saves: lists as text, and null for what was not set."""
+        if not isinstance(content, dict):
+            return content
+        given = {name: value for name, value in content.items() if value is not None}
+        if isinstance(pinned := given.get("pinnedIds"), str):
+            given["pinnedIds"] = pinned.split(",") if pinned else []
+        if isinstance(groups := given.get("supernodes"), str):
+            given["supernodes"] = json.loads(groups or "[]")
+        return given
+
 
 class QKTracing(_Part):
-    """Why one of a head's edges is open: what writers at the query and at the key add to its attention logit.
+    """Reason why one of a head's edges is open: contributions of writers at the query and key to its attention logit.
 
     Contributors are (query-side node, key-side node, value) and (node, value), in units of the scaled attention logit,
-    the strongest first. Ids may belong to nodes that pruning took out of the graph.
+    the strongest first. Ids may belong to nodes that pruning removed from the graph.
 
-    key: the position of the edge's key; the query is the node's own position.
-    attention_logit: q.k, scaled: the sum over all pairs plus `remainder` (biases and what is not listed among writers).
-    gate_logit, gate_cutoff, gate_sharpness: gate_logit = sharpness x (score - cutoff); open where it is above 0.
+    key: position of the edge's key; the query is the node's own position.
+    attention_logit: scaled q.k, the sum over all pairs plus `remainder` (biases, and writers that are not listed).
+    gate_logit, gate_cutoff, gate_sharpness: gate_logit = sharpness x (score - cutoff). The edge is open if it is > 0.
     """
 
     key: int | None = None
@@ -83,7 +98,7 @@ class QKTracing(_Part):
 
 
 class Node(_Part):
-    """A node; made by the functions of `graph_nodes`, which know the forms of ids."""
+    """A node. The functions of `graph_nodes`, which know the forms of ids, make nodes."""
 
     node_id: str
     feature: int
@@ -101,27 +116,27 @@ class Node(_Part):
     qk_tracing_results: QKTracing | None = None
     own_influence: Finite | None = None
     attention: list[tuple[int, Finite]] | None = None
-    """Of a head: (key position, attention weight) of its open edges from this position."""
+    """For a head: (key position, attention weight) of its open edges from this position."""
     head_share: Finite | None = None
-    """Of a head: its share of the attribution of all heads, over all positions."""
+    """For a head: its share of the attribution of all heads, over all positions."""
     qk_note: str | None = None
-    """Of a head without `qk_tracing_results`: why there are none."""
+    """For a head without `qk_tracing_results`: the reason why there are none."""
 
 
 class Link(_Part):
-    """What `source` adds to `target`, in the target's units."""
+    """Addition of `source` to `target`, in the target's units."""
 
     source: str
     target: str
     weight: Finite
 
 
-class GraphFile(_Part):
-    """The whole file.
+class GraphFile(Shown, _Part):
+    """Content of graph.json.
 
     Raises:
-        ValueError: ids that occur twice, links, pins or supernodes of unknown nodes, positions outside the prompt,
-            or numbers that are not finite.
+        ValueError: an id occurs twice, a link, pin or supernode names an unknown node, a position is outside the
+            prompt, or a number is not finite.
     """
 
     metadata: Metadata
@@ -145,6 +160,10 @@ class GraphFile(_Part):
             raise ValueError(f"{unknown!r} is no node of the graph, but a link, a pin or a supernode names it")
         return self
 
+    def __repr__(self) -> str:
+        size = f"{len(self.nodes):,} nodes, {len(self.links):,} links"
+        return f"<GraphFile: {self.metadata.prompt!r}, {size}>"
+
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read a graph.json, ours or another tool's.
@@ -158,7 +177,7 @@ class GraphFile(_Part):
         return cls.model_validate_json(path.read_bytes())
 
     def as_json(self) -> dict[str, Any]:
-        """The file's content; our own optional fields are left out where they say nothing."""
+        """The file's content, without those of our own optional fields that are empty."""
         content = self.model_dump(mode="json")
         if self.metadata.summary is None:
             del content["metadata"]["summary"]

@@ -1,6 +1,5 @@
-"""Nodes of graph.json: the forms of their ids, by kind."""
+"""Nodes of graph.json, with the form of their ids for each kind."""
 
-import math
 from typing import Any
 
 import numpy as np
@@ -8,16 +7,18 @@ from jaxtyping import Float
 
 from lit_sparse.records.graph import ERROR, FEATURE, HEAD, LOGIT, TOKEN, Node
 
+_HEADS = 1_000_000
+"""Added to a head's number, so that viewers do not take it for a feature of its layer."""
 
-def feature_node(layer: int, feature: int, position: int, *, features: int, **extra: Any) -> Node:
-    """A transcoder's feature that is active at a position; `features`: how many the transcoder has in a layer."""
-    # Viewers keep names by this number alone, so it has to tell layers apart.
-    number = feature + layer * 10 ** math.ceil(math.log10(max(2, features)))
+
+def feature_node(layer: int, feature: int, position: int, **extra: Any) -> Node:
+    """A transcoder's feature that is active at a position."""
+    number = _pair(layer, feature)
     return _node(f"{layer}_{feature}_{position}", f"{layer}_{feature}-0", FEATURE, number, layer, position, extra)
 
 
 def error_node(layer: int, position: int, **extra: Any) -> Node:
-    """What the transcoders miss of the MLP's output."""
+    """The part of the MLP's output that the transcoders do not reproduce."""
     return _node(f"{layer}_error_{position}", f"{layer}_error-{position}", ERROR, -1, layer, position, extra)
 
 
@@ -28,28 +29,40 @@ def token_node(token_id: int, position: int, **extra: Any) -> Node:
 
 def head_node(layer: int, head: int, position: int, **extra: Any) -> Node:
     """A head at its query position; `activation` is its attribution to the explained logits."""
-    return _node(f"{layer}_h{head}_{position}", f"{layer}_h{head}-0", HEAD, head, layer, position, extra)
+    number = _pair(layer, _HEADS + head)
+    return _node(f"{layer}_h{head}_{position}", f"{layer}_h{head}-0", HEAD, number, layer, position, extra)
 
 
 def logit_node(
     layers: int, token_id: int, position: int, *, token: str, probability: float, target: bool = False, **extra: Any
 ) -> Node:
-    """A next token's logit; `layers`: how many the model has; `target`: it is the answer that is explained."""
+    """Logit of a next token. `layers` is the number of the model's layers; `target` marks the explained answer."""
     extra |= {
         "token_prob": probability,
         "is_target_logit": target,
-        "clerp": f'Output "{token}" (p={probability:.3f})',  # viewers read token and probability out of this
+        "clerp": f'Output "{token}" (p={probability:.3f})',  # viewers parse token and probability from this
     }
     layer = layers + 1
     return _node(f"{layer}_{token_id}_{position}", f"L_{token_id}-{position}", LOGIT, token_id, layer, position, extra)
 
 
-def cumulative(own: Float[np.ndarray, " node"]) -> Float[np.ndarray, " node"]:
-    """By node, the share of all influence that it and the more influential ones have together, in [0, 1]."""
-    order = np.argsort(-own, kind="stable")
-    result = np.empty(len(own))
-    result[order] = np.cumsum(own[order]) / (own.sum() or 1.0)
+def cumulative(
+    own: Float[np.ndarray, " node"], among: Float[np.ndarray, " other"] | None = None
+) -> Float[np.ndarray, " node"]:
+    """Share of all influence that each node and the more influential ones have together, in [0, 1].
+
+    Args:
+        among: the influence of all nodes, if `own` is the influence of some of them. Default: `own` is of all nodes.
+    """
+    falling = np.sort(own if among is None else among)[::-1]
+    together = np.cumsum(falling) / (falling.sum() or 1.0)
+    result: Float[np.ndarray, " node"] = together[np.searchsorted(-falling, -own, side="right") - 1]
     return result
+
+
+def _pair(layer: int, index: int) -> int:
+    """One number for both (Cantor's pairing), which viewers take apart again."""
+    return (layer + index) * (layer + index + 1) // 2 + index
 
 
 def _node(

@@ -1,7 +1,7 @@
-"""summary.json of attribution graphs: one prompt's numbers, or many prompts' with their mean and spread.
+"""summary.json of attribution graphs: numbers of one prompt, or of many prompts with their mean and spread.
 
-One prompt: a `GraphSummary`; with a second model beside it, that model's under `against`.
-Many: a `PromptsSummary`.
+For one prompt it is a `GraphSummary`. If a second model was compared, its summary is under `against`.
+For many prompts it is a `PromptsSummary`.
 """
 
 import os
@@ -21,21 +21,21 @@ MEASURED = (
 
 
 class GraphSummary(BaseModel):
-    """One prompt's graph in numbers.
+    """Numbers of one prompt's graph.
 
-    nodes, links: after pruning.
-    heads_for_80: the smallest number of heads that carry 80 % of the attention attribution;
-    heads_for_80_by_influence: the same of the influence that head nodes have in the graph.
-    heads_for_80_by_connection: heads that carry 80 % of what moves from one position to another, averaged over pairs of
-    positions in proportion to their attribution.
+    nodes, links: numbers after pruning.
+    heads_for_80: smallest number of heads with 80 % of the attention attribution.
+    heads_for_80_by_influence: smallest number of heads with 80 % of the influence of head nodes in the graph.
+    heads_for_80_by_connection: smallest number of heads with 80 % of the attribution between two positions, averaged
+        over pairs of positions in proportion to their attribution.
     replacement_error: norm of the transcoders' errors over the norm of the MLPs' outputs.
-    explained_variance: of the MLPs' outputs on this prompt.
+    explained_variance: explained share of the variance of the MLPs' outputs on this prompt.
     replacement_kl: KL (nats) of the next token from the model's with every MLP replaced by the transcoders.
-    seconds: building the graph, loading excepted.
-    model_digest: of the model's weights and gates (see `lit_sparse.models.digest`).
-    attention_edges, allowed_attention_edges: open ones, and all that causality allows, over all heads.
+    seconds: time to build the graph, without loading.
+    model_digest: digest of the model's weights and gates (see `lit_sparse.models.digest`).
+    attention_edges, allowed_attention_edges: open edges, and all that causality allows, over all heads.
     page: the explorer's HTML file, relative to the folder of summary.json.
-    against: the same prompt in the model that it is compared with.
+    against: summary of the same prompt in the model with which it is compared.
     """
 
     prompt: Text
@@ -70,13 +70,13 @@ class Spread(BaseModel):
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Self:
-        """Of at least one value."""
+        """Spread of at least one value."""
         spread = stdev(values) if len(values) > 1 else 0.0
         return cls(mean=fmean(values), std=spread, min=min(values), max=max(values))
 
 
 class ModelSpread(BaseModel):
-    """One model over all prompts; `measured` by the names of `MEASURED`."""
+    """Spreads of one model over all prompts. Keys of `measured` are the names of `MEASURED`."""
 
     model: str | None
     sparse: bool | None
@@ -84,10 +84,10 @@ class ModelSpread(BaseModel):
 
 
 class PromptsSummary(BaseModel):
-    """Many prompts: the model that was asked about first, the one beside it second.
+    """Summary of many prompts. The model that was asked about comes first, the one compared with it second.
 
-    fewer_heads: by prompt, heads_for_80 of the second model over that of the first; None without a second;
-    fewer_heads_by_connection: the same of heads_for_80_by_connection.
+    fewer_heads: heads_for_80 of the second model over that of the first, by prompt; None without a second model.
+    fewer_heads_by_connection: the same ratio of heads_for_80_by_connection.
     """
 
     prompts: list[GraphSummary]
@@ -97,7 +97,7 @@ class PromptsSummary(BaseModel):
 
 
 def summarise(prompts: Sequence[GraphSummary]) -> PromptsSummary:
-    """Mean and spread over at least one prompt, each with or each without a model beside it."""
+    """Mean and spread over at least one prompt. Either all or none of the prompts have a second model."""
     sides = [list(prompts)]
     beside = [one.against for one in prompts if one.against is not None]
     if len(beside) == len(prompts):
@@ -111,7 +111,7 @@ def summarise(prompts: Sequence[GraphSummary]) -> PromptsSummary:
 
 
 def read_summary(path: str | os.PathLike[str]) -> PromptsSummary:
-    """A summary.json of one prompt or of many, as of many.
+    """Reads a summary.json. One prompt is returned as a summary of many.
 
     Raises:
         ValueError: there is no such file, or it is not a summary of graphs.
@@ -124,7 +124,7 @@ def read_summary(path: str | os.PathLike[str]) -> PromptsSummary:
 
 
 def _times(sides: Sequence[Sequence[GraphSummary]], name: str) -> Spread | None:
-    """By prompt, the second model's number over the first's."""
+    """Ratio of the second model's number to the first's, by prompt."""
     if len(sides) < 2:
         return None
     pairs = [(getattr(a, name), getattr(b, name)) for a, b in zip(*sides, strict=True)]

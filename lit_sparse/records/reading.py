@@ -1,4 +1,4 @@
-"""Files of JSON as the records that they hold."""
+"""Reading of JSON files as records."""
 
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -13,10 +13,10 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
 def read_json(file: Path, kind: type[T]) -> T:
-    """What a JSON file holds.
+    """Reads a record from a JSON file.
 
     Raises:
-        ValueError: there is no such file, or it does not hold such a record: the message names the field.
+        ValueError: there is no such file, or it does not hold such a record; the message names the field.
     """
     if not file.is_file():
         raise ValueError(f"no {file.name} in {file.parent}: is it the folder of another command?")
@@ -27,7 +27,7 @@ def read_json(file: Path, kind: type[T]) -> T:
 
 
 def checked(value: Any, kind: type[T], file: Path) -> T:
-    """A part of a file's content; errors as of `read_json`."""
+    """A part of a file's content, checked; it raises the errors of `read_json`."""
     try:
         return TypeAdapter(kind).validate_python(value)
     except ValidationError as error:

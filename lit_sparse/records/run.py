@@ -1,4 +1,4 @@
-"""The record of one run: all that its plots and its page are made from, kept without the model.
+"""Record of one run: all data of its plots and its page, without the model.
 
 Shapes: L layers, H query heads, T tokens of the example (queries on axis -2, keys on axis -1).
 """
@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save
 from lit_sparse.common.files import write_atomically
 from lit_sparse.records.reading import checked
 from lit_sparse.records.run_summary import RunSummary
+from lit_sparse.records.shown import Shown
 
 ARRAYS_FILE = "record.safetensors"
 VALUES_FILE = "record.json"
@@ -28,7 +29,7 @@ FORMAT_VERSION = 1
 class AttentionExample:
     """One sentence's causal attention in every head, in the base model and in the sparse one.
 
-    The sentence is one document: every token may read itself and all earlier ones, weights above the
+    The sentence is one document. Every token may attend to itself and all earlier tokens; weights above the
     diagonal are ignored.
 
     Args:
@@ -57,15 +58,15 @@ class AttentionExample:
             )
 
 
-@dataclass
-class RunRecord:
-    """What a run measured.
+@dataclass(repr=False)
+class RunRecord(Shown):
+    """Measurements of a run.
 
     Args:
         summary: the content of summary.json.
         history: the rows of metrics.csv, see `read_history`.
         edges_start: open edges over allowed edges, by layer and head, before training.
-        edges_end: the same after training.
+        edges_end: open edges over allowed edges after training.
         example: one sentence's attention, if there is one.
 
     Raises:
@@ -88,8 +89,11 @@ class RunRecord:
                 "the same (layers, heads)"
             )
 
+    def __repr__(self) -> str:
+        return f"<RunRecord: {len(self.history)} rows of history, {self.summary!r}>"
+
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write `record.safetensors` and `record.json` into `folder`, which is made if need be.
+        """Write `record.safetensors` and `record.json` into `folder`, which is made if it does not exist.
 
         Each file appears whole or not at all. Numbers that are not finite become null in the JSON.
         """
@@ -116,7 +120,7 @@ class RunRecord:
 
         Raises:
             FileNotFoundError: `folder` holds no record.
-            ValueError: the record has another format version, or a field of its summary is not what it should be.
+            ValueError: the record has another format version, or a field of its summary is not valid.
         """
         folder = Path(folder)
         for name in (ARRAYS_FILE, VALUES_FILE):
@@ -146,7 +150,7 @@ class RunRecord:
 
 
 def read_history(csv_path: str | os.PathLike[str]) -> list[dict[str, float]]:
-    """Read a metrics.csv: one dict a row, blank cells absent.
+    """Read a metrics.csv as one dict per row, without blank cells.
 
     Raises:
         ValueError: the file has no `step` column, or a cell is not a number.
@@ -172,10 +176,10 @@ def read_history(csv_path: str | os.PathLike[str]) -> list[dict[str, float]]:
 
 
 def as_array(value: Any, ndim: int, name: str) -> np.ndarray:
-    """`value` as a contiguous float32 array; tensors on any device and of any float type are welcome.
+    """`value` as a contiguous float32 array. Tensors on any device and of any float type are accepted.
 
     Raises:
-        ValueError: it has not `ndim` axes.
+        ValueError: the array does not have `ndim` axes.
     """
     if hasattr(value, "detach"):
         value = value.detach().float().cpu().numpy()

@@ -1,4 +1,4 @@
-"""What a run and the commands after it have left in their folders, read for the report that joins it all."""
+"""Results of a run and of the commands after it, read from their folders for the joint report."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,13 +29,14 @@ class Circuits:
 
     @property
     def digests(self) -> list[str | None]:
-        """Of the models whose figures these are, as far as they are recorded; below the same."""
+        """Digests of the models to which these results belong, None where it is not recorded. The other parts have the
+        same property."""
         return [self.found.result.models.sparse.model_digest]
 
 
 @dataclass
 class Transcoders:
-    """A folder of transcoders; `name` tells it apart."""
+    """A folder of transcoders. `name` identifies it."""
 
     folder: Path
     name: str
@@ -71,7 +72,7 @@ class Graphs:
 
 @dataclass
 class RunParts:
-    """Everything that was found; an empty field is a part that the report says to be missing."""
+    """All parts that were found. The report says that a part is missing if its field is empty."""
 
     run_dir: Path
     record: RunRecord | None = None
@@ -89,11 +90,11 @@ class RunParts:
         transcoders: Sequence[Path] = (),
         graphs: Sequence[Path] = (),
     ) -> "RunParts":
-        """Read the named folders, and where none is named those under `run_dir` (circuits*, transcoder*, graph*).
+        """Read the named folders, or those under `run_dir` (circuits*, transcoder*, graph*) if none is named.
 
         Raises:
-            ValueError: no such run, a named folder without what it should hold, a file that cannot be understood, or
-                circuits, transcoders or graphs of another model than the run's.
+            ValueError: there is no such run, a named folder lacks its files, a file is not valid, or circuits,
+                transcoders or graphs belong to another model than the run's.
         """
         if not (run_dir / "config.yaml").is_file() and not (run_dir / "record").is_dir():
             raise ValueError(
@@ -120,8 +121,8 @@ class RunParts:
         wanted = None if self.record is None else self.record.summary.model_digest
         if wanted is None:
             raise ValueError(
-                f"the run {self.run_dir} does not record which model it made, so that {found[0][0]} cannot be compared "
-                "with it: it has not ended, or an older version ended it. End it again: main.py fit --config "
+                f"the run {self.run_dir} does not record which model it made, so {found[0][0]} cannot be compared with "
+                "it: it has not ended, or an older version ended it. End it again: main.py fit --config "
                 f"{self.run_dir / 'config.yaml'} --on_existing resume"
             )
         advice = (

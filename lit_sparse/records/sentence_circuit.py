@@ -1,7 +1,7 @@
-"""circuit.json: the circuit of one sentence, as the attention edges that keep what a model says next.
+"""circuit.json: the circuit of one sentence, as the attention edges that keep a model's prediction.
 
-An edge is (layer, head, query, key): in that head the position `query` reads the position `key`. Positions count the
-tokens from 0. `docs/concepts/circuits.md` says how circuits are found and what the numbers mean.
+An edge is (layer, head, query, key): in that head the position `query` attends to the position `key`. Positions count
+the tokens from 0. `docs/concepts/circuits.md` explains how circuits are found, and the numbers.
 """
 
 import json
@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field, NonNegativeInt, ValidationInfo, field_val
 from lit_sparse.common.files import write_atomically
 from lit_sparse.common.late import lent
 from lit_sparse.records.reading import Finite, Text, read_json
+from lit_sparse.records.shown import Shown
 
 FORMAT: Literal[1] = 1
 Off = Literal["mean", "zero", "corrupted"]
@@ -24,8 +25,8 @@ Off = Literal["mean", "zero", "corrupted"]
 class KeptEdge(NamedTuple):
     """An edge of a circuit.
 
-    weight: the factor of the key's value in the query's output, in the whole model.
-    effect: what is lost when this edge alone is taken out of the circuit: of f, or nats of KL.
+    weight: factor of the key's value in the query's output, in the whole model.
+    effect: loss when this edge alone is removed from the circuit, as a loss of f or in nats of KL.
     """
 
     layer: NonNegativeInt
@@ -37,11 +38,11 @@ class KeptEdge(NamedTuple):
 
 
 class Outcome(BaseModel):
-    """What the model says next in one forward pass.
+    """Prediction of the next token in one forward pass.
 
-    difference: log-odds of the answers against the wrong ones, nats; None without wrong answers.
-    kl: KL(whole model || this pass) of the next token, nats.
-    probability: of the answer, or without one of the whole model's likeliest token.
+    difference: log-odds of the answers against the wrong ones, in nats; None without wrong answers.
+    kl: KL(whole model || this pass) of the next token, in nats.
+    probability: probability of the answer, or without an answer of the whole model's likeliest token.
     predictions: the likeliest tokens with their probabilities.
     """
 
@@ -52,29 +53,29 @@ class Outcome(BaseModel):
 
 
 class Control(BaseModel):
-    """The same search for another answer, asked for as large a difference: how many edges that takes, None where it was
-    not reached."""
+    """Control: the same search for another answer with the same difference. `edges` is the number of edges that it
+    takes; None if the difference was not reached."""
 
     answer: Text
     edges: int | None
 
 
-class SentenceCircuit(BaseModel):
-    """One prompt in one model.
+class SentenceCircuit(Shown, BaseModel):
+    """Circuit of one prompt in one model.
 
-    ids, tokens: of the prompt.
-    goal: "difference": the circuit keeps the share `keep` of f; "distribution": its KL stays at or below `nats`.
-    off: what an edge passes that is switched off: nothing, what its head passes on average, or what it passes on a
-        corrupted prompt.
+    ids, tokens: token ids of the prompt, and their texts.
+    goal: "difference" if the circuit keeps the share `keep` of f; "distribution" if its KL stays at or below `nats`.
+    off: what a switched-off edge passes: nothing ("zero"), what its head passes on average ("mean"), or what it passes
+        on a corrupted prompt ("corrupted").
     mean_over: token ids of the prompts over which the heads' means were taken.
-    corrupted, corrupted_ids: the prompt whose edges are passed instead, and its tokens.
-    allowed, open: attention edges that causality allows, and that pass anything.
+    corrupted, corrupted_ids: the corrupted prompt and its token ids.
+    allowed, open: numbers of attention edges that causality allows, and of those that pass anything.
     whole, circuit, without, ablated: forward passes with all edges, with the circuit's only, with all but the
         circuit's, and with none.
     faithfulness: f of the circuit, (m_circuit - m_ablated) / (m_whole - m_ablated); None without wrong answers.
-    left: the same of the pass without the circuit's edges: what is left of the effect.
+    left: f of the pass without the circuit's edges, which is the rest of the effect.
     controls: searches for arbitrary answers.
-    agreement: over searches from other seeds, the share of edges that two circuits have in common (Jaccard).
+    agreement: share of edges that two circuits from other seeds have in common (Jaccard), averaged over pairs.
     """
 
     format: Literal[1] = FORMAT
@@ -125,11 +126,15 @@ class SentenceCircuit(BaseModel):
         if missing := [name for name in needed if getattr(self, name) is None]:
             raise ValueError(f"the goal {self.goal!r} needs {', '.join(missing)}")
         if self.off == "corrupted" and (self.corrupted is None or len(self.corrupted_ids) != len(self.ids)):
-            raise ValueError("edges that pass what they do on a corrupted prompt need one of as many tokens")
+            raise ValueError("off = 'corrupted' needs a corrupted prompt with the same number of tokens")
         return self
 
+    def __repr__(self) -> str:
+        edges = f"{len(self.edges):,} of {self.open:,} open edges, {'enough' if self.enough else 'not enough'}"
+        return f"<SentenceCircuit: {self.prompt!r} → {self.answer!r} ({self.kind}); {edges}>"
+
     def apply(self, model: Any) -> AbstractContextManager[Any]:
-        """A context in which only these edges are kept on the prompt: see
+        """Context in which only these edges are kept on the prompt; see
         `lit_sparse.circuits.attention_edges.apply.apply_circuit`."""
         context: AbstractContextManager[Any] = lent("apply_circuit")(self, model)
         return context
@@ -140,30 +145,34 @@ class SentenceCircuit(BaseModel):
 
     @property
     def enough(self) -> bool:
-        """The circuit reaches its goal."""
+        """True if the circuit reaches its goal."""
         if self.goal == "difference":
             return (self.faithfulness or 0.0) >= (self.keep or 0.0)
         return self.circuit.kl <= (self.nats or 0.0)
 
 
-class SentenceCircuits(BaseModel):
-    """circuit.json: the same prompt in one model or two, the one asked for first."""
+class SentenceCircuits(Shown, BaseModel):
+    """Content of circuit.json: the same prompt in one model or two, the requested model first."""
 
     circuits: Annotated[list[SentenceCircuit], Field(min_length=1, max_length=2)]
 
+    def __repr__(self) -> str:
+        return "\n".join(map(repr, self.circuits))
+
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> Self:
-        """
+        """Reads a circuit.json.
+
         Raises:
-            ValueError: the file is not there, or not what it should be.
+            ValueError: the file is missing or not valid.
         """
         return read_json(Path(file), cls)
 
     def write(self, file: Path) -> None:
-        """Write the file whole or not at all."""
+        """Writes the file, whole or not at all."""
         write_atomically(file, (json.dumps(self.model_dump(mode="json"), indent=1) + "\n").encode())
 
 
 def by_strength(edges: Sequence[KeptEdge]) -> list[KeptEdge]:
-    """The edges without which most is lost first."""
+    """Edges in the order of their effect, the largest first."""
     return sorted(edges, key=lambda edge: -edge.effect)

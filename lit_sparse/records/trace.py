@@ -1,44 +1,43 @@
-"""One prompt's trace as plain data: what its page, its plot and its table are made from.
+"""Trace of one prompt as plain data, from which its page, its plot and its table are made.
 
-Edges here are open edges between two different positions, of those that lie on a walk back from the answer: what moves
-something to the place where the answer is read. First come those shown, a circuit that is enough for the answer: the
-one without which most is lost is the first. The others follow by |contribution|, the strongest first. "Kept" are always
-the first few of this order. A closed edge passes what its head does on average over everyday sentences
-(`lit_sparse/tracing/flow.py`).
+Edges here are open edges between two different positions that lie on a path to the position at which the answer is
+read. The edges shown come first: a circuit that suffices for the answer, the most needed edge first. The others follow
+by |contribution|, the strongest first. "Kept" edges are always the first few of this order. A closed edge passes what
+its head passes on average over everyday sentences (`lit_sparse/tracing/flow.py`).
 
-`trace.json` (written by `traces_json`), format 2. In format 1 those shown were the strongest ones, and a closed edge
-passed nothing:
+`trace.json` (written by `traces_json`) has format 2. In format 1 the edges shown were the strongest ones, and a closed
+edge passed nothing:
 
     format        2
     prompt        the prompt as text
     tokens        its tokens as text, T of them
     answer        the token that is explained, as text
     answer_id     its id
-    traces        a list, one a model, the first one asked for first:
+    traces        a list with one entry per model, the requested model first:
       model           its name
       sparse          whether it has gates
-      layers, heads   how many
-      probability     of the answer
+      layers, heads   their numbers
+      probability     probability of the answer
       predictions     the likeliest next tokens: [{token, probability}]
-      allowed         edges that the mask allows, in all layers and heads
-      open            edges that are open
-      reachable       open edges between different positions on a walk back from the answer
-      reaches         per token, whether it reaches the answer through open edges
-      needed          per token, how many of the first edges have to be there until it reaches; null: never
+      allowed         number of edges that the mask allows, in all layers and heads
+      open            number of open edges
+      reachable       number of open edges between different positions on a path to the answer
+      reaches         per token, true if it reaches the answer through open edges
+      needed          per token, number of first edges that it needs to reach the answer; null: never
       cut             per token, change of the answer's log-probability (nats) when all edges out of it to later
                       positions are closed
-      paths           per token, its first path to the answer: places of edges in `edges`, from token to answer; null
-                      where the token does not reach or the path uses an edge that was left out of `edges`
-      ablations       [{edges, connected, tokens, probability}]: only the first `edges` kept, of which `connected`
-                      lie on a walk back and `tokens` tokens reach, and the answer's probability in that forward pass
-      shown           how many of the first edges are the circuit: kept alone, they leave the answer >= `keep` of its
+      paths           per token, its first path to the answer: indices of edges in `edges`, from token to answer; null
+                      if the token does not reach the answer or the path uses an edge that is not in `edges`
+      ablations       [{edges, connected, tokens, probability}]: only the first `edges` are kept; `connected` of them
+                      lie on a path, `tokens` tokens reach the answer, which has `probability` in that forward pass
+      shown           number of first edges that are the circuit: kept alone, they leave the answer >= `keep` of its
                       probability, and less without any single one of them
-      without         for each edge of the circuit, the answer's probability when it alone is taken out of it
+      without         for each edge of the circuit, the answer's probability when this edge alone is removed
       keep            that share
       edges           the first edges (at least those shown), in columns: layer, head, query, key, weight (the factor
                       of the key's value), contribution (logits)
       total           sum of |contribution| over all reachable edges: shares are |contribution| / total
-      seconds         what the trace took; by the command, without loading and the everyday average
+      seconds         time of the trace; the command does not count loading and the everyday average
 """
 
 import json
@@ -48,6 +47,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+
+from lit_sparse.records.shown import Shown
 
 FORMAT = 2
 EDGES_WRITTEN = 5_000
@@ -64,7 +65,7 @@ class TraceEdges:
     weight: Float[np.ndarray, " edge"]
     """The factor w of the key's value in the query's output."""
     contribution: Float[np.ndarray, " edge"]
-    """To the answer's logit less the mean logit."""
+    """Contribution to the answer's logit minus the mean logit."""
 
     def __getitem__(self, which: "slice | Bool[np.ndarray, ' edge'] | Int[np.ndarray, ' some']") -> "TraceEdges":
         return TraceEdges(**{name: column[which] for name, column in vars(self).items()})
@@ -75,11 +76,11 @@ class TraceEdges:
 
 @dataclass(frozen=True)
 class Ablation:
-    """Only the first `edges` edges kept, all others between different positions closed.
+    """Ablation in which only the first `edges` edges are kept, and all others between different positions are closed.
 
-    connected: how many of them lie on a walk back from the answer.
-    tokens: how many input tokens reach the answer along them.
-    probability: the answer's.
+    connected: number of them that lie on a path to the answer.
+    tokens: number of input tokens that reach the answer along them.
+    probability: probability of the answer.
     """
 
     edges: int
@@ -88,9 +89,9 @@ class Ablation:
     probability: float
 
 
-@dataclass
-class Trace:
-    """Why one model's next token came out as it did. Fields: see the module's docstring."""
+@dataclass(repr=False)
+class Trace(Shown):
+    """Trace of one model's prediction. The module's docstring explains the fields."""
 
     model: str
     sparse: bool
@@ -117,13 +118,17 @@ class Trace:
 
     @property
     def kind(self) -> str:
-        """What the model is called beside another one."""
+        """Name of the model beside another one: "sparse" or "dense"."""
         return "sparse" if self.sparse else "dense"
 
     @property
     def total(self) -> float:
         """Sum of all |contribution|."""
         return float(np.abs(self.edges.contribution).sum())
+
+    def __repr__(self) -> str:
+        kept = f"{self.shown.edges:,} of {self.open:,} open edges keep {self.shown.probability:.3f} of it"
+        return f"<Trace: {self.prompt!r} → {self.answer!r} with p = {self.probability:.3f} ({self.kind}); {kept}>"
 
     def as_json(self, edges: int = EDGES_WRITTEN) -> dict[str, object]:
         """The trace's entry in trace.json, with at least the edges shown."""
@@ -170,5 +175,5 @@ def traces_json(traces: Sequence[Trace]) -> str:
 
 
 def _short(value: float) -> float:
-    """Five significant digits: enough to draw with, a third of the characters."""
+    """Value with five significant digits: enough for drawings, with a third of the characters."""
     return float(f"{value:.5g}") if math.isfinite(value) else 0.0

@@ -1,4 +1,4 @@
-"""summary.json of a transcoder folder: what transcoders reproduce of a model's MLPs on held-out text."""
+"""summary.json of a transcoder folder: quality of the transcoders on held-out text."""
 
 import json
 from pathlib import Path
@@ -13,14 +13,15 @@ FILE = "summary.json"
 
 
 class TranscoderSummary(BaseModel):
-    """Means over layers, and by layer; in nats per scored token.
+    """Quality of transcoders as means over layers and by layer, and cross-entropies in nats per scored token.
 
-    model_digest: of the weights that they stand in for (see `lit_sparse.models.digest`).
-    features: of a layer.
-    l0: active features a token.
-    dead_fraction: of the features, that have not fired for a while.
-    explained_variance: of the MLPs' outputs, over tokens that are not massive in them.
-    ce, replacement_ce, mean_ablation_ce: of the model, with the transcoders for all its MLPs, with their means.
+    model_digest: digest of the model that they were trained on (see `lit_sparse.models.digest`).
+    features: number of features of a layer.
+    l0: active features per token.
+    dead_fraction: share of the features that have not been active for a while.
+    explained_variance: explained share of the variance of the MLPs' outputs, over tokens that are not massive in them.
+    ce, replacement_ce, mean_ablation_ce: cross-entropy of the model, with the transcoders for all its MLPs, and with
+        the MLPs' mean outputs.
     """
 
     model: str
@@ -43,12 +44,13 @@ class TranscoderSummary(BaseModel):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """
+        """Reads the summary.json of a folder.
+
         Raises:
             ValueError: there is no such file, or it is not a transcoder's summary.
         """
         return read_json(folder / FILE, cls)
 
     def write(self, folder: Path) -> None:
-        """Replaces the file as a whole."""
+        """Writes the file, whole or not at all."""
         write_atomically(folder / FILE, (json.dumps(self.model_dump(), indent=2) + "\n").encode())

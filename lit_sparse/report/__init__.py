@@ -1,4 +1,4 @@
-"""What a run leaves for people: plots, pages and tables, each made from records alone.
+"""Plots, pages and tables for people, each made from records alone.
 
 record = RunRecord.load("runs/quickstart/record")
 write_plots(record, "runs/quickstart/plots")

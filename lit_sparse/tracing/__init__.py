@@ -1,4 +1,4 @@
-"""Why the next token came out as it did: open edges walked back from the answer.
+"""Traces of a prediction: the open edges that lead from a prompt's tokens to the next token.
 
 trace = lit_sparse.tracing.trace(model, tokenizer, "The capital of France is")
 """

@@ -1,27 +1,28 @@
-"""Why the next token came out as it did: which few edges are enough for it, what can reach it, what each edge carries.
+"""Traces of a prediction: the few edges that suffice for it, the tokens that can reach it, each edge's contribution.
 
-All with attention weights frozen: gates and softmax are functions of queries and keys, so an answer depends on a
-model's values in two ways, through what the open edges move (o_i = sum_j w_ij v_j) and through what decides w. With w
-held at what it was only the first is left, and closing an edge changes no other edge's weight.
+Attention weights are frozen throughout. Gates and softmax are functions of queries and keys, so an answer depends on a
+model's values in two ways: through what the open edges move (o_i = sum_j w_ij v_j), and through what decides w. With
+w fixed only the first way is left, and closing an edge changes no other edge's weight.
 
-Edges from a position to itself move nothing between positions: like the MLPs they belong to what a position does with
-what it has, they are always kept and carry no contribution.
+Edges from a position to itself move nothing between positions. Like the MLPs, they process what a position already
+has. They are always kept and have no contribution.
 
-Closed: an edge passes, at its weight, what its head passes on average over everyday sentences, as in circuits of
-sentences (`circuits.attention_edges`): only what its key has of its own is gone. In a dense model, whose weights sum to
-one, heads then stay near what they usually write, so that no edge is kept only to bring them there.
+A closed edge passes, at its weight, what its head passes on average over everyday sentences, as in circuits of
+sentences (`circuits.attention_edges`). Only what is specific to its key is removed. In a dense model, whose weights sum
+to one, heads then stay near what they usually write, so no edge is kept only to bring them there.
 
-Shown: a minimal circuit. Kept alone, its edges leave the answer at least `keep` of its probability, and without any
-single one of them it has less. Found by a learnt mask and real ablation. There may be other circuits as small.
+The edges shown are a minimal circuit. If only they are kept, the answer keeps at least the share `keep` of its
+probability; without any single one of them it keeps less. A learnt mask and real ablation find the circuit. Other
+circuits of this size may exist.
 
-Contribution of an edge: the gradient of (answer's logit - mean logit) in the edge's switch, the mean over all switches
-between positions at 1/2, 3/4 and 1 together. By the chain rule that is (w_ij (v_j - mean) W_O) . d/d(what the attention
-adds at query i): gradient x contribution with frozen patterns, smoothed towards fewer edges as in Self-Attention
-Attribution (Hao et al., arXiv 2004.11207, who integrate from 0). Norms and MLPs are differentiated. Contributions do
-not add up to the logit; shares are taken of the sum of |contribution|. The mean logit is taken off because a shift of
-all logits changes nothing, as circuit-tracer does.
+The contribution of an edge is the gradient of (answer's logit - mean logit) in the edge's switch. It is the mean over
+three passes, in which all switches between positions are at 1/2, 3/4 and 1. By the chain rule it is
+(w_ij (v_j - mean) W_O) . d/d(what the attention adds at query i). This is gradient x contribution with frozen patterns,
+smoothed towards fewer edges as in Self-Attention Attribution (Hao et al., arXiv 2004.11207, who integrate from 0).
+Norms and MLPs are differentiated. Contributions do not add up to the logit; shares are taken of the sum of
+|contribution|. The mean logit is subtracted, as in circuit-tracer, because a shift of all logits changes nothing.
 
-Cut of a token: all edges closed whose key is its position (as in attention knockout, Geva et al., arXiv 2304.14767).
+The cut of a token closes all edges whose key is its position (as in attention knockout, Geva et al., arXiv 2304.14767).
 """
 
 import time
@@ -45,6 +46,7 @@ from lit_sparse.circuits.attention_edges.passes import Means, Passes, means
 from lit_sparse.circuits.attention_edges.search import find
 from lit_sparse.circuits.tasks.vocabulary import NotExpressible, Tokenizer, Vocabulary
 from lit_sparse.common.modes import frozen
+from lit_sparse.models.names import shown_name
 from lit_sparse.models.tokens import token_text
 from lit_sparse.records.trace import Ablation, Trace, TraceEdges
 from lit_sparse.tracing.paths import NEVER, connected, needed, shortest_path
@@ -53,7 +55,7 @@ SCALINGS = (1 / 2, 3 / 4, 1)
 KEEP = 0.9
 PREDICTIONS = 5
 _WITHIN = 13
-"""Sizes measured of the edges shown; of all edges, sizes a factor of sqrt 2 apart."""
+"""Number of sizes measured among the edges shown. Beyond them, sizes are a factor of sqrt 2 apart."""
 
 
 def trace(
@@ -69,23 +71,23 @@ def trace(
     learning: Learning = DEFAULT,
     advance: Callable[[int], object] | None = None,
 ) -> Trace:
-    """Traces the token after a prompt back through a model, dense or sparse, which is left as it was.
+    """Traces the token after a prompt back through a dense or sparse model, which is left unchanged.
 
-    Memory and time grow with layers x heads x T^2: for prompts of up to a few hundred tokens.
+    Memory and time grow with layers x heads x T^2, so prompts should have at most a few hundred tokens.
 
     Args:
-        tokenizer: of transformers, or a character tokenizer.
+        tokenizer: a tokenizer of transformers, or a character tokenizer.
         answer: the token to explain, with its leading space if it has one; default the model's own prediction.
         answer_id: the same as a token's id.
         keep: share of the answer's probability that the shown edges have to keep.
-        name: what to call the model; default its configuration's name.
-        average: what closed edges pass, of `everyday_average`, which is called where it is not given.
-        learning: of the mask by which the shown edges are found.
+        name: name of the model in the trace; default its own name, or that of its base.
+        average: what closed edges pass, from `everyday_average`; None calls it.
+        learning: settings for learning the mask that finds the shown edges.
         advance: called with 1 after each of `learning.steps` steps.
 
     Raises:
-        ValueError: a prompt of less than two tokens, an answer that is not one token after it, `keep` out of range or
-            finer than the model's numbers, or a model whose family is not understood (see `Stack`).
+        ValueError: the prompt has fewer than two tokens, the answer is not one token after it, `keep` is out of range
+            or finer than the model's numbers, or the model's family is not understood (see `Stack`).
     """
     if not 0 < keep <= 1:
         raise ValueError(f"keep is a share of the answer's probability, in (0, 1], got {keep}")
@@ -117,7 +119,7 @@ def trace(
         for token, count in enumerate(places)
     ]
     return Trace(
-        model=name or model.config.name_or_path or model.config.model_type,
+        model=name or shown_name(model),
         sparse=sparse,
         prompt=prompt,
         tokens=[token_text(tokenizer, token) for token in ids],
@@ -143,7 +145,7 @@ def trace(
 
 
 def encode(tokenizer: Tokenizer, prompt: str, answer: str | None) -> tuple[list[int], int | None]:
-    """The prompt's tokens and the answer's.
+    """Token ids of the prompt, and the token id of the answer if one is given.
 
     Raises:
         ValueError: see `trace`.
@@ -166,8 +168,8 @@ def encode(tokenizer: Tokenizer, prompt: str, answer: str | None) -> tuple[list[
 
 
 def everyday_average(model: PreTrainedModel, tokenizer: Tokenizer) -> Means | None:
-    """What heads pass on average over everyday sentences; None where the tokenizer can express none of them: closed
-    edges then pass their average over the prompt itself."""
+    """Mean of what heads pass over everyday sentences. None if the tokenizer can express none of them; closed edges
+    then pass their mean over the prompt itself."""
     sentences = everyday_prompts(tokenizer)
     if not sentences:
         return None
@@ -176,7 +178,7 @@ def everyday_average(model: PreTrainedModel, tokenizer: Tokenizer) -> Means | No
 
 
 def traced_passes(stack: Stack, ids: Int[Tensor, "1 time"], average: Means | None) -> Passes:
-    """Passes of one prompt as a trace needs them (see above)."""
+    """Passes of one prompt as a trace needs them (see the top of this file)."""
     average = means(stack, ids.tolist()) if average is None else average
     return Passes(stack, ids, "mean", means=average, frozen=True, between=True)
 
@@ -184,7 +186,7 @@ def traced_passes(stack: Stack, ids: Int[Tensor, "1 time"], average: Means | Non
 def contributions(
     passes: Passes, edges: EdgeList, answer: int, scalings: Sequence[float] = SCALINGS
 ) -> Float[Tensor, " edge"]:
-    """Every edge's contribution (formula above)."""
+    """Contribution of every edge (see the top of this file)."""
     scaling = torch.tensor(scalings, device=passes.ids.device)[:, None]
     switches = scaling.repeat(1, len(edges)).requires_grad_()
     with torch.enable_grad():
@@ -201,8 +203,8 @@ def circuit(
     learning: Learning = DEFAULT,
     advance: Callable[[int], object] | None = None,
 ) -> tuple[Int[Tensor, " some"], Float[np.ndarray, " some"]]:
-    """A minimal circuit: the places of its edges, those first without which most is lost, and how many times the
-    circuit's probability of the answer is that of the whole model without each of them.
+    """A minimal circuit: the indices of its edges, most needed first, and for each the answer's probability without it
+    as a share of the whole model's.
 
     Raises:
         ValueError: see `trace`.
@@ -225,8 +227,8 @@ def ordered(
     seen: Bool[np.ndarray, "layer_and_answer position"],
     first: Int[Tensor, " chosen"],
 ) -> Int[Tensor, " some"]:
-    """Places of the edges that a walk back passes (`seen` as from `reachable`): those of a circuit first, as they are,
-    then the others by |contribution|."""
+    """Indices of the edges that can reach the answer (`seen` comes from `reachable`): those of a circuit first, in
+    their order, then the others by |contribution|."""
     passed = torch.from_numpy(seen).to(scores.device)[edges.layer + 1, edges.query]
     passed[first] = False
     (others,) = passed.nonzero(as_tuple=True)
@@ -235,8 +237,8 @@ def ordered(
 
 @torch.no_grad()
 def kept_first(measured: Ablations, order: Int[Tensor, " some"], counts: Sequence[int]) -> Float[np.ndarray, " count"]:
-    """What is left of the answer's probability, as a factor, in real forward passes in which of all edges between
-    positions only the first few of an order are kept."""
+    """Share of the answer's probability that is left in real forward passes, in which only the first few edges of an
+    order are kept among all edges between positions."""
     rank = torch.full((len(measured.edges),), len(order), device=order.device)
     rank[order] = torch.arange(len(order), device=order.device)
     return _factors(measured.losses(rank < torch.tensor(counts, device=order.device)[:, None]))

@@ -1,4 +1,4 @@
-"""Walks back from the answer along chosen edges (see `anatomy.reach`). Plain arrays, no model."""
+"""Paths back from the answer along chosen edges (see `anatomy.reach`), on plain arrays without a model."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ NEVER = np.iinfo(np.int64).max
 
 
 def connected(edges: TraceEdges, layers: int, positions: int) -> tuple[Bool[np.ndarray, " edge"], np.ndarray]:
-    """Which of some edges lie on a walk back from the answer along them, and which tokens (position,) it ends at."""
+    """Masks of the edges that lie on a path to the answer, and of the tokens (position,) that reach it that way."""
     seen = np.zeros(positions, dtype=bool)
     seen[-1] = True
     kept = np.zeros(len(edges), dtype=bool)
@@ -23,10 +23,11 @@ def connected(edges: TraceEdges, layers: int, positions: int) -> tuple[Bool[np.n
 
 
 def needed(edges: TraceEdges, layers: int, positions: int) -> Int[np.ndarray, " position"]:
-    """How many of the first edges have to be there until each token reaches the answer.
+    """Number of first edges that each token needs to reach the answer.
 
-    0 for the last position, NEVER for a token that does not reach along all of them. A token's first path is the widest
-    one: its last edge in the order comes as early as can be (the bottleneck path problem, Pollack 1960).
+    It is 0 for the last position, and NEVER for a token that does not reach the answer along all edges. A token's first
+    path is the widest one: its last edge in the order comes as early as possible (the bottleneck path problem, Pollack
+    1960).
     """
     cost = np.full(positions, NEVER)
     cost[-1] = 0
@@ -39,8 +40,8 @@ def needed(edges: TraceEdges, layers: int, positions: int) -> Int[np.ndarray, " 
 
 
 def shortest_path(edges: TraceEdges, layers: int, positions: int, token: int) -> list[int] | None:
-    """The path of fewest edges from a token to the answer, as places of edges from the token on; of several the one
-    whose edges come earlier in the order at its token's end. None if there is none."""
+    """The path of fewest edges from a token to the answer, as indices of edges from the token on. Among several it is
+    the one whose edges near the token come earlier in the order. None if there is none."""
     hops = np.full(positions, NEVER)
     hops[-1] = 0
     steps: list[dict[int, int]] = []  # per layer from the last: position -> the edge by which to leave it
@@ -65,7 +66,7 @@ def shortest_path(edges: TraceEdges, layers: int, positions: int, token: int) ->
 
 
 def _by_layer(edges: TraceEdges, layers: int) -> Iterator[Int[np.ndarray, " some"]]:
-    """Places of each layer's edges in rising order, the last layer first."""
+    """Indices of each layer's edges in rising order, the last layer first."""
     order = np.argsort(edges.layer, kind="stable")
     bounds = np.searchsorted(edges.layer[order], np.arange(layers + 1))
     for layer in reversed(range(layers)):

@@ -1,4 +1,4 @@
-"""Prompts of a command: read from a file, and split the same by all models that are compared."""
+"""Prompts of a command, read from a file, and split into the same tokens by all models that are compared."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from lit_sparse.tracing.flow import encode
 
 
 def chosen_prompts(prompt: str | None, file: str | None) -> list[str]:
-    """The one prompt, or those of a file: a command takes --prompt or --prompts.
+    """The prompt of --prompt, or the prompts in the file of --prompts. A command takes one of the two.
 
     Raises:
         ValueError: neither or both are given; or see `prompt_lines`.
@@ -19,24 +19,24 @@ def chosen_prompts(prompt: str | None, file: str | None) -> list[str]:
 
 
 def prompt_lines(path: Path) -> list[str]:
-    """A prompt a line, empty ones left out.
+    """Prompts of a file, one per line, without empty lines.
 
     Raises:
-        ValueError: no such file, or nothing in it.
+        ValueError: the file does not exist, or holds no prompt.
     """
     if not path.is_file():
         raise ValueError(f"no file of prompts at {path}")
     lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if not lines:
-        raise ValueError(f"{path} holds no prompt: it needs one a line")
+        raise ValueError(f"{path} holds no prompt: write one per line")
     return lines
 
 
 def shared_tokens(prompt: str, answer: str | None, candidates: Sequence[Candidate]) -> list[int]:
-    """The prompt's tokens.
+    """Token ids of the prompt, the same for all models.
 
     Raises:
-        ValueError: see `encode`; or the models differ in them, or read fewer at once.
+        ValueError: see `encode`; or the models split the prompt into different tokens, or it is too long for one.
     """
     found = [encode(candidate.tokenizer, prompt, answer) for candidate in candidates]
     if any(one != found[0] for one in found):

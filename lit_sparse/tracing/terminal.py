@@ -1,4 +1,4 @@
-"""A trace in the terminal: the prompt coloured, what the models need side by side, the edges shown."""
+"""A trace in the terminal: the coloured prompt, the models' numbers side by side, and the edges shown."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -16,7 +16,7 @@ _WIDTH = 18
 
 
 def trace_view(traces: Sequence[Trace], listed: int = LISTED) -> Group:
-    """Everything about one prompt, for `rich.print`."""
+    """Terminal view of one prompt's traces, for `rich.print`."""
     parts: list[Text | Table] = []
     for trace in traces:
         parts += [Text(f"{trace.kind}: {visible(trace.model)}", style="dim"), coloured_prompt(trace), Text()]
@@ -28,7 +28,7 @@ def trace_view(traces: Sequence[Trace], listed: int = LISTED) -> Group:
 
 
 def coloured_prompt(trace: Trace) -> Text:
-    """The prompt's tokens, and the answer with its probability. Colours as `trace_view`'s legend says."""
+    """The prompt's tokens, and the answer with its probability. The legend of `trace_view` explains the colours."""
     text = Text()
     largest = max((abs(change) for change in trace.cut), default=0.0)
     for token, change, number in zip(trace.tokens, trace.cut, trace.needed, strict=True):
@@ -39,7 +39,7 @@ def coloured_prompt(trace: Trace) -> Text:
 
 
 def summary_table(traces: Sequence[Trace]) -> Table:
-    """What the answer needs in each model."""
+    """Table of what each model needs for the answer: open edges, tokens that reach it, edges shown."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column()
     for trace in traces:
@@ -50,7 +50,7 @@ def summary_table(traces: Sequence[Trace]) -> Table:
 
 
 def summary_rows(traces: Sequence[Trace]) -> list[tuple[str, list[str]]]:
-    """The same as text."""
+    """Rows of `summary_table`: a label and one text per model."""
     size = len(traces[0].tokens)
     rows: list[tuple[str, list[str]]] = [
         ("answer's probability", [decimal(t.probability) for t in traces]),
@@ -65,7 +65,7 @@ def summary_rows(traces: Sequence[Trace]) -> list[tuple[str, list[str]]]:
 
 
 def edges_table(trace: Trace, listed: int) -> Table:
-    """The edges shown of one model, the first ones of them."""
+    """Table of the first edges shown of one model."""
     shown, title = trace.shown.edges, f"Edges shown, {trace.kind} model"
     title += f", the first {listed} of {count(shown)}" if shown > listed else ""
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
@@ -85,7 +85,7 @@ def edges_table(trace: Trace, listed: int) -> Table:
 
 
 def prompts_table(rows: Sequence[Sequence[Trace]]) -> Table:
-    """Many prompts: a line each and model, and the means."""
+    """Table of many prompts: one row per prompt and model, then the means."""
     table = Table(box=box.SIMPLE_HEAD)
     for heading in (
         "prompt",
@@ -99,7 +99,7 @@ def prompts_table(rows: Sequence[Sequence[Trace]]) -> Table:
         "p, only these",
         "s",
     ):
-        table.add_column(heading, justify="left" if heading in ("prompt", "answer", "model") else "right")
+        table.add_column(heading, justify="left" if heading in ("prompt", "answer", "model") else "right", no_wrap=True)
     for traces in rows:
         for index, trace in enumerate(traces):
             first = index == 0
@@ -134,7 +134,7 @@ def prompts_table(rows: Sequence[Sequence[Trace]]) -> Table:
 
 
 def means(rows: Sequence[Sequence[Trace]]) -> list[dict[str, float]]:
-    """For each model, in the order of every prompt's traces, the means over prompts."""
+    """Means over prompts for each model, in the order of every prompt's traces."""
     result = []
     for column in zip(*rows, strict=True):
         values = [row_of(trace) for trace in column]
@@ -143,7 +143,7 @@ def means(rows: Sequence[Sequence[Trace]]) -> list[dict[str, float]]:
 
 
 def row_of(trace: Trace) -> dict[str, float]:
-    """A trace in numbers."""
+    """Numbers of a trace."""
     return {
         "probability": trace.probability,
         "tokens": len(trace.tokens),

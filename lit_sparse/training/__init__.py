@@ -1,4 +1,4 @@
-"""Training: the LightningModules, how a run starts and ends, callbacks, strategies, checkpoints."""
+"""Training: the LightningModules, the start and end of a run, callbacks, strategies, checkpoints."""
 
 from lit_sparse.training.dense import DenseModule
 from lit_sparse.training.execution import Execution

@@ -1,4 +1,4 @@
-"""Checkpoints that are folders, one file or more a rank, put together without a GPU and without the run's processes."""
+"""Checkpoints that are folders of files from each rank, joined without a GPU and without the run's processes."""
 
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,10 @@ TAG = "checkpoint"
 def consolidated(folder: Path) -> dict[str, Any]:
     """The checkpoint as a single process would have written it, without the optimizer's state.
 
-    DeepSpeed's own files are pickles that it loads with running code: only open folders that you trust.
+    DeepSpeed's own files are pickles, which run code when they are loaded. Only open folders that you trust.
 
     Raises:
-        ValueError: not such a folder.
+        ValueError: the folder is no checkpoint folder of FSDP2 or DeepSpeed.
     """
     if (folder / "meta.pt").is_file() and (folder / ".metadata").is_file():
         return _from_fsdp(folder)
@@ -40,7 +40,7 @@ def _from_deepspeed(folder: Path) -> dict[str, Any]:
     state = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(folder), tag=TAG)
     first = zero_to_fp32.get_model_state_files(str(folder / TAG))[0]
     saved = torch.load(first, map_location="cpu", weights_only=False)
-    # ZeRO-1 leaves frozen weights out of what is put together; ZeRO-3 has them nowhere else, and these are empty.
+    # ZeRO-1 leaves frozen weights out of the joined state; ZeRO-3 has them nowhere else, and these are empty.
     frozen = {name: tensor for name, tensor in saved["module"].items() if name not in state and tensor.numel() > 0}
     client = {name: value for name, value in saved.items() if name in _LIGHTNINGS}
     return {**client, "state_dict": {**frozen, **state}}

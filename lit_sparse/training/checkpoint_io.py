@@ -1,4 +1,4 @@
-"""Checkpoints on disk: written whole or not at all, loaded without running code."""
+"""Checkpoints on disk, written whole or not at all and loaded without running code."""
 
 import errno
 import os
@@ -19,11 +19,14 @@ BEST, LAST = "best.ckpt", "last.ckpt"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so that an interruption leaves the previous checkpoint whole."""
+    """Checkpoint files that are written beside the target and renamed, so that an interruption leaves the previous
+    checkpoint whole."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        """Raises:
-        CheckpointError: the disk is full (or fills up); what was there before is untouched.
+        """Writes a checkpoint, whole or not at all.
+
+        Raises:
+            CheckpointError: the disk is full (or fills up); an earlier checkpoint is untouched.
         """
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -50,10 +53,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = True) -> dict[str, Any]:
-        """A folder that a sharding strategy wrote is put together, weights only.
+        """Loads a checkpoint. From a folder that a sharding strategy wrote, only the weights are joined and loaded.
 
         Raises:
-            ValueError: nothing there, or a file that is not a checkpoint that loads without running code.
+            ValueError: there is no such file, or it is no checkpoint that loads without running code.
         """
         if recover(Path(path)).is_dir():
             return consolidated(Path(path))
@@ -69,15 +72,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def is_weights_only(checkpoint: dict[str, Any]) -> bool:
-    """Whether Lightning was asked for weights alone, without what resuming needs."""
+    """True if a checkpoint has only weights, without the state that resuming needs."""
     return "optimizer_states" not in checkpoint
 
 
 @contextmanager
 def replacing_folder(target: Path, is_first_rank: bool, barrier: Callable[[], None]) -> Iterator[Path]:
-    """A folder beside `target` for all ranks to write into; it takes the target's place once all have written.
+    """Context with a folder for all ranks to write into, which replaces `target` once all have written.
 
-    Between the two renames there is no target, but never half of one; `recover` puts it in place.
+    Between the two renames there is no target, but never half of one; `recover` completes the replacement.
     """
     new, old = _beside(target)
     if is_first_rank:
@@ -97,8 +100,8 @@ def replacing_folder(target: Path, is_first_rank: bool, barrier: Callable[[], No
 
 
 def recover(target: Path) -> Path:
-    """Ends a replacement of `target` that was cut off between its two renames; returns `target`. Any number of
-    processes may call it at once."""
+    """Completes a replacement of `target` that was interrupted between its two renames; returns `target`. Any number
+    of processes may call it at once."""
     new, old = _beside(target)
     if not target.exists() and old.exists():
         with suppress(OSError):  # another process was faster
@@ -107,7 +110,7 @@ def recover(target: Path) -> Path:
 
 
 def _beside(target: Path) -> tuple[Path, Path]:
-    """Where a new version is written, and where the old one waits until that is in place."""
+    """Path at which a new version is written, and path to which the old one is moved until the new one is in place."""
     return target.with_name(f".{target.name}.new"), target.with_name(f".{target.name}.old")
 
 

@@ -1,4 +1,4 @@
-"""Trains a small dense model from nothing, to have one to make sparse (the paper's addition toy)."""
+"""Training of a small dense model from scratch, which a sparse run can start from (the paper's addition toy)."""
 
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,13 @@ class DenseModule(RunModule):
 
     Args:
         config: `model_type` and any other key of that transformers configuration.
-        optimizer: for all weights.
+        optimizer: optimizer of all weights.
         scheduler: stepped once per optimizer step.
         min_exact_match: the share of held-out sequences that must be exactly right at the end.
-        seed: of the initial weights.
+        seed: seed of the initial weights.
+
+    Raises:
+        ValueError: the config has no model_type.
     """
 
     def __init__(
@@ -70,7 +73,7 @@ class DenseModule(RunModule):
         """Writes the model folder that a sparse run starts from.
 
         Raises:
-            ValueError: the model did not learn the task as well as asked.
+            ValueError: the model did not reach `min_exact_match`.
         """
         trainer = self.trainer
         if not trainer.is_global_zero:
@@ -78,8 +81,8 @@ class DenseModule(RunModule):
         rate = float(trainer.callback_metrics["val/exact_match"])
         if rate < self.min_exact_match:
             raise ValueError(
-                f"the dense model got {rate:.2%} of held-out sequences right after {trainer.global_step} steps, asked "
-                f"were {self.min_exact_match:.2%}; train longer (trainer.max_steps) or lower "
+                f"the dense model got {rate:.2%} of held-out sequences right after {trainer.global_step} steps, but "
+                f"min_exact_match is {self.min_exact_match:.2%}; train longer (trainer.max_steps) or lower "
                 "min_exact_match"
             )
         self.model.save_pretrained(run_dir / "model")

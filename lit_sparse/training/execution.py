@@ -1,4 +1,4 @@
-"""How a training step is carried out: operator, memory, compilation, recording. None of it changes what is computed."""
+"""Execution of a training step: operator, memory, compilation, recording. It does not change what is computed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ from lit_sparse.training.step_graph import Inputs, Step, StepGraph
 
 @dataclass(frozen=True)
 class Execution:
-    """How steps are carried out.
+    """Settings for the execution of training steps.
 
     Args:
         backend: the attention operator.
         activation_checkpointing: recompute each layer in the backward pass to save memory.
-        compile_layers: run training steps through torch.compile, layer by layer; None does on a CUDA GPU.
-        record_steps: record the training step as a CUDA graph and replay it: one launch instead of thousands, which
-            a small model on a fast GPU waits for. A replay repeats kernels and runs no Python, so hooks, constraint and
-            edge objective must depend on nothing but tensors. For one GPU, without gradient accumulation.
+        compile_layers: run training steps through torch.compile, layer by layer; None does so on a CUDA GPU only.
+        record_steps: record the training step as a CUDA graph and replay it. This makes one launch instead of
+            thousands, on which a small model on a fast GPU waits. A replay repeats kernels and runs no Python, so
+            hooks, constraint and edge objective may depend on tensors only. For one GPU, without gradient accumulation.
     """
 
     backend: Backend = Backend.AUTO
@@ -37,13 +37,13 @@ class StepRunner:
     """Runs the steps of one model on one device, as its `Execution` says.
 
     Args:
-        execution: how.
+        execution: the settings.
         model: the student.
-        trainer: of the run.
-        shards_weights: whether no process holds all weights.
+        trainer: the run's trainer.
+        shards_weights: True if no process holds all weights.
 
     Raises:
-        ValueError: this run's strategy or device cannot do it.
+        ValueError: this run's strategy or device does not support the settings.
     """
 
     def __init__(self, execution: Execution, model: nn.Module, trainer: Trainer, shards_weights: bool):
@@ -58,24 +58,24 @@ class StepRunner:
             _check_recordable(trainer)
         self._records = execution.record_steps
         self._graph: StepGraph | None = None
-        self._replayed = False  # whether gradients are the graph's
+        self._replayed = False  # True if gradients are the graph's
 
     def begin(self) -> None:
-        """Before a step and its backward pass."""
+        """Prepares a step and its backward pass."""
         if self._compiled is not None:
             self._compiled.attach()
 
     def end(self) -> None:
-        """After its backward pass."""
+        """Ends a step after its backward pass."""
         if self._compiled is not None:
             self._compiled.detach()
 
     def __call__(self, step: Step, inputs: Inputs, parameters: Callable[[], list[nn.Parameter]]) -> tuple[Tensor, ...]:
-        """What `step` returns for `inputs`, its first tensor the loss.
+        """Runs a step and returns its results, of which the first tensor is the loss.
 
         Args:
-            step: computes it, without the backward pass.
-            parameters: that it leaves gradients at.
+            step: computes the results of `inputs`, without the backward pass.
+            parameters: gives the parameters that get gradients.
         """
         if self._records and self._graph is None:
             self._graph = StepGraph(lambda inputs: _with_backward(step, inputs), inputs, parameters())
@@ -86,7 +86,7 @@ class StepRunner:
         return step(inputs)
 
     def backward(self, run: Callable[[], Any]) -> None:
-        """Runs the backward pass; a replayed step has run its own already."""
+        """Runs the backward pass, unless a replayed step has run its own already."""
         if self._replayed:
             assert self._graph is not None
             self._graph.give_gradients()

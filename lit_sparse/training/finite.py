@@ -1,4 +1,4 @@
-"""The guard against losses and gradients that are not finite."""
+"""Guard against losses and gradients that are not finite."""
 
 import torch
 from torch import Tensor
@@ -8,24 +8,26 @@ from lit_sparse.objective.ranks import Reduce
 
 
 class FiniteGuard:
-    """Keeps the first step whose loss or gradients are not finite, on the device: looking would wait for the step.
+    """Records the first step whose loss or gradients are not finite. It stays on the device, because reading it would
+    wait for the step.
 
-    Such a step has spoiled the weights that are in memory, but nothing is saved before the next look.
+    Such a step has spoiled the weights in memory, but nothing is saved before the next `check`.
     """
 
     def __init__(self) -> None:
-        self._window: list[Tensor] = []  # of each micro-batch since the last step: loss, CE's sum, tokens
-        self._broken: Tensor | None = None  # since the last look: (1 or 0, step, loss, CE)
+        self._window: list[Tensor] = []  # per micro-batch since the last step: loss, CE's sum, tokens
+        self._broken: Tensor | None = None  # since the last check: (1 or 0, step, loss, CE)
 
     def observe(self, loss: Tensor, ce: Tensor, tokens: Tensor) -> None:
-        """Notes a micro-batch: its loss, and the sum of CE over its scored tokens."""
+        """Records a micro-batch: its loss, and the sum of CE over its scored tokens."""
         self._window.append(torch.stack([loss.detach(), ce.detach(), tokens.to(ce.dtype)]))
 
     def step(self, step: int, finite_gradients: Tensor, ranks: int, reduce: Reduce) -> None:
-        """Called by all ranks when optimizer step `step` is over.
+        """Records an optimizer step that is over. All ranks call it.
 
         Args:
-            finite_gradients: 0-d boolean, whether this rank's were.
+            step: number of the optimizer step.
+            finite_gradients: 0-d boolean, True if this rank's gradients were finite.
             reduce: sums over ranks.
         """
         summed = torch.stack(self._window).sum(dim=0)
@@ -39,11 +41,11 @@ class FiniteGuard:
         self._broken = now
 
     def check(self) -> None:
-        """Waits for the device.
+        """Reads the record, which waits for the device.
 
         Raises:
-            NonFiniteLossError: a step's loss or gradients were not finite. Raised again at each later look, so that
-                what is in memory since then cannot be saved.
+            NonFiniteLossError: a step's loss or gradients were not finite. It is raised again at each later check, so
+                that the spoiled weights cannot be saved.
         """
         if self._broken is None:
             return

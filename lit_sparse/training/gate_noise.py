@@ -1,7 +1,7 @@
 """Seeds of a training step's noise.
 
-Noise is a function of (seed, step, micro-batch, place in the batch of all ranks): a resumed run sees the same gates,
-and so does one on another number of processes. Nothing else that draws can shift them.
+Noise is a function of (seed, step, micro-batch, index in the batch of all ranks). So a resumed run draws the same
+gates, and so does a run on another number of processes. Other random draws do not change them.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ def seed_of(*numbers: int) -> int:
 def draw_step_seeds(
     layers: int, noise: tuple[int, int, int], sequences: int, ranks: int, rank: int, device: torch.device
 ) -> Int[Tensor, "layer batch"]:
-    """The seeds of this rank's sequences in each attention layer. Seeds the default generator for dropout.
+    """Seeds of this rank's sequences in each attention layer. It also seeds the default generator for dropout.
 
     Args:
         noise: the run's seed, the step, the micro-batch.
-        sequences: in this rank's batch. The sampler deals sequences out to ranks in turn.
+        sequences: number of sequences in this rank's batch. The sampler gives sequences to ranks in turn.
     """
     torch.manual_seed(seed_of(*noise, 0))
     seeds = draw_seeds(layers * sequences * ranks, "cpu").view(layers, -1)[:, rank::ranks].contiguous()
@@ -39,6 +39,6 @@ def draw_step_seeds(
 
 
 def give_seeds(layers: Sequence[Any], seeds: Int[Tensor, "layer batch"] | None) -> None:
-    """Sets each attention module's seeds, where a recomputed layer finds them too; None lets a pass draw its own."""
+    """Sets each attention module's seeds, which a recomputed layer uses too. None lets a pass draw its own."""
     for index, module in enumerate(layers):
         module.edge_seeds = None if seeds is None else seeds[index]

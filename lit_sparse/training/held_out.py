@@ -1,5 +1,5 @@
-"""Held-out evaluation with deterministic gates, as one torchmetrics metric: the same numbers in validation during
-training, at the start and at the end, on any number of ranks."""
+"""Held-out evaluation with deterministic gates, as one torchmetrics metric. It gives the same numbers in validation
+during training, at the start and at the end, on any number of ranks."""
 
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ class Evaluation(NamedTuple):
     open_fraction: Float[Tensor, "layer head"]
 
     def metrics(self) -> dict[str, float]:
-        """The scalars to log; without exact match where it was not counted."""
+        """The scalars to log, without exact match if it was not counted."""
         names = ["ce", "base_ce", "kl", "constraint", "edge_fraction", "edges_per_query", "exact_match"]
         values = {name: float(getattr(self, name)) for name in names}
         return {name: value for name, value in values.items() if value == value}
@@ -74,12 +74,12 @@ class EvaluationMetric(Metric):
         predictions: Tensor | None = None,
         labels: Tensor | None = None,
     ) -> None:
-        """One batch.
+        """Adds one batch.
 
         Args:
-            per_token: the constrained quantity of each token; only scored ones count.
-            queries: query positions in the batch, scored or not.
-            predictions: argmax tokens (B, T), to count sequences that are right throughout.
+            per_token: the constrained quantity of each token; only scored tokens count.
+            queries: number of query positions in the batch, scored or not.
+            predictions: argmax tokens (B, T), to count sequences with all scored tokens right.
             labels: (B, T), shifted; needed with predictions.
         """
         self.ce += losses.ce.double().sum()

@@ -1,13 +1,13 @@
 """`SparseAttentionModule`: a LightningModule that makes any causal language model's attention sparse.
 
-Each step minimises, with sampled gates, the edges that are open plus lambda times the constraint
-(`objective.Lagrangian`; arXiv 2512.05865, section 3). Subclass it and override one of the hooks
+Each step minimises, with sampled gates, the edge objective plus lambda times the constraint (`objective.Lagrangian`;
+arXiv 2512.05865, section 3). Subclass it and override one of the hooks
 
-    build_base()            how the dense base model is made
-    build_teacher(base)     what the sparse model is compared with
-    is_gated(layer)         which layers may close edges
+    build_base()            makes the dense base model
+    build_teacher(base)     makes the model with which the sparse model is compared
+    is_gated(layer)         True for the layers that may close edges
     constraint_per_token(losses)    the constrained quantity
-    edge_loss(edges)        what is minimised
+    edge_loss(edges)        the edge objective
 """
 
 import copy
@@ -36,11 +36,11 @@ from lit_sparse.training.selection import Selection
 from lit_sparse.training.start.calibration import Calibration
 
 _EQUAL_ON_RANKS: Any = {"sync_dist": True, "rank_zero_only": True}
-"""For metrics that `EvaluationMetric` has summed over ranks: the first says so, the second leaves them as they are."""
+"""Options for logging metrics that `EvaluationMetric` has summed over ranks, which leave their values unchanged."""
 
 
 class StepSums(NamedTuple):
-    """What a micro-batch leaves on this rank, 0-d each."""
+    """Results of a micro-batch on this rank, 0-d each."""
 
     loss: Tensor
     constraint: Tensor  # sums over scored tokens
@@ -55,23 +55,23 @@ class SparseAttentionModule(PairModule):
 
     Args:
         model: a local folder, a Hugging Face name, or `package:NAME` (see `lit_sparse.models`).
-        gate: what the gates are like.
-        objective: what is minimised, and what must hold.
-        start: the sparse start to search for before training (a `Calibration`), or a folder of adapters and gates (a
-            run's `adapters/`, `release/smollm2_2048`) to go on from, which needs `lora`; None starts from `gate` as
-            it is.
-        train: which weights learn besides the gates: "all", "attention" (the attention layers' own) or "none".
+        gate: description of the gates.
+        objective: the edge objective and the constraint.
+        start: the sparse start to search for before training (a `Calibration`), or a folder of adapters and gates (the
+            `model/` of a run with `lora`, `release/smollm2_2048`) to continue from, which needs `lora`; None starts
+            from `gate` unchanged.
+        train: the weights that learn besides the gates: "all", "attention" (the attention layers' own) or "none".
         lora: train low-rank adapters instead of the weights.
-        optimizer: for weights and gates alike.
+        optimizer: optimizer of both weights and gates.
         scheduler: stepped once per optimizer step; None keeps the learning rates.
         gate_lr: learning rate of the gates' cutoffs, which get no weight decay.
-        selection: what is asked of the best model.
-        execution: how steps are carried out.
+        selection: requirements on the best model.
+        execution: settings for the execution of steps.
         trust_remote_code: allow the model folder to run its own code.
-        seed: of the gates' noise.
+        seed: seed of the gates' noise.
 
     Raises:
-        ValueError: for settings that cannot work, before training; see the parts.
+        ValueError: settings cannot work, before training; see the parts.
     """
 
     def __init__(
@@ -99,22 +99,22 @@ class SparseAttentionModule(PairModule):
     # --- hooks to override -------------------------------------------------------------------------------------
 
     def build_base(self) -> PreTrainedModel:
-        """The dense base model, float32, on any device."""
+        """The dense base model in float32, on any device."""
         return load_model(self.base_name, trust_remote_code=self.trust_remote_code)
 
     def build_teacher(self, base: PreTrainedModel) -> PreTrainedModel | None:
-        """The model that CE and KL are compared with, which is frozen: a copy of the base. With `lora` none, since the
+        """The frozen model with which CE and KL are compared: a copy of the base. With `lora` it is None, since the
         base is then the student without adapters and gates."""
         if self.lora is not None:
             return None
         return self.build_base() if self.sharding.born_sharded else copy.deepcopy(base)
 
     def is_gated(self, layer: int) -> bool:
-        """Whether this attention layer may close edges; the others stay dense."""
+        """True if this attention layer may close edges; the others stay dense."""
         return True
 
     def constraint_per_token(self, losses: TokenLosses) -> Tensor:
-        """The constrained quantity of each token (B, T); only scored ones count."""
+        """The constrained quantity of each token (B, T); only scored tokens count."""
         return self.objective.per_token(losses)
 
     def edge_loss(self, edges: EdgeCounts) -> Tensor:
@@ -124,11 +124,11 @@ class SparseAttentionModule(PairModule):
     # --- a step ------------------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch) -> tuple[Tensor, EdgeCounts]:
-        """Logits (B, T, vocabulary) of the sparse model and the edges of this pass."""
+        """Logits (B, T, vocabulary) of the sparse model, and the edge counts of this pass."""
         return self.pair.logits(batch)
 
     def base_logits(self, batch: Batch) -> Tensor:
-        """The same of the frozen base model, without edges."""
+        """Logits (B, T, vocabulary) of the frozen base model."""
         return self.pair.base_logits(batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -146,7 +146,7 @@ class SparseAttentionModule(PairModule):
         return step.loss
 
     def compute(self, inputs: Batch) -> StepSums:
-        """All of a step that depends on the batch, as functions of tensors: `record_steps` replays it."""
+        """The part of a step that depends on the batch, as a function of tensors, which `record_steps` replays."""
         self.pair.sow(inputs["seeds"])
         base_logits = self.base_logits(inputs)
         logits, edges = self(inputs)
@@ -197,4 +197,4 @@ class SparseAttentionModule(PairModule):
         return run_callbacks(self.trainer, self.run_dir, SparsityByHead())
 
     def finish(self, run_dir: Path) -> None:
-        finish_run(self, run_dir)
+        finish_run(self, run_dir, base_by_name=type(self).build_base is SparseAttentionModule.build_base)

@@ -1,4 +1,4 @@
-"""The student and its teacher: built, sharded, placed, and asked for logits of the same tokens."""
+"""The student and its teacher: their building, sharding, devices, and logits of the same tokens."""
 
 import math
 from typing import Any, Protocol, cast, runtime_checkable
@@ -21,7 +21,7 @@ from lit_sparse.training.strategies import Sharding
 
 @runtime_checkable
 class Recipe(Protocol):
-    """What a pair is made by: the module of the run."""
+    """The settings and hooks of a run's module from which a pair is made."""
 
     base_name: str
     gate_config: GateConfig
@@ -42,14 +42,14 @@ class Recipe(Protocol):
 
 
 class Pair:
-    """The sparse model that learns and the frozen model that it is compared with.
+    """The sparse model that learns, and the frozen model with which it is compared.
 
-    With adapters the base is in the student: its weights without adapters and gates. Then there is no second model,
+    With adapters the student contains the base: its weights without adapters and gates. Then there is no second model,
     unless `build_teacher` gives one.
 
     Args:
-        module: whose hooks say what is built.
-        sharding: where weights live while they are built and used.
+        module: the module whose hooks build the models.
+        sharding: the strategy's handling of weights while they are built and used.
 
     Raises:
         ValueError: the model, its adapters or the text do not fit; see the message.
@@ -78,11 +78,11 @@ class Pair:
         self.layers: list[Any] = attention_modules(model)
         self._is_causal_only = is_causal_only(model.config)
         if self._teacher is None and module.lora is None:
-            raise ValueError("build_teacher returned None, which needs lora: without adapters the base is gone")
+            raise ValueError("build_teacher returned None, which needs lora: without adapters there is no base left")
         self._switch = BaseSwitch(model) if self._teacher is None else None
 
     def logits(self, batch: Batch) -> tuple[Tensor, EdgeCounts]:
-        """Logits (B, T, vocabulary) of the student and the edges of this pass."""
+        """Logits (B, T, vocabulary) of the student, and the edge counts of this pass."""
         outputs = self.student(**self._inputs(batch, fused=True), output_attentions=True)
         return outputs.logits, edge_counts(outputs.attentions)
 
@@ -102,13 +102,13 @@ class Pair:
         return inputs
 
     def place(self) -> None:
-        """Puts the teacher where the student is; it is no submodule, so Lightning does not."""
+        """Moves the teacher to the student's device. It is no submodule, so Lightning does not move it."""
         if self._teacher is not None:
             self._sharding.place_frozen(self._teacher, torch.device(self._module.device))
 
     @property
     def teacher(self) -> PreTrainedModel:
-        """The frozen base model by itself. Where the student holds it, it is built at the first use, which is the
+        """The frozen base model by itself. If the student contains it, it is built at the first use, which is the
         report's."""
         if self._teacher is None:
             self._teacher = self._frozen(self._module.build_base())
@@ -125,12 +125,12 @@ class Pair:
         give_seeds(self.layers, seeds)
 
     def advance_gates(self, progress: float) -> None:
-        """Tells the gates how much of the run is over."""
+        """Tells the gates the share of the run that is over."""
         for layer in self.layers:
             layer.edge_gate.advance(progress)
 
     def weights_and_cutoffs(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-        """What learns: the student's weights or adapters, and its gates' cutoffs."""
+        """The parameters that learn: the student's weights or adapters, and its gates' cutoffs."""
         cutoffs = [p for gate in gates_of(self.student) for p in gate.parameters() if p.requires_grad]
         known = {id(parameter) for parameter in cutoffs}
         weights = [p for p in self.student.parameters() if p.requires_grad and id(p) not in known]
@@ -138,7 +138,7 @@ class Pair:
 
 
 def choose_trained(model: PreTrainedModel, train: str) -> None:
-    """Freezes a sparsified model's weights but those that `train` names; its gates learn in any case."""
+    """Freezes all weights of a sparsified model that `train` does not name. Its gates always learn."""
     if train == "all":
         return
     kept = [*gates_of(model), *(attention_modules(model) if train == "attention" else [])]

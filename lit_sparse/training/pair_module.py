@@ -1,6 +1,6 @@
-"""The life of a sparse run under Lightning: how it is built, started, stepped, and written to checkpoints.
+"""A sparse run under Lightning: its building, start, steps and checkpoints.
 
-`module.SparseAttentionModule` is what to read and to subclass; this is what stays the same for all of its kinds.
+Read and subclass `module.SparseAttentionModule`; this module holds what is the same for all subclasses.
 """
 
 from abc import abstractmethod
@@ -24,6 +24,7 @@ from lit_sparse.objective import Constraint, Lagrangian
 from lit_sparse.training.checkpoint_io import BEST, LAST, AtomicCheckpointIO, recover
 from lit_sparse.training.execution import Execution, StepRunner
 from lit_sparse.training.finite import FiniteGuard
+from lit_sparse.training.frozen import FrozenWeights, completed, left_out_of
 from lit_sparse.training.gate_noise import draw_step_seeds
 from lit_sparse.training.held_out import Evaluation, EvaluationMetric
 from lit_sparse.training.pair import Pair
@@ -36,7 +37,7 @@ from lit_sparse.training.strategies import Sharding, sharding_of
 
 
 class PairModule(RunModule):
-    """A student that learns from the model that it was made of. Arguments as of `SparseAttentionModule`."""
+    """A student that learns from the model that it was made of. For the arguments see `SparseAttentionModule`."""
 
     pair: Pair
     runner: StepRunner
@@ -81,7 +82,8 @@ class PairModule(RunModule):
         self.last_evaluation: Evaluation | None = None
         self.guard = FiniteGuard()
         self.seeds = torch.empty(0)  # (L, B), of the gates in this step
-        self._is_whole = False  # whether a sharded run's model was put together again
+        self._frozen = FrozenWeights()
+        self._is_whole = False  # True if a sharded run's model was joined again
 
     @abstractmethod
     def build_base(self) -> PreTrainedModel:
@@ -89,11 +91,11 @@ class PairModule(RunModule):
 
     @abstractmethod
     def build_teacher(self, base: PreTrainedModel) -> PreTrainedModel | None:
-        """What the student is compared with; None is the student without adapters and gates."""
+        """The model with which the student is compared; None means the student without adapters and gates."""
 
     @abstractmethod
     def is_gated(self, layer: int) -> bool:
-        """Whether this attention layer may close edges."""
+        """True if this attention layer may close edges."""
 
     @abstractmethod
     def measure(self, metric: EvaluationMetric, batch: Batch) -> None:
@@ -103,7 +105,7 @@ class PairModule(RunModule):
 
     @property
     def sharding(self) -> Sharding:
-        """Where the strategy keeps weights."""
+        """The strategy's handling of weights."""
         return sharding_of(None if self._trainer is None or self._is_whole else self._trainer.strategy)
 
     def configure_model(self) -> None:
@@ -125,7 +127,8 @@ class PairModule(RunModule):
         return self.scheduled(self.make_optimizer(groups))
 
     def rebuild_whole(self, checkpoints: Path) -> None:
-        """After a sharded run: the model whole on each rank, from the best checkpoint or else the last, to report on.
+        """Rebuilds the whole model on each rank after a sharded run, from the best checkpoint or else the last, so that
+        the run can report on it.
 
         Raises:
             ValueError: the run wrote no checkpoint.
@@ -133,10 +136,10 @@ class PairModule(RunModule):
         written = [path for path in (checkpoints / BEST, recover(checkpoints / LAST)) if path.exists()]
         if not written:
             raise ValueError(f"the run wrote no checkpoint to {checkpoints}, so there is no model to report on")
-        weights = AtomicCheckpointIO().load_checkpoint(written[0])["state_dict"]
+        checkpoint = AtomicCheckpointIO().load_checkpoint(written[0])
         self.model, self._is_whole = None, True
         self.configure_model()
-        self.load_state_dict(weights)
+        self.load_weights(checkpoint)
 
     def check_finish(self) -> None:
         if self.run_data.test() is None:
@@ -145,10 +148,16 @@ class PairModule(RunModule):
                 "enable_checkpointing=False, which writes nothing"
             )
 
+    def load_weights(self, checkpoint: dict[str, Any]) -> None:
+        """Sets the weights to those of a checkpoint of this very run."""
+        left_out = left_out_of(checkpoint)
+        names = left_out["names"] if left_out is not None else []
+        self.load_state_dict(completed(checkpoint["state_dict"], self, names))
+
     # --- started -----------------------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """On a fresh start calibrates the gates and measures where the run begins: on the test split, as its end.
+        """Calibrates the gates and measures the start of a run that is not resumed, on the test split, as at its end.
         Constraints are prepared on the validation split, which model selection uses."""
         follows = (self.gate_config, self.objective, self.selection)
         if any(part.follows_progress for part in follows) and self.trainer.max_steps < 1:
@@ -183,7 +192,7 @@ class PairModule(RunModule):
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[Batch], description: str = "evaluating") -> Evaluation:
-        """Deterministic gates on batches outside of Lightning's loops; with a progress bar."""
+        """Evaluates batches with deterministic gates outside of Lightning's loops, with a progress bar."""
         self.pair.place()
         metric = EvaluationMetric().to(self.device)
         with evaluating(self), progress_bar(description) as advance:
@@ -245,12 +254,16 @@ class PairModule(RunModule):
         self._end_step()  # callbacks that save at the end of a step come before the module's own hook
         self.guard.check()
         self.state.write(checkpoint, objective=self.objective.state_dict())
+        assert self.model is not None
+        self._frozen.take_out(checkpoint, self, self.model, self.sharding.whole)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.state.check(checkpoint)
+        self._frozen.put_back(checkpoint, self, self.base_name, self.sharding.whole)
         self.objective.load_state_dict(self.state.read(checkpoint, self.state_dict())["objective"])
 
 
 def _text(batches: Iterable[Batch] | None, most: int | None, reader: str) -> list[Batch]:
     if batches is None:
-        raise ValueError(f"{reader} reads text before training: give fit a data module that has it, such as TextData")
+        raise ValueError(f"{reader} needs text before training: give fit a data module that has it, such as TextData")
     return list(islice(batches, most))

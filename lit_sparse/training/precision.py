@@ -1,5 +1,5 @@
-"""bfloat16 only where the processor multiplies it: elsewhere each product is emulated, several times slower than
-float32 (`benchmarks/bfloat16.py`)."""
+"""Choice of precision: bfloat16 only if the processor multiplies it. Otherwise each product is emulated, several times
+slower than in float32 (`benchmarks/bfloat16.py`)."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for products of bfloat16. Unknown processors are taken at their word."""
+    """True if this CPU has instructions for products of bfloat16, or is not an x86-64 processor."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if capabilities.get("architecture") != "x86_64":
         return True
@@ -15,10 +15,10 @@ def multiplies_bfloat16() -> bool:
 
 
 def suited_precision(precision: str | None, accelerator: str) -> str | None:
-    """The trainer's precision, or float32 in place of mixed bfloat16 on a CPU without instructions for it.
+    """The trainer's precision, or float32 instead of mixed bfloat16 on a CPU without instructions for it.
 
     Args:
-        precision: Lightning's name of it.
+        precision: Lightning's name of the precision.
         accelerator: "cpu", "auto" or another of Lightning's names.
     """
     on_cpu = accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available())

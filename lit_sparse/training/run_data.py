@@ -1,4 +1,4 @@
-"""What a run takes from its data: this package's data modules give all of it, others what Lightning asks of them."""
+"""Data of a run. This package's data modules provide all of it, others what Lightning requires."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -12,14 +12,14 @@ from lit_sparse.data.base import Batch
 from lit_sparse.models.base import load_tokenizer
 
 _CALIBRATION = 16
-"""Batches that calibration reads of a data module that does not say which."""
+"""Number of batches that calibration reads from a data module without `calibration_batches`."""
 
 
 class RunData:
-    """The text of a run beside what Lightning's loops read.
+    """The text of a run that is read outside of Lightning's loops.
 
     Args:
-        trainer: of the run. Its data module, or the loaders that `fit` was given.
+        trainer: the run's trainer, with a data module or with the loaders that `fit` was given.
     """
 
     def __init__(self, trainer: Trainer):
@@ -28,16 +28,16 @@ class RunData:
 
     @property
     def sequence_length(self) -> int | None:
-        """Tokens of a sequence, where the data module says it."""
+        """Number of tokens of a sequence, if the data module gives it."""
         return getattr(self.module, "sequence_length", None)
 
     def validation(self) -> Iterable[Batch] | None:
-        """Batches to choose the model on."""
+        """Batches on which the model is selected."""
         return self._of("val_dataloader")
 
     def test(self) -> Iterable[Batch] | None:
-        """Batches to report on: of the test split, or of the validation split where there is no other."""
-        test = self._of("test_dataloader")  # not its truth, which is its length: not every loader has one
+        """Batches to report on: those of the test split, or of the validation split if there is no test split."""
+        test = self._of("test_dataloader")  # its truth value would be its length, which not every loader has
         return self.validation() if test is None else test
 
     def calibration(self) -> list[Batch] | None:

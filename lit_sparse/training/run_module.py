@@ -1,4 +1,4 @@
-"""What the modules that train something share: their run, its callbacks, a schedule, clipping under bfloat16."""
+"""Base of the modules that train: their run, its callbacks, a schedule, and clipping under bfloat16."""
 
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ class RunModule(LightningModule):
     """A LightningModule with the state of its run.
 
     Args:
-        state: of the run.
+        state: state of the run.
         scheduler: stepped once per optimizer step; None keeps the learning rates.
     """
 
@@ -31,12 +31,12 @@ class RunModule(LightningModule):
 
     @property
     def data(self) -> Any:
-        """The data module of this run; None without one."""
+        """The data module of this run, or None."""
         return getattr(self._trainer, "datamodule", None)
 
     @property
     def run_data(self) -> RunData:
-        """Text to calibrate on and to report on, whatever the data module."""
+        """Text for calibration and for the report, from any data module."""
         return RunData(self.trainer)
 
     @property
@@ -45,15 +45,14 @@ class RunModule(LightningModule):
 
     @property
     def progress(self) -> float:
-        """The share of the run's steps that are over; 0 where it has no last step."""
+        """The share of the run's steps that are over; 0 if the run has no last step."""
         if self._trainer is None or self.trainer.max_steps < 1:
             return 0.0
         return self.trainer.global_step / self.trainer.max_steps
 
     @property
     def run_dir(self) -> Path:
-        """Where the run is written to: the trainer's `default_root_dir`, and `runs/default` where it has none of its
-        own."""
+        """The run's folder: the trainer's `default_root_dir`, or `runs/default` if the trainer was given none."""
         root = Path(self.trainer.default_root_dir)
         return root / "runs" / "default" if root.resolve() == Path.cwd() else root
 
@@ -67,20 +66,20 @@ class RunModule(LightningModule):
         self.state.stop_clock()
 
     def check_finish(self) -> None:
-        """Called before training.
+        """Checks, before training, that `finish` will have all that it needs.
 
         Raises:
-            ValueError: `finish` will lack something.
+            ValueError: `finish` would lack something.
         """
 
     def finish(self, run_dir: Path) -> None:
-        """Writes what the run is for. Called once, after training, with the model's last weights."""
+        """Writes the result of the run. It is called once, after training, with the model's last weights."""
 
     def scheduled(self, optimizer: Optimizer) -> OptimizerLRScheduler:
-        """What `configure_optimizers` returns for this optimizer.
+        """The return value of `configure_optimizers` for this optimizer.
 
         Raises:
-            ValueError: a `WarmupDecay` without `total_steps` in a run without `trainer.max_steps`.
+            ValueError: a `WarmupDecay` has no `total_steps`, and the run has no `trainer.max_steps`.
         """
         if self.make_scheduler is None:
             return optimizer
@@ -97,7 +96,7 @@ class RunModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clips as Lightning does, fused optimizers under bf16-mixed included.
+        """Clips gradients as Lightning does, also for fused optimizers under bf16-mixed.
 
         Lightning refuses those under any mixed precision because they undo float16's loss scaling themselves;
         bfloat16 has no loss scaling.

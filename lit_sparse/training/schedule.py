@@ -1,4 +1,4 @@
-"""The learning rate over a run: warm-up, then a linear decay."""
+"""Learning rate over a run: warm-up, then a linear decay."""
 
 import math
 from typing import Any
@@ -8,13 +8,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 
 class WarmupDecay(LambdaLR):
-    """Every group's rate rises linearly over `warmup_steps`, then falls linearly to nothing at `total_steps`.
+    """Schedule in which every group's rate rises linearly over `warmup_steps`, then falls linearly to 0 at
+    `total_steps`.
 
-    The noise of a high rate costs divergence from the base model; as the rate falls, that turns into edges.
+    The noise of a high rate costs divergence from the base model. As the rate falls, more edges can close instead.
 
     Args:
-        total_steps: optimizer steps of the run. None is `trainer.max_steps`, which `RunModule.scheduled` puts in.
-        warmup_steps: Adam's first steps would leave the base model's basin.
+        total_steps: number of optimizer steps of the run. None means `trainer.max_steps`, which `RunModule.scheduled`
+            sets.
+        warmup_steps: number of warm-up steps. Without them, Adam's first steps leave the base model's basin.
 
     Raises:
         ValueError: no step is left after the warm-up.
@@ -27,8 +29,8 @@ class WarmupDecay(LambdaLR):
         super().__init__(optimizer, lambda step: self._factor(step))
 
     def end_at(self, total_steps: int) -> None:
-        """Moves the end of a run that is under way; rates follow from the next step on. An end within the warm-up cuts
-        the warm-up short."""
+        """Moves the end of a run that has begun. Rates follow from the next step on. An end within the warm-up shortens
+        the warm-up."""
         self.total_steps = total_steps
         self.warmup_steps = min(self.warmup_steps, total_steps - 1)
 
@@ -36,11 +38,11 @@ class WarmupDecay(LambdaLR):
         rising = (step + 1) / (self.warmup_steps + 1)
         if self.total_steps is None:
             if step > 0:
-                raise ValueError("WarmupDecay does not know where the run ends: set its total_steps, or call end_at")
+                raise ValueError("WarmupDecay does not know when the run ends: set its total_steps, or call end_at")
             return rising
         return max(0.0, min(rising, (self.total_steps - step) / (self.total_steps - self.warmup_steps)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Without the schedule's form, which is the config's or a callback's to say: a run may be resumed with more
+        """State without the schedule's form, which the config or a callback sets: a run may be resumed with more
         steps."""
         return {key: value for key, value in super().state_dict().items() if key not in ("total_steps", "warmup_steps")}

@@ -1,4 +1,4 @@
-"""Which of a run's models is kept as the best."""
+"""Selection of a run's best model."""
 
 from dataclasses import dataclass
 
@@ -7,16 +7,16 @@ from lit_sparse.training.held_out import Evaluation
 
 @dataclass(frozen=True)
 class Selection:
-    """The sparsest model whose constraint holds on the validation split, and what else is asked of it.
+    """Selects the sparsest model whose constraint holds on the validation split, with further requirements.
 
     Args:
-        exact_match: for tasks with an answer: the share of sequences that must be right in every scored token, since a
-            mean over tokens hides a few wrong answers. 0 counts them and asks nothing; None does not count them.
-        after: the share of the run after which models are selected; an earlier one is kept only while no later one
+        exact_match: for tasks with an answer, the share of sequences that must be right in every scored token, since a
+            mean over tokens hides a few wrong answers. 0 counts them without a requirement; None does not count them.
+        after: the share of the run after which models are selected. An earlier model is kept only while no later one
             satisfies the constraint. At high learning rates a good validation is partly luck.
 
     Raises:
-        ValueError: a share outside its range.
+        ValueError: a share is outside its range.
     """
 
     exact_match: float | None = None
@@ -33,11 +33,11 @@ class Selection:
         return self.after > 0
 
     def score(self, result: Evaluation, violation: float, progress: float) -> float:
-        """What the best model has the least of: the edge fraction where everything holds, else more than any fraction;
-        a model from before `after` comes between the two.
+        """Score of which the best model has the lowest: the edge fraction if all requirements hold, else a number above
+        any fraction. A model from before `after` comes between the two.
 
         Args:
-            violation: of the constraint on the same text, relative to its scale; at most 0 where it holds.
+            violation: violation of the constraint on the same text, relative to its scale; at most 0 if it holds.
             progress: share of the run that is over.
         """
         missed = max(violation, 0.0)

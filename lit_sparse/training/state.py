@@ -1,4 +1,4 @@
-"""What a run knows about itself besides its weights, and what a checkpoint keeps of that."""
+"""State of a run besides its weights, and its form in checkpoints."""
 
 import time
 from collections.abc import Mapping
@@ -9,15 +9,15 @@ from torch import Tensor
 from lit_sparse.training.held_out import Evaluation
 
 KEY = "lit_sparse"
-"""Of a checkpoint."""
+"""Key of the state in a checkpoint."""
 
 
 class RunState:
-    """Tokens, wall-clock time and start of a run, over all its starts.
+    """Tokens, wall-clock time and start evaluation of a run, over all times that it was started.
 
     Args:
-        kind: of run, such as "sparse": a checkpoint of another kind is refused.
-        model: the name of the model that the run is about.
+        kind: kind of run, such as "sparse". A checkpoint of another kind is refused.
+        model: name of the run's model.
     """
 
     def __init__(self, kind: str, model: str):
@@ -30,7 +30,7 @@ class RunState:
 
     @property
     def seconds(self) -> float:
-        """Of training so far, validation included."""
+        """Seconds of training so far, with validation."""
         return self._seconds_before + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     def start_clock(self) -> None:
@@ -40,7 +40,7 @@ class RunState:
         self._seconds_before, self._started = self.seconds, None
 
     def write(self, checkpoint: dict[str, Any], **more: Any) -> None:
-        """Puts this, and what else the run wants to find again, into a checkpoint."""
+        """Writes the state, and more values of the run, into a checkpoint."""
         checkpoint[KEY] = {
             "kind": self.kind,
             "model": self.model,
@@ -50,14 +50,11 @@ class RunState:
             **more,
         }
 
-    def read(self, checkpoint: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Takes it out of a checkpoint again; returns all that was put in.
-
-        Args:
-            own: the state dict of the module that the checkpoint is for.
+    def check(self, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """All values that `write` put into a checkpoint.
 
         Raises:
-            ValueError: it belongs to another model or to another kind of run.
+            ValueError: the checkpoint belongs to another model or to another kind of run.
         """
         state: dict[str, Any] | None = checkpoint.get(KEY)
         if state is None or state.get("kind") != self.kind:
@@ -67,6 +64,18 @@ class RunState:
                 f"this checkpoint belongs to another model: it is about {state['model']!r}, the config says "
                 f"{self.model!r}"
             )
+        return state
+
+    def read(self, checkpoint: Mapping[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Reads the state from a checkpoint; returns all values that `write` put in.
+
+        Args:
+            own: state dict of the module that loads the checkpoint.
+
+        Raises:
+            ValueError: see `check`, or the weights have other names or shapes.
+        """
+        state = self.check(checkpoint)
         if "state_dict" in checkpoint:  # else the strategy has loaded it
             _check_shapes(checkpoint["state_dict"], own)
         self.tokens = int(state["tokens"])

@@ -1,10 +1,10 @@
-"""A training step recorded once as a CUDA graph and replayed: the processor then launches one thing a step, not 7,000.
+"""A training step recorded once as a CUDA graph and replayed. The processor then makes one launch per step, not 7,000.
 
     class StepGraph     records a step that also runs its backward pass, and replays it on other inputs
 
-A small model's step is bound by the processor that launches its kernels (docs/performance/gpu.md). A replay repeats
-exactly the kernels that were recorded: no Python runs in it, so what changes from step to step must be a tensor that is
-written before (inputs are copied into place; sharpness, cutoffs and weights are changed in place by their owners).
+The processor that launches its kernels limits the speed of a small model's step (docs/performance/gpu.md). A replay
+repeats exactly the recorded kernels and runs no Python. So everything that changes from step to step must be a tensor
+that is written before: inputs are copied into the recorded tensors, and sharpness, cutoffs and weights change in place.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,23 +15,25 @@ from torch import Tensor, nn
 
 Inputs = dict[str, Tensor]
 Step = Callable[[Inputs], tuple[Tensor, ...]]
-"""Computes a step on inputs and runs its backward pass; returns what is to be read after it, without gradient."""
+"""Computes a step on inputs and runs its backward pass; returns the results to read after it, without gradient."""
 
 _WARMUPS = 3  # compile, choose block sizes, fill caches
 
 
 @runtime_checkable
 class Recording(Protocol):
+    """A recorded step, such as a `torch.cuda.CUDAGraph`."""
+
     def replay(self) -> None: ...
 
 
 class StepGraph:
-    """Records `step` on inputs of these shapes.
+    """A recording of `step` on inputs of these shapes.
 
     Args:
         step: see `Step`.
-        inputs: tensors on the GPU, of the step that is recorded.
-        parameters: that it leaves gradients at.
+        inputs: tensors on the GPU, for the step that is recorded.
+        parameters: the parameters that get gradients.
 
     Raises:
         RuntimeError: the step does something that cannot be recorded, such as waiting for the GPU.
@@ -49,11 +51,11 @@ class StepGraph:
             parameter.grad = None
 
     def serves(self, inputs: Inputs) -> bool:
-        """Whether inputs have the recorded shapes."""
+        """True if inputs have the recorded shapes."""
         return all(inputs[name].shape == tensor.shape for name, tensor in self._inputs.items())
 
     def __call__(self, inputs: Inputs) -> tuple[Tensor, ...]:
-        """The step on other inputs; results are copies. Call `give_gradients` before the optimizer's step."""
+        """Replays the step on other inputs; results are copies. Call `give_gradients` before the optimizer's step."""
         for name, tensor in self._inputs.items():
             tensor.copy_(inputs[name], non_blocking=True)
         self._graph.replay()
@@ -66,7 +68,7 @@ class StepGraph:
 
 
 def record(run: Callable[[], tuple[Tensor, ...]], prepare: Callable[[], None]) -> tuple[Recording, tuple[Tensor, ...]]:
-    """Runs a few times, then records one run; `prepare` is called before each."""
+    """Runs a function a few times, then records one run. `prepare` is called before each run."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -75,7 +77,7 @@ def record(run: Callable[[], tuple[Tensor, ...]], prepare: Callable[[], None]) -
             run()
     torch.cuda.current_stream().wait_stream(stream)
     prepare()
-    # Autocast keeps copies of weights from the runs before: in a recording they would stay as they were.
+    # Autocast keeps copies of weights from the runs before. In a recording they would never be updated.
     torch.clear_autocast_cache()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):

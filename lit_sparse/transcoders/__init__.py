@@ -1,4 +1,4 @@
-"""Transcoders: what a model's MLPs compute, in sparse features; trained, saved and loaded."""
+"""Transcoders, which express what a model's MLPs compute in sparse features: training, saving and loading."""
 
 from lit_sparse.transcoders.cache import ActivationCache
 from lit_sparse.transcoders.cached import CachedActivations

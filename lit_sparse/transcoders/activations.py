@@ -1,6 +1,6 @@
-"""What a model's MLPs read and write, taken from any model that `circuits.anatomy` understands, and put back changed.
+"""Inputs and outputs of a model's MLPs, captured or replaced in any model that `lit_sparse.anatomy` understands.
 
-Inputs are what the MLP itself is given (after the norm and its weight), outputs what is added to the residual stream
+Inputs are those of the MLP itself (after the norm and its weight). Outputs are what is added to the residual stream
 (after the norm that some families put behind the MLP).
 """
 
@@ -20,31 +20,31 @@ Batch = dict[str, Tensor]
 
 
 class Activations(NamedTuple):
-    """All layers' MLP inputs and outputs."""
+    """MLP inputs and outputs of all layers."""
 
     inputs: Float[Tensor, "layer *batch model"]
     outputs: Float[Tensor, "layer *batch model"]
 
 
 class Notes(NamedTuple):
-    """The same, a tensor a layer, as one pass of the model leaves them."""
+    """MLP inputs and outputs of one pass of the model, as one tensor per layer."""
 
     inputs: list[Tensor]
     outputs: list[Tensor]
 
     def activations(self, shape: Sequence[int]) -> Activations:
-        """Together, for tokens of shape (B, T)."""
+        """The stacked layers, for tokens of shape (B, T)."""
         return Activations(*(torch.stack([part.view(*shape, -1) for part in parts]) for parts in self))
 
 
 class MLPs:
-    """The MLPs of a model, dense or sparse, whose gates are then deterministic.
+    """The MLPs of a dense or sparse model.
 
     Args:
-        model: in evaluation mode; it is not changed.
+        model: a model in evaluation mode, so that its gates are deterministic. It is not changed.
 
     Raises:
-        ValueError: a family whose layers are not understood.
+        ValueError: the layers of the model's family are not understood.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -57,14 +57,14 @@ class MLPs:
 
     @torch.no_grad()
     def capture(self, batch: Batch) -> Activations:
-        """Inputs and outputs (L, B, T, D) on a batch of a data module; the output head is not run."""
+        """Inputs and outputs (L, B, T, D) on a batch of a data module. The output head is not run."""
         with self.noted() as notes:
             _run(self.model.base_model, batch)
         return notes.activations(batch["input_ids"].shape)
 
     @contextmanager
     def noted(self) -> Iterator["Notes"]:
-        """Inside, one pass's inputs and outputs are kept."""
+        """Context that keeps the inputs and outputs of one pass."""
         notes = Notes([], [])
         with ExitStack() as hooks:
             for first, last in self._ends:
@@ -74,8 +74,8 @@ class MLPs:
 
     @contextmanager
     def replaced(self, output: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-        """Inside, the MLP of layer l adds `output(l, its input)` to the residual stream instead of its own output;
-        layers ask in the order in which they run."""
+        """Context in which the MLP of layer l adds `output(l, its input)` to the residual stream instead of its own
+        output. Layers call `output` in the order in which they run."""
         with ExitStack() as hooks:
             for layer, (first, last) in enumerate(self._ends):
                 seen: list[Tensor] = []
@@ -96,7 +96,7 @@ def _run(model: Any, batch: Batch) -> Any:
 def _anatomy(model: PreTrainedModel) -> Anatomy:
     if attention_modules(model):
         return Anatomy.of(model)
-    sparsify(model, layers=lambda layer: False)  # which finds the layers; the anatomy outlives the gates
+    sparsify(model, layers=lambda layer: False)  # this finds the layers; the anatomy stays valid without gates
     try:
         return Anatomy.of(model)
     finally:

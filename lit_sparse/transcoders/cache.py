@@ -1,9 +1,9 @@
 """MLP activations on disk, for several epochs or several transcoders from one pass of the model.
 
-    cache.json              what it was made from: model, text, dtype, tokens of a shard
-    shard_{i}.safetensors   inputs and outputs (L, N, D), input_ids (N,), with int8 also one scale a row (L, N)
+    cache.json              sources of the cache: model, text, dtype, sequences per shard
+    shard_{i}.safetensors   inputs and outputs (L, N, D), input_ids (N,), with int8 also one scale per row (L, N)
 
-Shard i always holds the same training sequences, and is written whole or not at all: filling goes on where it stopped.
+Shard i always holds the same training sequences. It is written whole or not at all, so filling can be resumed.
 A token of SmolLM2-135M takes 35 kB with int8, 69 kB with bfloat16.
 """
 
@@ -33,11 +33,11 @@ class ActivationCache:
     """A folder of shards.
 
     Args:
-        folder: where they lie.
+        folder: the folder's path.
         dtype: "int8", with a scale for each token and layer, or "bfloat16".
 
     Raises:
-        ValueError: another dtype.
+        ValueError: the dtype is another one.
     """
 
     def __init__(self, folder: str | Path, dtype: str = "int8"):
@@ -47,7 +47,8 @@ class ActivationCache:
         self.dtype = dtype
 
     def check(self, key: dict[str, Any]) -> None:
-        """
+        """Checks that the cache in the folder, if there is one, was made from `key`.
+
         Raises:
             ValueError: the folder holds a cache that was made from something else.
         """
@@ -63,15 +64,15 @@ class ActivationCache:
             )
 
     def fill(self, model: str, dataset: BatchDataset, shards: list[Tensor], key: dict[str, Any]) -> None:
-        """Writes the shards that are missing; the model is loaded only if some are.
+        """Writes the missing shards. The model is loaded only if some are missing.
 
         Args:
-            model: its name.
-            shards: indices into the dataset, of the sequences of each shard.
+            model: the model's name.
+            shards: for each shard, the dataset indices of its sequences.
             key: plain values that say what the activations are made from.
 
         Raises:
-            ValueError: as `check`, or the model cannot be read.
+            ValueError: see `check`, or the model cannot be read.
         """
         self.check(key)
         missing = [index for index in range(len(shards)) if not self._file(index).is_file()]
@@ -91,7 +92,7 @@ class ActivationCache:
         """One shard as a batch: `mlp_inputs` and `mlp_outputs` (L, N, D) in float32, `input_ids` (N,).
 
         Raises:
-            ValueError: it is missing or damaged.
+            ValueError: the shard is missing or damaged.
         """
         try:
             tensors = load_file(self._file(index))
@@ -126,7 +127,7 @@ class ActivationCache:
 def quantised(
     rows: Float32[Tensor, "layer token model"],
 ) -> tuple[Int8[Tensor, "layer token model"], Float32[Tensor, "layer token"]]:
-    """Whole numbers up to 127, and what they count in: the error is at most half a percent of a row's largest value."""
+    """Whole numbers up to 127, and each row's scale. The error is at most half a percent of a row's largest value."""
     scale = rows.abs().amax(-1).clamp_min(1e-30) / 127
     return (rows / scale[..., None]).round().to(torch.int8), scale
 
@@ -134,15 +135,15 @@ def quantised(
 def dequantised(
     rows: Int8[Tensor, "layer token model"], scale: Float[Tensor, "layer token"]
 ) -> Float32[Tensor, "layer token model"]:
-    """The values again."""
+    """Values of `quantised` rows in float32."""
     return rows.float() * scale[..., None].float()
 
 
 def fingerprint(model: str, dataset: BatchDataset, sequences: Tensor) -> dict[str, Any]:
-    """What the activations of a model on some sequences depend on.
+    """Fingerprints of the model and of the text on which activations depend.
 
     Raises:
-        ValueError: no such model.
+        ValueError: there is no such model.
     """
     ids = hashlib.sha256()
     for part in sequences.split(256):

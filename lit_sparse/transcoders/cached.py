@@ -1,4 +1,4 @@
-"""`CachedActivations`: training on an `ActivationCache`, filled at the start; validation on the text itself."""
+"""`CachedActivations`: training on an `ActivationCache`, which is filled at the start, and validation on the text."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,14 +12,15 @@ from lit_sparse.transcoders.cache import ActivationCache, fingerprint
 
 
 class ShardLoader:
-    """Batches of tokens from shards in random order, shuffled within each shard; resumable within an epoch.
+    """Batches of tokens from shards in random order, shuffled within each shard and resumable within an epoch.
 
-    Ranks take different shards; what does not fill a batch of a shard, or a shard for every rank, is left out.
+    Ranks take different shards. Tokens that do not fill a batch of a shard are left out, and so are shards that do not
+    suffice for every rank.
 
     Args:
-        shards: how many the cache holds.
-        shard_tokens: of each.
-        batch_tokens: of a batch of one device.
+        shards: number of shards in the cache.
+        shard_tokens: tokens of each shard.
+        batch_tokens: tokens in a batch of one device.
     """
 
     def __init__(
@@ -76,17 +77,17 @@ class CachedActivations(LightningDataModule):
     """Activations of a model on the training text of another data module.
 
     Args:
-        data: the text, or another task.
-        folder: of the cache; about 35 kB a token for SmolLM2-135M.
-        model: whose activations; the command line fills in the model's name.
-        tokens: to cache, at most; None takes all training text.
+        data: data module of the text, or of another task.
+        folder: folder of the cache; it takes about 35 kB per token for SmolLM2-135M.
+        model: model whose activations are cached; the command line fills in the model's name.
+        tokens: largest number of tokens to cache; None takes all training text.
         dtype: "int8", with a scale for each token and layer, or "bfloat16".
-        shard_tokens: of a file; the order is random over files, and within one.
-        batch_tokens: of a training batch of one device.
+        shard_tokens: tokens of a file; the order is random over files, and within one.
+        batch_tokens: tokens in a training batch of one device.
         seed: order of training.
 
     Raises:
-        ValueError: a size out of range. `prepare_data` raises it for a cache of another model or text.
+        ValueError: a size is out of range. `prepare_data` raises it for a cache of another model or text.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class CachedActivations(LightningDataModule):
         self._shards = 0
 
     def prepare_data(self) -> None:
-        """Fills the cache, on one process of each node."""
+        """Fills the cache on one process of each node."""
         if self.model is None:
             raise ValueError("CachedActivations has no model: set data.model")
         self.data.prepare_data()
@@ -126,12 +127,12 @@ class CachedActivations(LightningDataModule):
         self.cache.fill(self.model, dataset, shards, key)
 
     def setup(self, stage: str | None = None) -> None:
-        """Builds the text's datasets, and counts the shards."""
+        """Builds the text's datasets and counts the shards."""
         self.data.setup(stage)
         self._shards = len(self._sequences())
 
     def train_dataloader(self) -> ShardLoader:
-        """Batches with `mlp_inputs` and `mlp_outputs` (L, N, D) and `input_ids` (N,)."""
+        """Loader of batches with `mlp_inputs` and `mlp_outputs` (L, N, D) and `input_ids` (N,)."""
         kwargs = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
         replicas = kwargs or {"rank": 0, "num_replicas": 1}
         shard_tokens = self.sequences_per_shard * self.sequence_length
@@ -147,15 +148,15 @@ class CachedActivations(LightningDataModule):
         return self._text().test_dataloader()
 
     def calibration_batches(self) -> list[Batch]:
-        """Of the text."""
+        """Calibration batches of the text."""
         return self.data.calibration_batches()
 
     def load_tokenizer(self) -> Any:
-        """The text's."""
+        """The text's tokenizer."""
         return self.data.load_tokenizer()  # type: ignore[attr-defined]
 
     def _text(self) -> BatchDataModule:
-        self.data.trainer = self.trainer  # which it asks for ranks
+        self.data.trainer = self.trainer  # the data module asks it for ranks
         return self.data
 
     def _sequences(self) -> list[torch.Tensor]:

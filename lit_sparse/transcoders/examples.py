@@ -1,4 +1,4 @@
-"""The contexts in which each feature is most active, as people look at them."""
+"""The contexts in which each feature is most active, for people to read."""
 
 import json
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from torch import Tensor
 from lit_sparse.common.files import write_atomically
 
 CONTEXTS, LENGTH, AFTER = 5, 24, 5
-"""How many contexts are kept of a feature, their tokens, and how many of those follow the strongest one."""
+"""Contexts kept of a feature, tokens of a context, and tokens in it after the strongest one."""
 
 
 class TopExamples:
-    """The strongest contexts so far of each feature, one a sequence; memory L x F x 5 x 24 numbers, twice.
+    """The strongest contexts of each feature so far, one per sequence. Memory: L x F x 5 x 24 numbers, twice.
 
     Args:
         layers: L.
@@ -30,7 +30,7 @@ class TopExamples:
         self.places = torch.zeros(layers, features, 0, dtype=torch.long)
 
     def update(self, ids: Int[Tensor, "batch time"], acts: Float[Tensor, "layer batch time feature"]) -> None:
-        """One batch; all have the same length T."""
+        """Adds one batch. All batches have the same length T."""
         length = min(LENGTH, ids.shape[1])
         peaks, at = acts.movedim(-1, 1).max(dim=-1)  # (L, F, B)
         first = (at + AFTER + 1 - length).clamp(0, ids.shape[1] - length)
@@ -47,11 +47,11 @@ class TopExamples:
         self.values, self.ids = parts[1].gather(2, wide), parts[2].gather(2, wide)
 
     def record(self, text: Callable[[int], str]) -> dict[str, Any]:
-        """`{"features": {"{layer}_{feature}": [{"tokens": [str], "values": [float], "peak": int}]}}`, strongest first;
-        features that were never active are left out.
+        """`{"features": {"{layer}_{feature}": [{"tokens": [str], "values": [float], "peak": int}]}}`, strongest first,
+        without features that were never active.
 
         Args:
-            text: of a token id.
+            text: gives the text of a token id.
         """
         texts = {index: text(index) for index in self.ids.unique().tolist()}
         features: dict[str, list[dict[str, Any]]] = {}

@@ -1,4 +1,4 @@
-"""How well a model does when a transcoder stands in for its MLPs."""
+"""Cross-entropy of a model when a transcoder replaces its MLPs."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -15,7 +15,7 @@ Output = Callable[[int, Tensor], Tensor]
 
 
 def by_transcoder(transcoder: Transcoder) -> Output:
-    """Every MLP's output as the transcoder computes it, its features reading the run as it then is. For one pass."""
+    """Replaces every MLP's output by the transcoder's, whose features read the replaced run. For one pass only."""
     acts: list[Tensor] = []
 
     def output(layer: int, mlp_input: Tensor) -> Tensor:
@@ -26,13 +26,13 @@ def by_transcoder(transcoder: Transcoder) -> Output:
 
 
 def by_mean(means: Float[Tensor, "layer model"]) -> Output:
-    """Every MLP's output as its mean: the zero point."""
+    """Replaces every MLP's output by its mean, as the zero point of the comparison."""
     return lambda layer, mlp_input: means[layer].expand_as(mlp_input)
 
 
 class CrossEntropies(NamedTuple):
-    """Summed over scored tokens, in nats: the model's own, with the transcoder for all MLPs at once, and with their
-    mean outputs; and how many tokens were scored."""
+    """Sums over scored tokens, in nats: of the model itself, with the transcoder for all MLPs at once, and with the
+    MLPs' mean outputs; and the number of scored tokens."""
 
     own: Float[Tensor, ""]
     replacement: Float[Tensor, ""]
@@ -44,7 +44,7 @@ class CrossEntropies(NamedTuple):
 def cross_entropies(
     mlps: MLPs, batch: Batch, transcoder: Transcoder, means: Float[Tensor, "layer model"]
 ) -> tuple[CrossEntropies, Activations]:
-    """Three passes over a batch, and what the MLPs read and wrote in the model's own."""
+    """Cross-entropies of three passes over a batch, and the MLPs' inputs and outputs in the model's own pass."""
     scored = batch["labels"] != IGNORED
 
     def ce() -> Tensor:

@@ -1,4 +1,4 @@
-"""The end of a transcoder's run: measured on text it was not trained on, saved for raw activations, and shown."""
+"""End of a transcoder's run: measurement on held-out text, and saving for raw activations."""
 
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ FOLDER = "transcoder"
 
 @torch.no_grad()
 def finish_transcoder(module: Any, run_dir: Path) -> TranscoderSummary:
-    """Writes `run_dir/transcoder`: the weights for raw activations, summary.json, and examples.json with the strongest
-    contexts of each feature, all from the test split; returns the summary. The first rank calls it alone.
+    """Writes `run_dir/transcoder` and returns its summary. Only the first rank calls it.
+
+    The folder holds the weights for raw activations, summary.json, and examples.json with the strongest contexts of
+    each feature. Measurements and contexts come from the test split.
 
     Args:
         module: a `TranscoderModule`.
@@ -62,7 +64,7 @@ def finish_transcoder(module: Any, run_dir: Path) -> TranscoderSummary:
         examples.save(folder / "examples.json", lambda index: token_text(tokenizer, index))
     module.print(
         f"transcoder: {summary.explained_variance:.1%} of the variance explained with {summary.l0:.1f} features "
-        f"a layer and token; CE {summary.ce:.3f}, in the MLPs' place {summary.replacement_ce:.3f}, their mean "
-        f"outputs {summary.mean_ablation_ce:.3f}; written to {folder}"
+        f"per layer and token; CE {summary.ce:.3f}, with the transcoder for the MLPs {summary.replacement_ce:.3f}, "
+        f"with their mean outputs {summary.mean_ablation_ce:.3f}; written to {folder}"
     )
     return summary

@@ -2,10 +2,14 @@
 
     W_enc_{i}.safetensors   W_enc_{i} (F, D), b_enc_{i} (F,), b_dec_{i} (D,), threshold_{i} (F,) if there are thresholds
     W_dec_{i}.safetensors   W_dec_{i} (F, L - i, D), or (F, 1, D) for features that write to their own layer only
-    config.yaml             model_name, model_kind, the hooks, and under `lit_sparse` what we know besides
+    config.yaml             model_name, model_kind, the hooks, and our own fields under `lit_sparse`
 
-A folder without our part of the config has no top-k: it is read as JumpReLU with its thresholds, or with zeros (ReLU).
-Nor does it say which weights the transcoder was trained on: `check_model` warns of that.
+A set of transcoders may also be in circuit-tracer's other layout, which is read only:
+
+    layer_{i}.safetensors   W_enc (F, D), b_enc (F,), W_dec (F, D), b_dec (D,), activation_function.threshold (F,)
+
+A folder without our fields has no top-k. It is read as JumpReLU with its thresholds, or with thresholds of zero (ReLU).
+It also does not say on which weights the transcoder was trained; `check_model` warns of that.
 """
 
 import logging
@@ -22,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_sparse.records.digest import require_same
-from lit_sparse.transcoders.transcoder import Transcoder, TranscoderConfig
+from lit_sparse.transcoders.transcoder import READS, WRITES, Transcoder, TranscoderConfig
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +43,17 @@ def save_transcoder(
     measured: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> None:
-    """Writes the folder, replacing one that `save_transcoder` wrote before; a reader never sees half of it.
+    """Writes a transcoder folder, whole or not at all. It replaces a transcoder folder of that name.
 
     Args:
-        transcoder: on raw MLP inputs and outputs.
+        transcoder: a transcoder of raw MLP inputs and outputs.
         model_name: the model that it reads, as `lit_sparse` names models.
-        model_digest: of that model (see `lit_sparse.models.digest`).
+        model_digest: digest of that model (see `lit_sparse.models.digest`).
         measured: plain values for people to read.
-        dtype: of the weights on disk, float32 or bfloat16.
+        dtype: type of the weights on disk, float32 or bfloat16.
 
     Raises:
-        ValueError: something else lies in the folder's place, or another dtype.
+        ValueError: the folder exists and is no transcoder folder, or the dtype is another one.
     """
     folder, config = Path(folder), transcoder.config
     if dtype not in (torch.float32, torch.bfloat16):
@@ -77,13 +81,13 @@ def save_transcoder(
         description = {
             "model_name": model_name,
             "model_kind": _KINDS[config.cross_layer],
-            "feature_input_hook": "mlp.hook_in",
-            "feature_output_hook": "hook_mlp_out",
+            "feature_input_hook": transcoder.reads,
+            "feature_output_hook": transcoder.writes,
             "scan": f"{Path(model_name).name or model_name}-transcoder",
             "lit_sparse": ours,
         }
         (scratch / CONFIG_FILE).write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
-        scratch.chmod(0o755)  # mkdtemp's folders are their owner's alone
+        scratch.chmod(0o755)  # only the owner can read mkdtemp's folders
         if folder.exists():
             shutil.rmtree(folder)
         scratch.rename(folder)
@@ -92,10 +96,10 @@ def save_transcoder(
 
 
 def describe_transcoder(folder: str | Path) -> dict[str, Any]:
-    """What a transcoder folder's config.yaml says.
+    """Reads the config.yaml of a transcoder folder.
 
     Raises:
-        ValueError: no such file, or it does not name a kind of transcoder.
+        ValueError: there is no such file, or it does not name a kind of transcoder.
     """
     file = Path(folder) / CONFIG_FILE
     if not file.is_file():
@@ -110,14 +114,14 @@ def describe_transcoder(folder: str | Path) -> dict[str, Any]:
 
 
 def check_model(folder: str | Path, name: str, digest: str | None = None) -> None:
-    """Refuses a folder of transcoders that were trained on another model; warns where it does not say on which.
+    """Refuses a folder of transcoders that were trained on another model, and warns if it does not record the model.
 
     Args:
-        name: what to call the model.
-        digest: of the model; None checks only that the folder records one.
+        name: name of the model in messages.
+        digest: digest of the model; None checks only that the folder records one.
 
     Raises:
-        ValueError: it belongs to another model, or an older version wrote it.
+        ValueError: the folder belongs to another model, or an older version wrote it.
     """
     description = describe_transcoder(folder)
     if "lit_sparse" not in description:
@@ -131,23 +135,15 @@ def check_model(folder: str | Path, name: str, digest: str | None = None) -> Non
 
 
 def load_transcoder(folder: str | Path) -> Transcoder:
-    """The transcoder of a folder, in float32, in evaluation mode.
+    """The transcoder of a folder, in float32 and in evaluation mode.
 
     Raises:
-        ValueError: not such a folder, missing or unreadable weights, or shapes that do not fit together.
+        ValueError: the folder is no transcoder folder, weights are missing or unreadable, shapes do not fit, or
+            something is not supported: other hooks than those of `Transcoder`, skip connections, negative thresholds.
     """
     folder = Path(folder)
     description = describe_transcoder(folder)
-    layers = len(list(folder.glob("W_enc_*.safetensors")))
-    if layers == 0:
-        raise ValueError(f"{folder} holds no W_enc_0.safetensors")
-    tensors: dict[str, Tensor] = {}
-    for layer in range(layers):
-        for name in (f"W_enc_{layer}", f"W_dec_{layer}"):
-            try:
-                tensors |= load_file(folder / f"{name}.safetensors")
-            except (OSError, SafetensorError) as error:
-                raise ValueError(f"cannot read {name}.safetensors in {folder}: {error}") from error
+    layers, tensors = _tensors(folder)
     ours = description.get("lit_sparse") or {}
     cross_layer = description["model_kind"] == _KINDS[True]
     encoder = tensors.get("W_enc_0")
@@ -160,7 +156,16 @@ def load_transcoder(folder: str | Path) -> Transcoder:
         activation=activation,
         **({"k": ours["k"]} if "k" in ours else {"k": 1}),
     )
-    transcoder = Transcoder(config, layers, encoder.shape[1])
+    try:
+        transcoder = Transcoder(
+            config,
+            layers,
+            encoder.shape[1],
+            reads=description.get("feature_input_hook", READS[0]),
+            writes=description.get("feature_output_hook", WRITES[0]),
+        )
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from error
     with torch.no_grad():
         for name, target in _targets(transcoder).items():
             found = tensors.get(name)
@@ -171,7 +176,37 @@ def load_transcoder(folder: str | Path) -> Transcoder:
                 shape = "missing" if found is None else tuple(found.shape)
                 raise ValueError(f"{folder}: {name} is {shape}, expected {tuple(target.shape)}")
             target.copy_(found)
+    if left := sorted(set(tensors) - set(_targets(transcoder))):
+        raise ValueError(f"{folder} has {left[0]}, which is no part of a transcoder here")
+    if transcoder.threshold is not None and bool((transcoder.threshold < 0).any()):
+        raise ValueError(f"{folder} has thresholds below 0: its features could be active with negative values")
     return transcoder.eval()
+
+
+def _tensors(folder: Path) -> tuple[int, dict[str, Tensor]]:
+    """The number of layers, and all tensors by their names in our layout."""
+    tensors: dict[str, Tensor] = {}
+    if layers := len(list(folder.glob("W_enc_*.safetensors"))):
+        for layer in range(layers):
+            for name in (f"W_enc_{layer}", f"W_dec_{layer}"):
+                tensors |= _read(folder / f"{name}.safetensors")
+        return layers, tensors
+    layers = len(list(folder.glob("layer_*.safetensors")))
+    if layers == 0:
+        raise ValueError(f"{folder} holds no W_enc_0.safetensors, nor a layer_0.safetensors")
+    for layer in range(layers):
+        for name, tensor in _read(folder / f"layer_{layer}.safetensors").items():
+            decoder = tensor[:, None] if name == "W_dec" and tensor.dim() == 2 else tensor
+            tensors[f"{name.removeprefix('activation_function.')}_{layer}"] = decoder
+    return layers, tensors
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        found: dict[str, Tensor] = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot read {file.name} in {file.parent}: {error}") from error
+    return found
 
 
 def _targets(transcoder: Transcoder) -> dict[str, Tensor]:

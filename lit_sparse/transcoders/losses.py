@@ -1,4 +1,4 @@
-"""What a transcoder learns from. All on scaled activations (`scaling`)."""
+"""Losses of a transcoder, all on scaled activations (`scaling`)."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ from lit_sparse.transcoders.transcoder import Transcoder
 def reconstruction_loss(
     error: Float[Tensor, "layer token model"], outputs: Float[Tensor, "layer token model"]
 ) -> Float[Tensor, ""]:
-    """The normalised mean squared error, summed over layers: 1 a layer for a transcoder that writes the mean output.
+    """Normalised mean squared error, summed over layers: 1 per layer for a transcoder that writes the mean output.
 
-    A massive token's error is taken relative to its own size.
+    A massive token's error is divided by the token's own size.
     """
     size = outputs.pow(2).mean(-1) / MASSIVE
     return (error.pow(2).mean(-1) / size.clamp_min(1.0)).mean(1).sum()
@@ -28,8 +28,8 @@ def revival_loss(
     outputs: Float[Tensor, "layer token model"],
     dead: Bool[Tensor, "layer feature"],
 ) -> Float[Tensor, ""]:
-    """The auxiliary loss that revives dead features (AuxK, arXiv 2406.04093, appendix A.2): a token's k strongest dead
-    features explain what the others left of their own layer's output.
+    """Auxiliary loss that revives dead features (AuxK, arXiv 2406.04093, appendix A.2). A token's k strongest dead
+    features learn the error that the other features leave in their own layer's output.
     """
     k = min(transcoder.config.k, dead.shape[1])
     best = preactivations.masked_fill(~dead[:, None], 0.0).topk(k, dim=-1)
@@ -40,16 +40,16 @@ def revival_loss(
 
 @dataclass(frozen=True)
 class SparsityLoss:
-    """What keeps features of a JumpReLU transcoder off ("Circuit Tracing", transformer-circuits.pub 2025, appendix D).
+    """Sparsity loss of a JumpReLU transcoder ("Circuit Tracing", transformer-circuits.pub 2025, appendix D).
 
     Args:
         weight: lambda of the sum over features of tanh(steepness x decoder norm x activation), which is ramped up.
-        steepness: c; the larger, the closer is the sum to the number of active features.
-        preactivations: weight of how far inactive features are below their threshold, which keeps them from dying.
+        steepness: c; the larger it is, the closer is the sum to the number of active features.
+        preactivations: weight of the distance of inactive features from their threshold, which keeps them from dying.
         ramp: share of the run's steps over which lambda rises from 0.
 
     Raises:
-        ValueError: a weight below 0, a steepness or ramp out of range.
+        ValueError: a weight is below 0, or a steepness or ramp is out of range.
     """
 
     weight: float = 0.01

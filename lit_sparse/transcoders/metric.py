@@ -1,4 +1,4 @@
-"""What a transcoder explains on held-out text, accumulated over batches and ranks."""
+"""Quality of a transcoder on held-out text, accumulated over batches and ranks."""
 
 from typing import Any, NamedTuple
 
@@ -12,12 +12,14 @@ from lit_sparse.transcoders.scaling import massive
 
 
 class TranscoderEvaluation(NamedTuple):
-    """By layer, and in nats per scored token.
+    """Quality of a transcoder by layer, and cross-entropies in nats per scored token.
 
     Attributes:
-        explained_variance: share of the variance of a layer's MLP output, over tokens that are not massive in it.
-        l0: active features a token.
-        ce, replacement_ce, mean_ablation_ce: of the model, with the transcoder for all its MLPs, with their means.
+        explained_variance: explained share of the variance of each layer's MLP output, over tokens that are not massive
+            in it.
+        l0: active features per token, for each layer.
+        ce, replacement_ce, mean_ablation_ce: cross-entropy of the model, with the transcoder for all its MLPs, and with
+            the MLPs' mean outputs.
     """
 
     explained_variance: list[float]
@@ -71,7 +73,7 @@ class TranscoderMetric(Metric):
         acts: Float[Tensor, "layer token feature"],
         sums: CrossEntropies,
     ) -> None:
-        """One batch, scaled."""
+        """Adds one batch of scaled activations."""
         ordinary = ~massive(outputs)[..., None]
         kept = outputs * ordinary
         self.error += (error * ordinary).pow(2).sum((1, 2)).double()

@@ -8,7 +8,7 @@ def shape_of(name: str, *, trust_remote_code: bool = False) -> tuple[int, int]:
     """Layers and width of a model, from its configuration alone.
 
     Raises:
-        ValueError: it cannot be found or read.
+        ValueError: the model cannot be found or read.
     """
     config = load_config(files_of(name), trust_remote_code=trust_remote_code).get_text_config()
     return config.num_hidden_layers, config.hidden_size

@@ -36,18 +36,19 @@ class TranscoderModule(RunModule):
     """Trains a transcoder.
 
     Args:
-        model: whose MLPs it reads, dense or sparse: a folder, adapters and gates, a Hugging Face name, `package:NAME`.
-        transcoder: what it is like.
-        sparsity: of JumpReLU transcoders; None takes its defaults. Top-k needs none.
-        dead_after: tokens without being active after which a feature counts as dead.
-        revival: weight of the loss that revives dead features of top-k transcoders; 0 is none.
-        optimizer: for all weights.
+        model: the dense or sparse model whose MLPs it reads: a folder, adapters and gates, a Hugging Face name, or
+            `package:NAME`.
+        transcoder: size and kind of the transcoder.
+        sparsity: sparsity loss of JumpReLU transcoders; None takes its defaults. Top-k needs none.
+        dead_after: number of tokens after which an inactive feature counts as dead.
+        revival: weight of the loss that revives dead features of top-k transcoders; 0 means none.
+        optimizer: optimizer of all weights.
         scheduler: stepped once per optimizer step; None keeps the learning rate.
         trust_remote_code: allow the model folder to run its own code.
-        seed: of the initial weights.
+        seed: seed of the initial weights.
 
     Raises:
-        ValueError: for settings that cannot work, before training; see the parts.
+        ValueError: settings cannot work, before training; see the parts.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class TranscoderModule(RunModule):
         if revival < 0:
             raise ValueError(f"revival must not be negative, got {revival}")
         if sparsity is not None and transcoder.activation == "topk":
-            raise ValueError("sparsity is for activation: jumprelu; topk keeps k features as it is")
+            raise ValueError("sparsity is for activation: jumprelu; topk always keeps k features, so leave it out")
         self.base_name = model
         self.config = transcoder
         self.sparsity = sparsity or SparsityLoss()
@@ -98,7 +99,7 @@ class TranscoderModule(RunModule):
 
     @property
     def mlps(self) -> MLPs:
-        """Of the frozen model, loaded at first use: training from a cache validates with it only."""
+        """MLPs of the frozen model, which is loaded at first use: training from a cache only validates with it."""
         if not self._mlps:
             # bfloat16 where training computes in it anyway; gates keep their float32.
             lower = self.precision.startswith("bf16")
@@ -113,7 +114,7 @@ class TranscoderModule(RunModule):
         return self.idle >= self.dead_after
 
     def activations(self, batch: Batch) -> Activations:
-        """Scaled activations (L, N, D) of a batch of tokens, or of a batch that came from a cache."""
+        """Scaled activations (L, N, D) of a batch of tokens, or of a batch from a cache."""
         if "mlp_inputs" in batch:
             return self.scaling.apply_to(Activations(batch["mlp_inputs"], batch["mlp_outputs"]))
         return self.scaling.apply_to(self.mlps.capture(batch))
@@ -122,7 +123,7 @@ class TranscoderModule(RunModule):
 
     @torch.no_grad()
     def on_fit_start(self) -> None:
-        """On a fresh start measures the scales on the first training text."""
+        """Measures the scales on the first training text, in a run that is not resumed."""
         if sharding_of(self.trainer.strategy).shards_weights:
             raise ValueError("transcoders are trained on one device or with DDP: set trainer.strategy to auto or ddp")
         if self.state.resumed or self.trainer.ckpt_path is not None:
@@ -215,7 +216,7 @@ class TranscoderModule(RunModule):
     # --- the end -----------------------------------------------------------------------------------------------
 
     def finish(self, run_dir: Path) -> None:
-        """Writes what the run is for, `run_dir/transcoder` (see `transcoders.finish`)."""
+        """Writes the result of the run, `run_dir/transcoder` (see `transcoders.finish`)."""
         if self.trainer.is_global_zero:
             finish_transcoder(self, run_dir)
 

@@ -1,10 +1,10 @@
-"""MLP inputs and outputs brought to zero mean and unit size while a transcoder learns, and the scales folded into its
-weights afterwards.
+"""Scaling of MLP inputs and outputs to zero mean and unit size while a transcoder learns. Afterwards the scales are
+folded into its weights.
 
 A few tokens get outputs hundreds of times as large as all others (the massive activations behind attention sinks, arXiv
-2402.17762; in SmolLM2-135M the first token of a text, 700 times in layer 11). A mean or a mean square over all tokens
-would be about those alone, so that the rest would look perfectly explained and never be learned: means and scales are
-those of the ordinary tokens, and a massive one counts in the loss by its own size.
+2402.17762; in SmolLM2-135M the first token of a text, 700 times in layer 11). They would dominate a mean or a mean
+square over all tokens. All other tokens would then look perfectly explained and never be learned. So means and scales
+are those of the ordinary tokens, and a massive token's loss is relative to its own size.
 """
 
 import torch
@@ -15,11 +15,11 @@ from lit_sparse.transcoders.activations import Activations
 from lit_sparse.transcoders.transcoder import Transcoder
 
 MASSIVE = 16.0
-"""A token is massive in a layer if its output's mean square is over this many times the layer's: a norm 4 times as
-large. The largest ordinary token of SmolLM2-135M is at about 3.5."""
+"""A token is massive in a layer if its output's mean square is over this many times the layer's, which is a norm 4
+times as large. The largest ordinary token of SmolLM2-135M is at about 3.5."""
 
 MASSIVE_ACTIVATION = 50.0
-"""How active the feature for massive tokens is on them: above what ordinary features reach at the start."""
+"""Activation on massive tokens of the feature for them: more than ordinary features reach at the start."""
 
 
 class Scaling(nn.Module):
@@ -45,7 +45,7 @@ class Scaling(nn.Module):
         """Sets all means and scales from a sample of tokens.
 
         Raises:
-            ValueError: a layer's MLP reads or writes the same for every token.
+            ValueError: a layer's MLP has the same input or output at every token.
         """
         for name, sample in zip(("input", "output"), activations, strict=True):
             for layer, rows in enumerate(sample.flatten(1, -2).float()):
@@ -65,7 +65,7 @@ class Scaling(nn.Module):
 
     @torch.no_grad()
     def fold(self, scaled: Transcoder) -> Transcoder:
-        """The same transcoder for raw inputs and outputs. Activations and thresholds stay as they are."""
+        """The same transcoder for raw inputs and outputs. Activations and thresholds do not change."""
         raw = Transcoder(scaled.config, scaled.layers, scaled.width).to(scaled.W_enc.device)
         raw.load_state_dict(scaled.state_dict())
         raw.W_enc.div_(self.input_scale[:, None, None])
@@ -77,16 +77,16 @@ class Scaling(nn.Module):
 
 
 def massive(outputs: Float[Tensor, "layer token model"]) -> Bool[Tensor, "layer token"]:
-    """Which tokens are massive in which layer, from scaled outputs."""
+    """Mask of the tokens that are massive in each layer, from scaled outputs."""
     return outputs.pow(2).mean(-1) > MASSIVE
 
 
 @torch.no_grad()
 def start_massive_features(transcoder: Transcoder, scaled: Activations) -> int:
-    """Gives the first feature of each layer that has massive tokens to them; returns how many layers do.
+    """Starts the first feature of each layer that has massive tokens as their feature; returns the number of layers.
 
-    It reads the direction of their mean input, is off halfway from an ordinary token, and writes their mean output,
-    which no optimizer step of a usual size would ever reach.
+    The feature reads the direction of their mean input. It turns on halfway between an ordinary token and them. It
+    writes their mean output, which optimizer steps of a usual size would not reach.
     """
     marks = massive(scaled.outputs)
     for layer in marks.any(1).nonzero()[:, 0].tolist():
@@ -98,7 +98,7 @@ def start_massive_features(transcoder: Transcoder, scaled: Activations) -> int:
 
 
 def _ordinary(rows: Float[Tensor, "token model"]) -> tuple[Float[Tensor, " model"], Float[Tensor, ""]]:
-    """Mean and root mean square about it, of the tokens that are not massive."""
+    """Mean of the tokens that are not massive, and their root mean square about it."""
     sizes = rows.norm(dim=1)
     rows = rows[sizes <= MASSIVE**0.5 * sizes.median()]
     mean = rows.mean(0)

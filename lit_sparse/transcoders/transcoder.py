@@ -1,4 +1,4 @@
-"""Transcoders: sparse features that read an MLP's input and write, together, what the MLP adds to the residual stream.
+"""Transcoders: sparse features that read an MLP's input and together write the MLP's output to the residual stream.
 
 Shapes: L layers, F features of a layer, D model width. A cross-layer transcoder's feature reads one layer and writes to
 that layer's MLP output and to every later one's ("Circuit Tracing", transformer-circuits.pub 2025); a feature of a set
@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 ACTIVATIONS = ("topk", "jumprelu")
+READS, WRITES = ("mlp.hook_in", "hook_resid_mid"), ("hook_mlp_out", "mlp.hook_out")
 
 BANDWIDTH = 0.5
 """Width of the kernel that estimates a threshold's gradient, in units of preactivations (whose spread is about 1)."""
@@ -22,17 +23,17 @@ BANDWIDTH = 0.5
 
 @dataclass(frozen=True)
 class TranscoderConfig:
-    """What a transcoder is like.
+    """Size and kind of a transcoder.
 
     Args:
-        features: F, features of each layer.
-        cross_layer: a feature writes to its own and every later layer's MLP output; False: to its own only.
+        features: F, number of features of each layer.
+        cross_layer: True if a feature writes to its own and every later layer's MLP output, False if only to its own.
         activation: "topk" keeps a token's k largest preactivations of a layer, as far as they are positive
             (arXiv 2406.04093); "jumprelu" those above a learned threshold of each feature (arXiv 2407.14435).
         k: features kept per layer and token; for topk only.
 
     Raises:
-        ValueError: a size that is not positive, or an unknown activation.
+        ValueError: a size is not positive, or the activation is unknown.
     """
 
     features: int
@@ -52,19 +53,30 @@ class TranscoderConfig:
 class Transcoder(nn.Module):
     """One transcoder for all layers of a model.
 
-    W_enc (L, F, D), b_enc (L, F), b_dec (L, D), threshold (L, F) or None; W_dec[l] (F, L - l, D), or (F, 1, D) where
-    features write to their own layer only: its slot j writes to the MLP output of layer l + j.
+    W_enc (L, F, D), b_enc (L, F), b_dec (L, D), threshold (L, F) or None. W_dec[l] (F, L - l, D), or (F, 1, D) if
+    features write to their own layer only; its slot j writes to the MLP output of layer l + j.
 
     Args:
         layers: L.
         width: D.
+        reads, writes: the places in a layer, as circuit-tracer calls them. Training makes transcoders of the MLP's
+            input and of what the MLP adds to the residual stream; "hook_resid_mid" is the residual stream before the
+            MLP's norm, "mlp.hook_out" the MLP's output before a norm that may follow.
+
+    Raises:
+        ValueError: other places.
     """
 
     threshold: nn.Parameter | None
 
-    def __init__(self, config: TranscoderConfig, layers: int, width: int):
+    def __init__(
+        self, config: TranscoderConfig, layers: int, width: int, *, reads: str = READS[0], writes: str = WRITES[0]
+    ):
         super().__init__()
-        self.config, self.layers, self.width = config, layers, width
+        for place, known in ((reads, READS), (writes, WRITES)):
+            if place not in known:
+                raise ValueError(f"transcoders of {place} are not supported, those of {' and '.join(known)} are")
+        self.config, self.layers, self.width, self.reads, self.writes = config, layers, width, reads, writes
         features = config.features
         self.W_enc = nn.Parameter(torch.empty(layers, features, width).uniform_(-1, 1) * math.sqrt(3 / width))
         self.b_enc = nn.Parameter(torch.zeros(layers, features))
@@ -72,15 +84,15 @@ class Transcoder(nn.Module):
         has_threshold = config.activation == "jumprelu"
         self.threshold = nn.Parameter(torch.full((layers, features), 0.5)) if has_threshold else None
         slots = [layers - layer if config.cross_layer else 1 for layer in range(layers)]
-        bound = 1 / math.sqrt(layers * width)  # small: together they hardly write anything at first
+        bound = 1 / math.sqrt(layers * width)  # small, so that all features together write little at first
         self.W_dec = nn.ParameterList(torch.empty(features, count, width).uniform_(-bound, bound) for count in slots)
 
     def preactivations(self, layer: int, mlp_input: Float[Tensor, "*batch model"]) -> Float[Tensor, "*batch feature"]:
-        """What the features of one layer read, their biases included."""
+        """Preactivations of one layer's features, with their biases."""
         return nn.functional.linear(mlp_input, self.W_enc[layer], self.b_enc[layer])
 
     def activate(self, layer: int, preactivations: Float[Tensor, "*batch feature"]) -> Float[Tensor, "*batch feature"]:
-        """Zero where a feature is inactive, else its preactivation, which is then positive."""
+        """Activations of one layer: 0 for an inactive feature, else its preactivation, which is then positive."""
         return self._activate(preactivations, None if self.threshold is None else self.threshold[layer])
 
     def encode(self, mlp_inputs: Float[Tensor, "layer *batch model"]) -> Float[Tensor, "layer *batch feature"]:
@@ -103,17 +115,17 @@ class Transcoder(nn.Module):
         return self._activate(preactivations, self.threshold.view(self.layers, *ones, -1))
 
     def decode(self, acts: Float[Tensor, "layer *batch feature"]) -> Float[Tensor, "layer *batch model"]:
-        """What the transcoder writes to every layer's MLP output: the sum over source layers, and b_dec."""
-        slots = [weight.unbind(1) for weight in self.W_dec]  # whose gradients come back in one piece each
+        """The transcoder's output for every layer's MLP output: the sum over source layers, plus b_dec."""
+        slots = [weight.unbind(1) for weight in self.W_dec]  # so that gradients come back in one piece each
         return torch.stack([self._write(layer, acts, slots) for layer in range(self.layers)])
 
     def write(
         self, layer: int, acts: Sequence[Float[Tensor, "*batch feature"]] | Float[Tensor, "source *batch feature"]
     ) -> Float[Tensor, "*batch model"]:
-        """What the transcoder writes to one layer's MLP output.
+        """The transcoder's output for one layer's MLP output.
 
         Args:
-            acts: activations by source layer, of layers up to this one at least.
+            acts: activations by source layer, at least of all layers up to this one.
         """
         return self._write(layer, acts, [weight.unbind(1) for weight in self.W_dec])
 

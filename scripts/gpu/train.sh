@@ -36,10 +36,10 @@ part 1000 "$PYTHON" main.py fit --config configs/smollm2_gpu.yaml --run_dir "$RU
 wait "$COMPARING"
 cat "$RESULTS/parity.log"
 
-[ -d "$RUN/adapters" ] || "$PYTHON" scripts/gpu/rescue.py "$RUN/checkpoints" "$OUT"
-cp "$RUN/adapters/adapters.safetensors" "$RUN/report.html" "$OUT" 2>/dev/null
+[ -d "$RUN/model" ] || "$PYTHON" scripts/gpu/rescue.py "$RUN/checkpoints" "$OUT"
+cp "$RUN/model/adapters.safetensors" "$RUN/report.html" "$OUT" 2>/dev/null
 mkdir -p "$RESULTS/adapters"
-find "$RUN/adapters" -type f ! -name adapters.safetensors -exec cp {} "$RESULTS/adapters" \;
+find "$RUN/model" -type f ! -name adapters.safetensors -exec cp {} "$RESULTS/adapters" \;
 cp -r "$RUN/summary.json" "$RUN/config.yaml" "$RUN/plots" "$RUN/record" "$RUN/csv" "$RESULTS" 2>/dev/null
 find "$RUN" -maxdepth 3 -name metrics.csv -exec cp {} "$RESULTS" \;
 keep train

@@ -489,8 +489,8 @@ def test_what_does_not_exist_is_an_error(make_model):
             ({"layer": 1, "head": [0, -1]}, "no head -1: layer 1 has 4"),
             ({"query": -1}, "query -1: positions count from the beginning"),
             ({"key": [3, -2]}, "key -2: positions"),
-            ({"query": 3, "key": 4}, "query 3 cannot look at key 4"),
-            ({"query": [1, 3], "key": [4, 5]}, "query 3 cannot look at key 4"),
+            ({"query": 3, "key": 4}, "query 3 cannot attend to key 4"),
+            ({"query": [1, 3], "key": [4, 5]}, "query 3 cannot attend to key 4"),
         ):
             for change in (edits.close, edits.open, lambda **names: edits.clamp(weight=1, **names)):
                 with pytest.raises(ValueError, match=message):

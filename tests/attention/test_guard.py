@@ -69,6 +69,47 @@ def test_attention_that_something_else_computes(model, ids, layers):
         logits(model, ids)
 
 
+def test_a_wrapper_that_shows_what_it_wraps_counts_once(model, ids):
+    """As TransformerLens' components do, which pass on attributes that they do not have."""
+
+    class Shows(nn.Module):
+        def __init__(self, attention: nn.Module):
+            super().__init__()
+            self.attention = attention
+
+        def __getattr__(self, name):
+            try:
+                return super().__getattr__(name)
+            except AttributeError:
+                return getattr(self.attention, name)
+
+        def forward(self, *inputs, **keywords):
+            return self.attention(*inputs, **keywords)
+
+    expected = logits(model, ids)
+    for layer in model.model.layers:
+        layer.self_attn = Shows(layer.self_attn)
+    assert torch.equal(logits(model, ids), expected)
+    assert len(attention_modules(model)) == 2
+
+
+def test_attention_that_breaks_on_the_gates_masks(model, ids):
+    """Its error says where it comes from; errors of anything else stay as they are."""
+
+    class Breaks(nn.Module):
+        def forward(self, hidden_states, attention_mask, **_):
+            return hidden_states + attention_mask[:, 0], None
+
+    with pytest.raises(IndexError) as wrong_token:
+        logits(model, ids + 1000)
+    for layer in model.model.layers:
+        layer.self_attn = Breaks()
+    with pytest.raises(RuntimeError, match="must match the size") as error:
+        logits(model, ids)
+    assert [note for note in error.value.__notes__ if "gates of this sparse model had no part" in note]
+    assert not hasattr(wrong_token.value, "__notes__")
+
+
 def test_a_model_made_from_a_sparse_models_config(model, ids):
     other = AutoModelForCausalLM.from_config(model.config)
     with pytest.raises(DenseAttentionError, match="built from a sparse model's config"):

@@ -66,6 +66,39 @@ def test_the_table_is_in_the_order_of_computation(make_problem):
     assert (nodes.kind[edges.target[positions]] == Kind.HEAD).all(), "only heads move between positions"
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+@torch.no_grad()
+def test_features_that_read_the_residual_stream(family, make_problem):
+    """As published cross-layer transcoders do: no norm lies between writers and features."""
+    model, transcoder, ids = make_problem(family, SPARSE, dtype=torch.float64)
+    transcoder.reads = "hook_resid_mid"
+    names = ("pre_feedforward_layernorm", "ln_2") if family != "llama" else ("post_attention_layernorm",)
+    read = []
+    norms = [module for name, module in model.named_modules() if name.rpartition(".")[2] in names]
+    for norm in norms:
+        norm.register_forward_pre_hook(lambda _, args: read.append(args[0][0]))
+    model(ids, use_cache=False)
+    read_by = np.stack([transcoder.preactivations(layer, x).numpy() for layer, x in enumerate(read[:2])])
+    graph = build_graph(model, transcoder, ids)
+    nodes, sums = graph.nodes, incoming(graph)
+    feature = nodes.kind == Kind.FEATURE
+    true = read_by[nodes.layer[feature], nodes.position[feature], nodes.index[feature]]
+    np.testing.assert_allclose(nodes.value[feature], true, rtol=1e-6, atol=1e-6 * np.abs(true).max())
+    np.testing.assert_allclose(sums[feature], true, rtol=1e-6, atol=1e-6 * np.abs(true).max())
+    assert np.isfinite(graph.replacement_kl) and feature.any()
+
+
+def test_transcoders_of_the_mlps_own_output(make_problem):
+    """They write the same as the others where no norm follows the MLP, and are refused where one does."""
+    model, transcoder, ids = make_problem("gemma2")
+    transcoder.writes = "mlp.hook_out"
+    with pytest.raises(ValueError, match=r"mlp\.hook_out.*'gemma2' a norm comes between"):
+        build_graph(model, transcoder, ids)
+    model, transcoder, ids = make_problem("llama")
+    transcoder.writes = "mlp.hook_out"
+    assert len(build_graph(model, transcoder, ids).nodes)
+
+
 @torch.no_grad()
 def test_head_nodes_and_their_edges_come_from_open_edges_alone(make_problem):
     model, transcoder, ids = make_problem("llama", {"threshold": 0.2}, layers=3)
@@ -127,7 +160,7 @@ def test_a_norm_that_is_none_of_the_known_is_refused(make_problem):
     norm = model.model.layers[1].post_attention_layernorm
     whole = norm.forward
     norm.forward = lambda x: torch.tanh(whole(x))
-    with pytest.raises(ValueError, match=r"llama.*LlamaRMSNorm is no norm that becomes linear"):
+    with pytest.raises(ValueError, match=r"llama.*LlamaRMSNorm does not become linear"):
         build_graph(model, transcoder, ids)
 
 

@@ -8,6 +8,7 @@ import yaml
 
 from lit_sparse import sparsify
 from lit_sparse.attribution import Kind, build_graph, prune
+from lit_sparse.attribution.prompt import prompt_graph
 from lit_sparse.commands.options import graph
 from lit_sparse.models.base import load_model, load_tokenizer
 from lit_sparse.models.digest import digest_of
@@ -51,6 +52,20 @@ def models(llama_folder, character_tokenizer, tmp_path_factory):
 def call(options, **more):
     words = {**options, **{f"--{name}": value for name, value in more.items()}}
     graph.COMMAND.call([str(part) for pair in words.items() for part in pair])
+
+
+def test_the_same_graph_in_python(models, tmp_path):
+    call(models, prompt=PROMPT, out=tmp_path / "out")
+    folder, name = models["--transcoders"], str(models["--model"])
+    sparse, tokenizer = load_sparse(name), load_tokenizer(name)
+    made = prompt_graph(sparse, tokenizer, PROMPT, folder, name=name)
+    written = GraphFile.load(tmp_path / "out" / "graph.json")
+    assert (made.nodes, made.links) == (written.nodes, written.links)
+    assert made.metadata.summary.model_copy(update={"seconds": 0.0}) == written.metadata.summary.model_copy(
+        update={"seconds": 0.0}
+    )
+    with pytest.raises(ValueError, match="another model"):
+        prompt_graph(sparse, tokenizer, PROMPT, models["--against_transcoders"])
 
 
 def test_one_prompt_in_two_models(models, tmp_path, capsys):

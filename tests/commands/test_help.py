@@ -5,11 +5,12 @@ import re
 
 import pytest
 
+from lit_sparse.attribution.prompt import EDGE_SHARE, EXPLAINED_HEADS, NODE_SHARE
 from lit_sparse.circuits.tasks import TASKS
 from lit_sparse.commands.fit import SparseCLI
 from lit_sparse.commands.info import InfoCLI
 from lit_sparse.commands.main import main, named, overview
-from lit_sparse.commands.options import circuits, evaluate, runs, trace
+from lit_sparse.commands.options import circuits, evaluate, graph, runs, trace
 from lit_sparse.commands.run_command import RunCommand, _trainer_arguments, config_file
 from lit_sparse.common.shipped import shipped_names
 from lit_sparse.downstream.harness import SHIPPED
@@ -90,6 +91,8 @@ def test_what_needs_no_library_is_refused_without_one(arguments, words, start_py
 def test_names_and_defaults_of_the_options_are_those_of_the_library():
     assert tuple(TASKS) == circuits.TASK_NAMES
     assert evaluate.SHIPPED_TASKS == SHIPPED
+    parsed = graph.COMMAND.parse(["--model", "gpt2", "--transcoders", "t", "--prompt", "a", "--out", "b"])
+    assert (parsed.node_share, parsed.edge_share, parsed.explained_heads) == (NODE_SHARE, EDGE_SHARE, EXPLAINED_HEADS)
     assert trace.COMMAND.parse(["--model", "gpt2", "--prompt", "a"]).keep == KEEP
 
 

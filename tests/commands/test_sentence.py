@@ -90,7 +90,7 @@ def test_a_sparse_model_alone_with_answers(circuits, folders):
     assert found.sparse and found.goal == "difference" and (found.answer, found.wrong) == ("h", "a")
     assert found.keep == 0.8 and found.faithfulness >= 0.8 and found.nats is None and found.off == "zero"
     assert found.agreement is not None and len(found.controls) == 1
-    assert f'{PROMPT} -> "h" rather than "a"' in printed and "An arbitrary answer takes" in printed
+    assert f'{PROMPT} -> "h" rather than "a"' in printed and "Control: an arbitrary answer takes" in printed
 
 
 def test_no_controls(circuits, folders):
@@ -149,7 +149,7 @@ def test_an_answer_that_the_model_does_not_prefer(folders, tmp_path, capsys):
 def test_the_difference_to_another_prompt(circuits, folders):
     sides, printed = circuits(folders[1], "--corrupted", "dmbakcof")
     assert len(sides) == 2 and all(one.off == "corrupted" and one.enough for one in sides)
-    assert 'An edge that is off passes what it passes in "dmbakcof".' in printed
+    assert 'An edge that is off passes its output from the prompt "dmbakcof".' in printed
 
 
 def test_numbers_are_plain_json(circuits, folders, tmp_path):

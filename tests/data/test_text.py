@@ -100,7 +100,7 @@ def test_caps(text_folder, tokenizer):
     assert len(make(text_folder, tokenizer, train_sequences=5).splits.train) == 5
     whole, few = make(text_folder, tokenizer), make(text_folder, tokenizer, max_documents=45)
     assert len(few.splits.train) < len(whole.splits.train)
-    with pytest.warns(UserWarning, match="of the 500 blocks that data.val_sequences asks"):
+    with pytest.warns(UserWarning, match="of the 500 blocks of data.val_sequences"):
         make(text_folder, tokenizer, val_sequences=500).setup()
 
 

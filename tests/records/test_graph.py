@@ -66,14 +66,17 @@ def test_others_graphs_load(tmp_path):
 
 
 def test_ids_do_not_collide():
-    features = [feature_node(layer, index, 1, features=128) for layer in range(12) for index in range(12)]
+    features = [feature_node(layer, index, 1) for layer in range(12) for index in range(12)]
     errors = [error_node(layer, 1) for layer in range(12)]
     heads = [head_node(layer, head, 1) for layer in range(12) for head in range(12)]
     nodes = [*features, *errors, *heads, token_node(3, 1), logit_node(12, 3, 1, token=" a", probability=0.5)]
     assert len(with_nodes(*nodes).nodes) == len({node.node_id for node in nodes}) == len(nodes)
     assert features[-1].node_id == "11_11_1" and heads[-1].node_id == "11_h11_1"
-    # Viewers keep the names that people give by this number, without the layer.
+    # Viewers keep the names that people give by this number, without the layer, and take features for each other that
+    # share it and the layer.
     assert len({node.feature for node in features}) == len(features)
+    numbers = {(node.layer, node.feature) for node in (*features, *errors, *heads)}
+    assert len(numbers) == len(features) + len(errors) + len(heads)
 
 
 def test_logit_says_what_viewers_take_apart():
@@ -113,6 +116,7 @@ def test_cumulative_influence():
     own = np.array([0.1, 0.6, 0.0, 0.3])
     np.testing.assert_allclose(cumulative(own), [1.0, 0.6, 1.0, 0.9], atol=1e-12)  # float64 sums
     np.testing.assert_array_equal(cumulative(np.zeros(2)), [0, 0])
+    np.testing.assert_allclose(cumulative(own[[3, 1]], among=own), [0.9, 0.6])
 
 
 def test_examples_load(tmp_path):

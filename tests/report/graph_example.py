@@ -43,7 +43,7 @@ def make_graph(
         both = {"influence": float(reach), "own_influence": float(share)}
         if kind == "feature":
             activation = float(draw.exponential())
-            made.append(feature_node(layer, index, position, features=FEATURES, activation=activation, **both))
+            made.append(feature_node(layer, index, position, activation=activation, **both))
         elif kind == "head":
             made.append(_head(draw, layer, index, position, heads, tokens, both))
         else:

@@ -74,6 +74,7 @@ ELSEWHERE = {
     "bash scripts/gpu/": "needs a GPU; tests/gpu_scripts",
     "PARTS=2 bash scripts/gpu/": "needs a GPU; tests/gpu_scripts",
     "python benchmarks/": "measures for minutes",
+    "python -m lit_sparse.downstream.lm_eval": "asks the hub for a task; tests/downstream/test_lm_eval.py",
     "python -m lit_sparse.downstream.make_tasks": "writes the shipped tasks; tests/downstream/test_evaluate.py",
 }
 """What is not run, by how it starts, and why."""

@@ -39,7 +39,7 @@ def test_windowed_layers_stay_dense_and_edges_are_weighed_by_depth(tmp_path):
 def test_a_script_trains_as_the_command_line_does(llama_folder, text_files, tmp_path):
     run_dir = tmp_path / "script"
     train(str(llama_folder), text_files, steps=4, length=16, run_dir=str(run_dir))
-    assert {"checkpoints", "adapters", "model", "plots", "record", "report.html", "summary.json"} <= {
+    assert {"checkpoints", "model", "plots", "record", "report.html", "summary.json"} <= {
         path.name for path in run_dir.iterdir()
     }
     assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}

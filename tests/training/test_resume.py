@@ -109,9 +109,16 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("accumulation", "interval", "at", "how"), CASES.values(), ids=CASES.keys())
-def test_a_resumed_run_is_the_uninterrupted_one(make_config, recorded, tmp_path, accumulation, interval, at, how):
+ADAPTERS = {"model.init_args.lora": {"r": 2, "lora_alpha": 2, "target_modules": ["q_proj", "v_proj"]}}
+SETTINGS = [(*case, {}) for case in CASES.values()] + [(*CASES["between validations"], ADAPTERS)]
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "interval", "at", "how", "more"), SETTINGS, ids=[*CASES, "adapters alone in the checkpoint"]
+)
+def test_a_resumed_run_is_the_uninterrupted_one(make_config, recorded, tmp_path, accumulation, interval, at, how, more):
     settings = {
+        **more,
         "data.init_args.batch_size": 16,
         "trainer.max_steps": STEPS,
         "trainer.accumulate_grad_batches": accumulation,

@@ -119,6 +119,16 @@ def damaged(folder, kind):
     elif kind == "cut off":
         file = folder / "W_enc_1.safetensors"
         file.write_bytes(file.read_bytes()[:40])
+    elif kind == "unknown part":
+        file = folder / "W_enc_1.safetensors"
+        save_file(load_file(file) | {"W_skip_1": torch.eye(8)}, file)
+    elif kind == "negative threshold":
+        file = folder / "W_enc_1.safetensors"
+        save_file(load_file(file) | {"threshold_1": torch.full((12,), -0.1)}, file)
+    elif kind == "other place":
+        description = yaml.safe_load((folder / "config.yaml").read_text())
+        description["feature_input_hook"] = "ln2.hook_normalized"
+        (folder / "config.yaml").write_text(yaml.safe_dump(description))
     elif kind == "wrong shape":
         save_file({"W_dec_1": torch.zeros(12, 4, 8)}, folder / "W_dec_1.safetensors")
 
@@ -131,12 +141,16 @@ def damaged(folder, kind):
         ("not YAML", "no readable YAML"),
         ("missing decoder", "cannot read W_dec_2"),
         ("no weights", "holds no W_enc_0"),
+        ("unknown part", "has W_skip_1, which is no part"),
+        ("negative threshold", "thresholds below 0"),
+        ("other place", r"transcoders of ln2\.hook_normalized are not supported"),
         ("cut off", "cannot read W_enc_1"),
         ("wrong shape", r"W_dec_1 is \(12, 4, 8\), expected \(12, 3, 8\)"),
     ],
 )
 def test_damaged_folders(make_transcoder, tmp_path, kind, words):
-    save_transcoder(make_transcoder(), tmp_path / "t", model_name="m", model_digest=DIGEST, measured={})
+    transcoder = make_transcoder(activation="jumprelu" if kind == "negative threshold" else "topk")
+    save_transcoder(transcoder, tmp_path / "t", model_name="m", model_digest=DIGEST, measured={})
     damaged(tmp_path / "t", kind)
     with pytest.raises(ValueError, match=words):
         load_transcoder(tmp_path / "t")

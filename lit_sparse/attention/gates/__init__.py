@@ -1,4 +1,4 @@
-"""Gates: one learnable decision per query-key pair, taken from the attention logits. A file a family.
+"""Gates: one learnable decision per query-key pair, taken from the attention logits. Each family has a file.
 
 Shapes (the whole package uses these): B batch, H query heads, G key/value heads, T queries, S keys,
 D head dimension, L layers.
@@ -7,10 +7,10 @@ Every family here is of one form,
 
     gate_logits  z_ij = sharpness * (score_ij - cutoff_h)
 
-with a score that is the attention logit itself (`Logit`), the log attention probability (`Probability`), or the log
-of what the edge moves, probability times the value's norm (`Contribution`), so an edge is open at evaluation exactly
-when its score exceeds the head's cutoff. A new family is a `GateConfig` with its options and the `Gate` that it builds,
-registered by the decorator `@register_gate("name")`; it touches nothing else.
+with a score that is the attention logit itself (`Logit`), the log attention probability (`Probability`), or the log of
+the edge's contribution, probability times the value's norm (`Contribution`). So an edge is open at evaluation exactly
+if its score exceeds the head's cutoff. A new family is a `GateConfig` with its options and the `Gate` that it builds,
+registered by the decorator `@register_gate("name")`. No other code changes.
 
 Sources: the straight-through Bernoulli gate on the logits is SPARTAN's (arXiv 2411.06890) as used by Sparse
 Post-Training (arXiv 2512.05865, section 3); p |v| as the measure of an edge is norm-based analysis (arXiv

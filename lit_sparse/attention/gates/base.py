@@ -1,4 +1,4 @@
-"""What a gate family is: a description, `GateConfig`, and the module that it builds for a layer, `Gate`."""
+"""Base of gate families: a description, `GateConfig`, and the module that it builds for a layer, `Gate`."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -18,10 +18,10 @@ KeyOffset = Float[Tensor, "batch kv_head key"]
 
 
 class GateForm(NamedTuple):
-    """What a fused operator needs: z = sharpness * (logits - normalised * log_normaliser + key offset - cutoff).
+    """Coefficients for fused operators: z = sharpness * (logits - normalised * log_normaliser + key offset - cutoff).
 
-    Sharpness is a tensor although it is no parameter: training changes it every step, and a number in Python would have
-    torch.compile compile anew and a CUDA graph keep the old one.
+    Sharpness is a tensor although it is no parameter, because training changes it every step. With a Python number,
+    torch.compile would compile anew, and a CUDA graph would keep the old value.
     """
 
     sharpness: Float[Tensor, ""]
@@ -31,22 +31,22 @@ class GateForm(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class GateConfig(ABC):
-    """What the gates of a model are like: the options that every family has. Subclass it, add your own options as a
+    """Description of a model's gates, with the options that every family has. Subclass it, add your own options as a
     dataclass does, and register it with `register_gate`.
 
     Args:
-        learnable: whether cutoffs are trained; fixed cutoffs are still saved and calibrated.
+        learnable: True if cutoffs are trained; fixed cutoffs are still saved and calibrated.
         normalisation: "all" divides by the softmax over all allowed keys (the paper: a head may attend to
             nothing); "open" renormalises over the open edges.
-        centered: an edge carries its value's deviation from the head's mean output, which a head gives in any case:
-            a closed edge then means the average instead of nothing (mean ablation). Calibration measures the means.
+        centered: True if an edge passes its value's deviation from the head's mean output, which the head always gives.
+            A closed edge then passes the mean instead of nothing (mean ablation). Calibration measures the means.
 
     Raises:
-        ValueError: a value that cannot be.
+        ValueError: an option has an impossible value.
     """
 
     family: ClassVar[str] = ""
-    """The name that it is registered under."""
+    """The name under which it is registered."""
 
     learnable: bool = True
     normalisation: Literal["all", "open"] = "all"
@@ -61,16 +61,16 @@ class GateConfig(ABC):
         """One layer's gates."""
 
     def sharpness_at(self, progress: float) -> float:
-        """The slope of the gate's logit in the score when this share of a run, 0 to 1, is over."""
+        """Slope of the gate's logit in the score when this share of a run, 0 to 1, is over."""
         return 1.0
 
     @property
     def follows_progress(self) -> bool:
-        """Whether gates change with the run's progress by themselves."""
+        """True if gates change with the run's progress by themselves."""
         return False
 
     def as_mapping(self) -> dict[str, Any]:
-        """The family and its options, for a JSON file; `of` reads it."""
+        """The family and its options for a JSON file, which `of` reads."""
         return {"family": self.family, **asdict(self)}
 
     @staticmethod
@@ -79,7 +79,7 @@ class GateConfig(ABC):
         or the default from None.
 
         Raises:
-            ValueError: an unknown family, or an option that the family does not have.
+            ValueError: the family is unknown, or does not have an option.
         """
         if isinstance(value, GateConfig):
             return value
@@ -87,7 +87,7 @@ class GateConfig(ABC):
         family = options.pop("family", DEFAULT_FAMILY)
         if family not in GATES:
             raise ValueError(
-                f"unknown gate family {family!r}; registered: {', '.join(sorted(GATES))}. One of your own is "
+                f"unknown gate family {family!r}; registered: {', '.join(sorted(GATES))}. A family of your own is "
                 "registered once the module that defines it has been imported"
             )
         known = [field.name for field in fields(GATES[family])]
@@ -105,10 +105,10 @@ Family = TypeVar("Family", bound=GateConfig)
 
 
 def register_gate(family: str) -> Callable[[type[Family]], type[Family]]:
-    """Class decorator that gives a family's description the name that model folders call it by.
+    """Class decorator that gives a family's description its name in model folders.
 
     Raises:
-        TypeError: the class is no dataclass of its own, so that its options would be lost.
+        TypeError: the class is not a dataclass of its own, so its options would be lost.
         ValueError: another class has the name.
     """
 
@@ -128,7 +128,7 @@ def build_gate(config: GateConfig, num_heads: int) -> "Gate":
     """One layer's gates.
 
     Raises:
-        ValueError: the family has no name, so that no model folder could say what its gates are.
+        ValueError: the family has no name, so no model folder could describe its gates.
     """
     if "family" not in vars(type(config)):
         raise ValueError(f"{type(config).__qualname__} is no registered gate family: decorate it with @register_gate")
@@ -142,11 +142,11 @@ class Gate(nn.Module):
     """The gates of one attention layer. Subclass it, implement `form` and `set_cutoff`, and return it from
     `GateConfig.build`.
 
-    A family that is not of the affine form may override `forward`; the reference operator then serves it.
+    A family without the affine form may override `forward`; the reference operator then serves it.
 
     Args:
-        config: the family's description, which has its own options.
-        num_heads: query heads.
+        config: the family's description with its options.
+        num_heads: number of query heads.
     """
 
     def __init__(self, config: GateConfig, num_heads: int):
@@ -174,47 +174,47 @@ class Gate(nn.Module):
         raise TypeError(f"{type(self).__name__} must implement form()")
 
     def key_offset(self, value: Float[Tensor, "batch kv_head key value_dim"]) -> KeyOffset | None:
-        """What a key adds to the score of all its edges, at least float32 and differentiable; None for nothing."""
+        """Addition of a key to the score of all its edges, at least float32 and differentiable, or None."""
         return None
 
     def set_cutoff(self, cutoff: Float[Tensor, " head"]) -> None:
-        """Opens at evaluation exactly the edges whose score exceeds `cutoff` (calibration sets this)."""
+        """Opens, at evaluation, exactly the edges whose score exceeds `cutoff`. Calibration calls it."""
         raise TypeError(f"{type(self).__name__} must implement set_cutoff()")
 
     @torch.no_grad()
     def set_sharpness(self, value: float) -> None:
-        """Makes the gates sharper or softer, in place; training may do so every step."""
+        """Makes the gates sharper or softer, in place. Training may do so every step."""
         self.sharpness.fill_(value)
 
     def advance(self, progress: float) -> None:
-        """Follows a run, of which this share is over; 0.0 is how a run begins."""
+        """Sets the gates for a run of which this share is over; 0.0 is the start."""
         self.set_sharpness(self.config.sharpness_at(progress))
 
     def add_center(self, kv_heads: int, value_dim: int) -> None:
-        """A center of zeros, which changes nothing until calibration or a folder sets it."""
+        """Adds a center of zeros, which changes nothing until calibration or a folder sets it."""
         self.register_buffer("center", torch.zeros(kv_heads, value_dim))
 
     def deviation(
         self, value: Float[Tensor, "batch kv_head key value_dim"]
     ) -> Float[Tensor, "batch kv_head key value_dim"]:
-        """What edges carry: values, less their head's center if it has one. Operators are given this."""
+        """The vectors that edges pass, which operators get: values, minus their head's center if it has one."""
         return value if self.center is None else value - self.center.to(value.dtype)[:, None]
 
     def restored(
         self, output: Float[Tensor, "batch query head value_dim"]
     ) -> Float[Tensor, "batch query head value_dim"]:
-        """A head's output from that of an operator which was given deviations. With all edges open (weights that sum
-        to one) center and deviations cancel: the base model is what it was."""
+        """A head's output from the output of an operator that got deviations. With all edges open (weights that sum to
+        one) center and deviations cancel, so the base model is unchanged."""
         return output if self.center is None else output + self.head_center(output.dtype)
 
     def head_center(self, dtype: torch.dtype) -> Float[Tensor, "head value_dim"]:
-        """The center of each query head; zeros of width one without any, which broadcast."""
+        """The center of each query head. Without centers these are zeros of width one, which broadcast."""
         if self.center is None:
             return torch.zeros(self.num_heads, 1, dtype=dtype)
         return self.center.to(dtype).repeat_interleave(self.num_heads // len(self.center), dim=0)
 
     def keep_open(self) -> None:
-        """Opens every edge for good: the layer stays dense, and calibration and training leave it alone."""
+        """Opens every edge permanently. The layer stays dense, and calibration and training do not change it."""
         self.closable = False
         self.set_cutoff(torch.full((self.num_heads,), ALWAYS_OPEN))
         self.requires_grad_(False)

@@ -1,4 +1,5 @@
-"""Gates on what an edge adds: the probability times the value's norm (arXiv 2004.10102; the gate is this project's)."""
+"""Gates on an edge's contribution: the probability times the value's norm (arXiv 2004.10102; the gate is this
+project's)."""
 
 import math
 from dataclasses import dataclass
@@ -17,16 +18,17 @@ _TINY = 1e-12  # under a norm's square root: a value of zeros is a closed edge, 
 @register_gate("contribution")
 @dataclass(frozen=True, kw_only=True)
 class Contribution(Probability):
-    """z = kappa (log(p |v|) - log theta), theta per head: what an edge adds to the head's output decides.
+    """z = kappa (log(p |v|) - log theta), theta per head: an edge's contribution to the head's output decides.
 
-    A first token that takes a row's probability because nothing else is wanted has a value near zero: such rows close.
+    A first token that takes a row's probability because the head needs no other key has a value near zero. Such rows
+    close.
 
     Args:
         threshold: theta at the start: the p |v| above which an edge is open, positive.
         sharpness: kappa, the slope of the gate's logit in log(p |v|), at the start of a run.
-        sharpness_end: kappa at the end of a run, to which it rises geometrically: soft gates learn faster, sharp ones
-            are what is evaluated. None keeps it.
-        learnable: whether cutoffs are trained; fixed cutoffs are still saved and calibrated.
+        sharpness_end: kappa at the end of a run, to which it rises geometrically. Soft gates learn faster; evaluation
+            uses the sharpest gates. None keeps it.
+        learnable: True if cutoffs are trained; fixed cutoffs are still saved and calibrated.
         normalisation: "all" keys (the paper: a head may attend to nothing), or "open" edges share all of the weight.
         centered: closed edges give the head's mean output instead of nothing (`GateConfig`).
     """

@@ -13,11 +13,11 @@ from lit_sparse.attention.gates.base import Gate, GateConfig, GateForm, register
 @register_gate("logit")
 @dataclass(frozen=True, kw_only=True)
 class Logit(GateConfig):
-    """The paper's gate: z = s + b, b per head. A threshold on the raw logit, so it depends on the row's shift.
+    """The paper's gate: z = s + b, b per head. It is a threshold on the raw logit, so it depends on the row's shift.
 
     Args:
         bias: b at the start; > 0 so that gates start open.
-        learnable: whether cutoffs are trained; fixed cutoffs are still saved and calibrated.
+        learnable: True if cutoffs are trained; fixed cutoffs are still saved and calibrated.
         normalisation: "all" keys (the paper: a head may attend to nothing), or "open" edges share all of the weight.
         centered: closed edges give the head's mean output instead of nothing (`GateConfig`).
     """

@@ -19,9 +19,9 @@ class Probability(GateConfig):
     Args:
         threshold: theta at the start: the probability p above which an edge is open, in (0, 1).
         sharpness: kappa, the slope of the gate's logit in log p, at the start of a run.
-        sharpness_end: kappa at the end of a run, to which it rises geometrically: soft gates learn faster, sharp ones
-            are what is evaluated. None keeps it.
-        learnable: whether cutoffs are trained; fixed cutoffs are still saved and calibrated.
+        sharpness_end: kappa at the end of a run, to which it rises geometrically. Soft gates learn faster; evaluation
+            uses the sharpest gates. None keeps it.
+        learnable: True if cutoffs are trained; fixed cutoffs are still saved and calibrated.
         normalisation: "all" keys (the paper: a head may attend to nothing), or "open" edges share all of the weight.
         centered: closed edges give the head's mean output instead of nothing (`GateConfig`).
     """

@@ -10,12 +10,12 @@ MAX_DIM = 256
 
 
 def available() -> bool:
-    """Whether Triton is installed; does not import it."""
+    """True if Triton is installed. It is not imported."""
     return importlib.util.find_spec("triton") is not None
 
 
 def forward(*args: Any) -> Forward:
-    """See `launch.forward`.
+    """Forward pass; see `launch.forward`.
 
     Raises:
         ImportError: Triton is not installed.
@@ -25,7 +25,7 @@ def forward(*args: Any) -> Forward:
 
 
 def backward(*args: Any) -> Gradients:
-    """See `launch.backward`."""
+    """Backward pass; see `launch.backward`."""
     result: Gradients = _launch().backward(*args)
     return result
 

@@ -1,4 +1,4 @@
-"""The kernels compiled for a GPU that is not here."""
+"""Compilation of the kernels for a GPU that this machine does not have."""
 
 import re
 import subprocess
@@ -32,10 +32,10 @@ def compile_ahead(
     sampled: bool = True,
     weighed: bool = False,
 ) -> CompiledKernel:
-    """A kernel ("forward", "query" or "key") for compute capability 80, 90, ..., as a launch on aligned inputs would.
+    """A kernel ("forward", "query" or "key") for compute capability 80, 90, ..., compiled as for aligned inputs.
 
     dtype: "fp32", "bf16" or "fp16".
-    weighed: keys have offsets.
+    weighed: True if keys have offsets.
     """
     constants: dict[str, Any] = {
         "DIM": dim,
@@ -79,7 +79,8 @@ def _type(name: str, dtype: str) -> str:
 
 
 class Resources(NamedTuple):
-    """Of a thread: registers, and bytes of stack, where only spilled registers go. Of a block: its shared memory."""
+    """Resources of a kernel: registers of a thread, bytes of its stack (only for spilled registers), and a block's
+    shared memory."""
 
     registers: int
     spills: int
@@ -87,15 +88,15 @@ class Resources(NamedTuple):
 
 
 def resources(kernel: CompiledKernel) -> Resources:
-    """As cuobjdump reports them; shared memory is Triton's, which asks for it at launch."""
+    """Resources as cuobjdump reports them. The shared memory is the amount that Triton requests at launch."""
     found = re.search(r"REG:(\d+) STACK:(\d+)", _dump(kernel, "--dump-resource-usage"))
     assert found is not None
     return Resources(int(found[1]), int(found[2]), kernel.metadata.shared)
 
 
 def instructions(kernel: CompiledKernel) -> list[list[str]]:
-    """The machine instructions of every innermost loop with tensor core products: of each sweep the one over interior
-    tiles, then the one over tiles that need the mask."""
+    """Machine instructions of every innermost loop with tensor core products: for each sweep, the loop over interior
+    tiles, then the loop over tiles that need the mask."""
     code = [
         (int(address, 16), name, operands)
         for address, name, operands in re.findall(

@@ -1,4 +1,4 @@
-"""What happens to an edge between the matrix products; formulas and names are those of `lit_sparse.attention.operator`.
+"""Arithmetic of an edge between the matrix products. Formulas and names are those of `lit_sparse.attention.operator`.
 
 Logits and log-sum-exps are in base 2, since the hardware's exponential is exp2.
 """
@@ -61,24 +61,25 @@ def scores(a, b, scaling, softcap, CAPPED: tl.constexpr):
 
 @triton.jit
 def unit(scaling, softcap, CAPPED: tl.constexpr):
+    """Factor from scores to base-2 logits."""
     return softcap * LOG2_E if CAPPED else scaling * LOG2_E
 
 
 @triton.jit
 def seen(s, key, first, last):
-    """The scores, -inf where a row does not see a key."""
+    """The scores, -inf where a row must not attend to a key."""
     return tl.where((key >= first) & (key < last), s, float("-inf"))
 
 
 @triton.jit
 def raised(offset, index, keys, sharpness, WITHIN: tl.constexpr):
-    """What keys' offsets add to base-2 gate logits."""
+    """Additions of the keys' offsets to base-2 gate logits."""
     return tiles.load_row(offset, index, keys, 0.0, WITHIN).to(tl.float32) * (sharpness * LOG2_E)
 
 
 @triton.jit
 def gates(z, u, SAMPLED: tl.constexpr):
-    """From negative base-2 gate logits and the noise: probability e, (1 - e) / e, and whether open.
+    """Probability e, (1 - e) / e, and True if the gate is open, from negative base-2 gate logits and the noise.
 
     The odds are kept finite; where they were not, e is 0.
     """
@@ -102,7 +103,7 @@ def gradients(
     s, g, u, unit, normaliser, shift, slope, delta, inverse_mass, pull, d_expected, sharpness,
     RENORMALISE: tl.constexpr, SAMPLED: tl.constexpr,
 ):  # fmt: skip
-    """Of a block of edges: p, the weight w, ds = p (A G - pull) + c, and c / sharpness.
+    """p, the weight w, ds = p (A G - pull) + c, and c / sharpness of a block of edges.
 
     With y = (1 - e) / e, e (1 - e) is y e^2. With x = 1 - u, which is never 0, t is x / (x + u y), so that t (1 - t) is
     y u x / (x + u y)^2.

@@ -1,7 +1,7 @@
-"""The backward pass of gated attention as two Triton kernels; what holds for `forward_kernel` holds here.
+"""Backward pass of gated attention as two Triton kernels, with the conventions of `forward_kernel`.
 
-query_kernel      a block of queries against its keys: dq, and the row sums that the next one needs
-key_kernel        a block of keys against the queries that see it: dk, dv and the offset's gradient
+query_kernel      a block of queries against its keys: dq, and the row sums that the next kernel needs
+key_kernel        a block of keys against the queries that attend to it: dk, dv and the offset's gradient
 """
 
 import triton

@@ -57,7 +57,7 @@ def forward_kernel(
                 if phase == 1:
                     s = arithmetic.seen(s, (at + column)[None, :], first[:, None], last[:, None])
                 top, total, _, _ = arithmetic.accumulated(s, unit, top, total)
-        # As the backward will read it, so that both see the same gates.
+        # Rounded as the backward pass will read it, so that both have the same gates.
         normaliser = tl.where(total > 0, top + tl.log2(total), float("inf")) * LN_2 * LOG2_E
         shift += normaliser
 

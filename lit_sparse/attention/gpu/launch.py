@@ -73,20 +73,20 @@ WEIGHED_BLOCKS = BLOCKS | {
 
 
 def blocks(kernel: str, itemsize: int, dim: int, capability: int, *, weighed: bool = False) -> list[Blocks]:
-    """The configurations for a head dimension (the larger of keys' and values') and a compute capability, as 90."""
+    """Configurations for a head dimension (the larger of keys' and values') and a compute capability, such as 90."""
     size = next(size for size in (64, 128, MAX_DIM) if dim <= size)
     return (WEIGHED_BLOCKS if weighed else BLOCKS)[kernel, itemsize, size][0 if capability == 90 else 1]
 
 
 def padded(dim: int) -> int:
-    """The power of two that a head dimension takes inside a block, at least the depth of a tensor core's product."""
+    """Power of two to which a head dimension is padded in a block, at least the depth of a tensor core's product."""
     return max(16, int(triton.next_power_of_2(dim)))
 
 
 def constants(
     query: Tensor, value: Tensor, offset: Tensor | None, seeds: Tensor | None, formula: Formula
 ) -> dict[str, Any]:
-    """The kernels' compile-time arguments but for the block sizes."""
+    """Compile-time arguments of the kernels, without the block sizes."""
     dim, value_dim = query.shape[-1], value.shape[-1]
     return {
         "DIM": dim,
@@ -111,10 +111,11 @@ def forward(
     seeds: Tensor | None,
     formula: Formula,
 ) -> Forward:
-    """See `lit_sparse.attention.operator`; masks without holes, dimensions up to 256, 16 or 32 bit floats.
+    """Forward pass of `lit_sparse.attention.operator`, for masks without holes, dimensions up to 256, and 16 or 32 bit
+    floats.
 
     Raises:
-        ValueError: anything else.
+        ValueError: the inputs are of another kind.
     """
     _check(query, key, value, mask, formula)
     query, key, value = _rows(query), _rows(key), _rows(value)
@@ -144,7 +145,7 @@ def backward(
     d_output: Tensor,
     d_expected: Tensor,
 ) -> Gradients:
-    """See `lit_sparse.attention.operator`; `output` and `d_output` are contiguous (B, T, H, Dv)."""
+    """Backward pass of `lit_sparse.attention.operator`. `output` and `d_output` are contiguous (B, T, H, Dv)."""
     _check(query, key, value, mask, formula)
     query, key, value = _rows(query), _rows(key), _rows(value)
     d_query, d_key, d_value = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
@@ -236,7 +237,7 @@ def _config(choice: Blocks) -> triton.Config:
 
 
 def _tuned(name: str) -> Any:
-    """The kernel, its choices of blocks timed once for each kind of problem."""
+    """The kernel with autotuning: its choices of blocks are timed once for each kind of problem."""
 
     def suited(configs: list[triton.Config], arguments: dict[str, Any], **meta: Any) -> list[triton.Config]:
         return [_config(choice) for choice in _choices(name, arguments["query"], meta)]

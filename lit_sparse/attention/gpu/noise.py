@@ -1,8 +1,8 @@
-"""The noise of `lit_sparse.attention.noise` inside a kernel, bit for bit, in the registers that the logits are in.
+"""The noise of `lit_sparse.attention.noise` inside a kernel, bit for bit, in the registers of the logits.
 
 A Philox counter serves four neighbouring keys. A tensor core's accumulator gives a thread two neighbouring columns out
-of every eight (PTX ISA, register fragments of mma.m16n8k16 and wgmma.m64nNk16), so with keys in their natural order the
-words would have to travel between threads. Softmax does not care for the order of the keys: the kernels load a block's
+of every eight (PTX ISA, register fragments of mma.m16n8k16 and wgmma.m64nNk16). With keys in their natural order the
+words would have to move between threads. The order of keys does not change the softmax, so the kernels load a block's
 keys in the order of `columns`, where a thread's columns 2c, 2c+1, 2c+8, 2c+9 of sixteen are the keys 4c, ..., 4c+3.
 """
 

@@ -1,7 +1,7 @@
-"""Blocks of rows in memory, and the tiles of keys and queries that a mask lets see each other.
+"""Blocks of rows in memory, and the tiles of queries and keys between which a mask allows edges.
 
-A tile is interior where each of its rows sees each of its keys: it needs neither the mask nor bounds. Kernels sweep
-over the interior tiles, then over the others; WITHIN says which.
+A tile is interior if each of its rows may attend to each of its keys. It needs neither the mask nor bounds. Kernels
+sweep over the interior tiles (WITHIN is true), then over the others.
 """
 
 import triton
@@ -14,7 +14,7 @@ _SCAN = tl.constexpr(1024)
 def load(pointer, index, count, stride, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr, WITHIN: tl.constexpr = False):
     """Rows `index` of a (count, DIM) matrix, zeros outside of it.
 
-    WITHIN: all of them lie inside.
+    WITHIN: true if all of them lie inside.
     """
     dim = tl.arange(0, BLOCK_DIM)
     pointers = pointer + index[:, None] * stride + dim[None, :]
@@ -37,6 +37,7 @@ def load_row(pointer, index, count, other, WITHIN: tl.constexpr):
 
 @triton.jit
 def store(pointer, index, count, stride, x, DIM: tl.constexpr, BLOCK_DIM: tl.constexpr):
+    """Stores rows `index` of a (count, DIM) matrix, those inside of it."""
     dim = tl.arange(0, BLOCK_DIM)
     pointers = pointer + index[:, None] * stride + dim[None, :]
     tl.store(pointers, x.to(pointer.dtype.element_ty), mask=(index[:, None] < count) & (dim[None, :] < DIM))
@@ -44,7 +45,7 @@ def store(pointer, index, count, stride, x, DIM: tl.constexpr, BLOCK_DIM: tl.con
 
 @triton.jit
 def interval(start, stop, row, rows, keys):
-    """First and one past the last key of each row; (keys, 0) for a row that sees none."""
+    """First and one past the last key of each row; (keys, 0) for a row without keys."""
     first = tl.maximum(tl.load(start + row, mask=row < rows, other=0), 0)
     last = tl.minimum(tl.load(stop + row, mask=row < rows, other=0), keys)
     return tl.where(first < last, first, keys), tl.where(first < last, last, 0)
@@ -52,9 +53,9 @@ def interval(start, stop, row, rows, keys):
 
 @triton.jit
 def tiles_of(first, last, row, rows, keys, BLOCK_KEYS: tl.constexpr):
-    """The tiles of keys that a block of rows sees, as keys: from, to; and those between that every row sees whole."""
+    """First and last key of the tiles to which a block of rows may attend, then of the tiles interior for every row."""
     low, high = tl.min(first) // BLOCK_KEYS * BLOCK_KEYS, tl.max(last)
-    # Rows past the end are stored nowhere and see what the others see.
+    # Rows past the end are not stored, and attend to the keys of the others.
     inner = tl.cdiv(tl.max(tl.where(row < rows, first, 0)), BLOCK_KEYS) * BLOCK_KEYS
     outer = tl.min(tl.where(row < rows, last, keys)) // BLOCK_KEYS * BLOCK_KEYS
     return low, high, inner, tl.maximum(inner, outer)
@@ -62,7 +63,7 @@ def tiles_of(first, last, row, rows, keys, BLOCK_KEYS: tl.constexpr):
 
 @triton.jit
 def tile(index, low, inner, outer, BLOCK: tl.constexpr, WITHIN: tl.constexpr):
-    """Where a tile begins: of those between `inner` and `outer`, or of the others, which lie on both sides."""
+    """Start of a tile, among those between `inner` and `outer` or among the others, which lie on both sides."""
     if WITHIN:
         return inner + index * BLOCK
     at = low + index * BLOCK
@@ -71,6 +72,7 @@ def tile(index, low, inner, outer, BLOCK: tl.constexpr, WITHIN: tl.constexpr):
 
 @triton.jit
 def count(low, high, inner, outer, BLOCK: tl.constexpr, WITHIN: tl.constexpr):
+    """Number of tiles between `inner` and `outer`, or of the others."""
     if WITHIN:
         return (outer - inner) // BLOCK
     return tl.cdiv(tl.maximum(high - low, 0) - (outer - inner), BLOCK)
@@ -78,10 +80,10 @@ def count(low, high, inner, outer, BLOCK: tl.constexpr, WITHIN: tl.constexpr):
 
 @triton.jit
 def rows_that_see(start, stop, low, high, rows, keys):
-    """First and one past the last row that sees one of the keys low <= key < high; (rows, 0) for none. And of those
-    that see all of them, where these follow each other; else (0, 0).
+    """First and one past the last row that may attend to any of the keys low <= key < high; (rows, 0) for none. Then
+    the same for rows that may attend to all of them, if those rows are contiguous; else (0, 0).
 
-    Reads every row's interval: 8 bytes a row, next to the hundreds of its query and output gradient.
+    It reads every row's interval: 8 bytes per row, beside the hundreds of its query and output gradient.
     """
     lowest, highest = rows, 0
     first_whole, last_whole, whole = rows, 0, 0

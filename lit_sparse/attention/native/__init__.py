@@ -1,4 +1,4 @@
-"""The row kernels in C for CPUs, compiled on first use; without a compiler the torch ones serve (`row_kernels.py`)."""
+"""Row kernels in C for CPUs, compiled on first use. Without a compiler the torch kernels run (`row_kernels.py`)."""
 
 from lit_sparse.attention.native.build import library
 from lit_sparse.attention.native.kernels import backward, decode, forward, open_values, reads

@@ -1,4 +1,4 @@
-"""Finds a C compiler, builds `rows.c` once for this processor, keeps it in the user's cache and loads it."""
+"""Build of the C kernels: finds a compiler, builds `rows.c` once for this processor in the cache, and loads it."""
 
 import ctypes
 import functools
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 SOURCE = Path(__file__).with_name("rows.c")
 DISABLE = "LIT_SPARSE_NO_NATIVE"
-# Everything of -ffast-math that makes vectors, nothing that assumes away NaN and infinity.
+# The parts of -ffast-math that allow vector code, without those that ignore NaN and infinity.
 _FLAGS = [
     "-O3",
     "-fno-math-errno",
@@ -28,7 +28,7 @@ _FLAGS = [
     "-fassociative-math",
     "-ffp-contract=fast",
 ]
-# With threads and for this very processor where the compiler can; else plainer.
+# Threads and code for this processor first; then plainer variants for compilers that cannot build these.
 _VARIANTS = [["-march=native", "-fopenmp"], ["-mcpu=native", "-fopenmp"], ["-march=native"], ["-mcpu=native"], []]
 
 _POINTER, _LONG, _FLOAT, _INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int32
@@ -60,14 +60,15 @@ class Rows(ctypes.Structure):
 
 
 def pointer(tensor: Tensor | None) -> int | None:
+    """Address of a tensor's data for C."""
     return None if tensor is None else tensor.data_ptr()
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where there is no compiler that can build them (said once, in the log).
+    """The compiled kernels, or None if no compiler can build them, which is logged once.
 
-    The environment variable LIT_SPARSE_NO_NATIVE=1 does without them.
+    The environment variable LIT_SPARSE_NO_NATIVE=1 turns them off.
     """
     if os.environ.get(DISABLE, "0") not in ("", "0"):
         return None
@@ -96,10 +97,10 @@ def library() -> ctypes.CDLL | None:
 
 
 def _build(compiler: str) -> Path:
-    """The shared library of this source, compiler and processor; built where it is missing.
+    """The shared library of this source, compiler and processor, which is built if it is missing.
 
     Raises:
-        OSError, subprocess.SubprocessError: it cannot be built or written.
+        OSError, subprocess.SubprocessError: the library cannot be built or written.
     """
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
     identity = "\0".join([SOURCE.read_text(), version, _processor(), torch.__version__, *_FLAGS])
@@ -120,7 +121,7 @@ def _build(compiler: str) -> Path:
 
 
 def _processor() -> str:
-    """What code compiled for this processor depends on: a home folder may serve machines of several kinds."""
+    """Description of this processor, on which compiled code depends: machines may share a home folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return "".join(sorted({line for line in lines if line.startswith(("flags", "model name", "Features"))}))

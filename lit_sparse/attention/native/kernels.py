@@ -10,6 +10,7 @@ from lit_sparse.attention.tiles import Problem, Tile
 
 
 def forward(problem: Problem, tile: Tile, scores: Tensor) -> None:
+    """`RowKernels.forward` in C."""
     _library().gated_rows_forward(ctypes.byref(_block(problem, tile, scores)))
 
 
@@ -23,6 +24,7 @@ def backward(
     gate_gradient: Tensor,
     key_gradient: Tensor | None,
 ) -> None:
+    """`RowKernels.backward` in C."""
     block = _block(problem, tile, scores)
     block.gradients, block.delta = pointer(gradients), pointer(delta)
     block.d_expected, block.gate_gradient = pointer(d_expected), pointer(gate_gradient)
@@ -31,19 +33,20 @@ def backward(
 
 
 def reads(x: Tensor) -> bool:
-    """Whether the kernels can read keys or values (B, G, S, D) as they lie."""
+    """True if the kernels can read keys or values (B, G, S, D) without a copy."""
     return x.dtype in (torch.float32, torch.bfloat16) and x.stride(-1) == 1
 
 
 def open_values(problem: Problem, tile: Tile, weights: Tensor, value: Tensor, output: Tensor) -> None:
-    """The tile's rows of output (folded) = weights . value, reading only values of weights that are not zero."""
+    """Writes the tile's rows of output (folded) = weights . value, and reads only values with a weight other than 0."""
     block, rows, offsets = _block(problem, tile, weights), *_rows(value, tile)
     _library().open_values(ctypes.byref(block), ctypes.byref(rows), pointer(output))
     del offsets  # alive until here
 
 
 def decode(problem: Problem, tile: Tile, query: Tensor, key: Tensor, value: Tensor, output: Tensor) -> None:
-    """One query a sample, deterministic gates: query (B G, H/G, D) and output (B G, H/G, Dv) folded, float32."""
+    """Gated attention of one query per sample with deterministic gates: query (B G, H/G, D) and output (B G, H/G, Dv)
+    folded, float32."""
     scores = query.new_empty(query.shape[0], query.shape[1], tile.keys.stop - tile.keys.start)
     block = _block(problem, tile, scores)
     (keys, key_offsets), (values, value_offsets) = _rows(key, tile), _rows(value, tile)
@@ -60,7 +63,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _rows(x: Tensor, tile: Tile) -> tuple[Rows, ctypes.Array[ctypes.c_int64]]:
-    """The tile's keys or values for C, and the memory that this points into."""
+    """The tile's keys or values for C, and the memory to which they point."""
     batch, head, key, _ = x.stride()
     count, first, heads = x.shape[1], tile.keys.start * key, range(tile.heads.start, tile.heads.stop)
     offsets = (ctypes.c_int64 * len(heads))(*(n // count * batch + n % count * head + first for n in heads))

@@ -1,4 +1,4 @@
-"""A recorded circuit put into force: the model runs with its edges only."""
+"""Application of a recorded circuit, so that the model runs with its edges only."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,11 +14,11 @@ from lit_sparse.records.sentence_circuit import SentenceCircuit
 
 @contextmanager
 def apply_circuit(circuit: SentenceCircuit, model: PreTrainedModel) -> Iterator[Edit]:
-    """Inside, only the circuit's edges are kept on its prompt, and the others pass what they did when it was found: on
-    the prompt the model gives the logits that the record tells. Yields the edits, to make more of them.
+    """Context in which only the circuit's edges are kept on its prompt. The other edges pass what they passed when the
+    circuit was found, so the model gives the recorded logits on the prompt. Yields the edits, so that more can be made.
 
     Raises:
-        ValueError: another model: its layers or heads are not the circuit's.
+        ValueError: the model's layers or heads are not those of the circuit.
     """
     with Stack(model) as stack:
         shape = (stack.graph.layers, max(stack.graph.heads))

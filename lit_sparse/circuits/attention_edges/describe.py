@@ -1,4 +1,4 @@
-"""A found circuit as a record: its edges, and what the model says with and without them."""
+"""Record of a found circuit: its edges, and the model's predictions with and without them."""
 
 import time
 from typing import Any
@@ -33,7 +33,7 @@ def describe(
 
     Args:
         started: `time.perf_counter()` when the work began.
-        fields: of the record, as they are.
+        fields: other fields of the record.
     """
     kept = found.ablations.edges.switches(found.kept.float()[None])
     others = [edges.float()[None] - some for edges, some in zip(passes.open, kept, strict=True)]

@@ -1,4 +1,4 @@
-"""The edges of some prompts as one list, and sets of them as switches of every layer."""
+"""Edges of some prompts as one list, and sets of these edges as switches of every layer."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from torch import Tensor
 
 
 class EdgeList:
-    """The places of some edges.
+    """A list of edges.
 
     Args:
-        edges: per layer those that are listed. A first dimension of 1 stands for all prompts.
+        edges: per layer, a mask of the edges to list. A first dimension of 1 stands for all prompts.
 
     Attributes:
-        prompts: how many have edges of their own: 1 where they are listed once for all.
-        layer, prompt, head, query, key: of each edge, in the order of layers, prompts, heads, queries and keys.
+        prompts: number of prompts with edges of their own; 1 if edges are listed once for all prompts.
+        layer, prompt, head, query, key: indices of each edge, in the order of layers, prompts, heads, queries and keys.
     """
 
     layer: Int[Tensor, " edge"]
@@ -39,15 +39,15 @@ class EdgeList:
         return len(self._place)
 
     def switches(self, kept: Float[Tensor, "some edge"]) -> list[Float[Tensor, "some prompts head query key"]]:
-        """Switches of every layer from those of the listed edges; all others are off. Differentiable."""
+        """Switches of every layer from those of the listed edges. All other edges are off. Differentiable."""
         flat = kept.new_zeros(len(kept), sum(self._sizes)).index_copy(1, self._place, kept)
         parts = flat.split(self._sizes, dim=1)
         return [part.view(-1, *shape) for part, shape in zip(parts, self._shapes, strict=True)]
 
     def some(self, kept: Bool[Tensor, " edge"]) -> "EdgeList":
-        """Those of the edges that are kept."""
+        """The list of the kept edges."""
         return EdgeList([layer[0] > 0 for layer in self.switches(kept.float()[None])])
 
     def gathered(self, layers: Sequence[Float[Tensor, "#batch head query key"]]) -> Float[Tensor, " edge"]:
-        """The listed edges' values out of those of all, a tensor a layer."""
+        """Values of the listed edges, taken from one tensor per layer with the values of all edges."""
         return torch.cat([layer.flatten() for layer in layers])[self._place]

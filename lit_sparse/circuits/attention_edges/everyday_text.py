@@ -1,4 +1,4 @@
-"""Sentences over which a head's mean is taken where there is no task to take it over."""
+"""Everyday sentences over which a head's mean is taken if there is no task."""
 
 from lit_sparse.circuits.tasks.vocabulary import NotExpressible, Tokenizer, Vocabulary
 

@@ -1,5 +1,5 @@
-"""What a circuit of a sentence has to keep: a logit difference, the answer's probability, or the whole distribution of
-the next token."""
+"""Goals that a circuit of a sentence has to meet: it keeps a logit difference, the answer's probability, or the whole
+distribution of the next token."""
 
 import math
 from abc import ABC, abstractmethod
@@ -10,17 +10,17 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 _ROUNDING = 1e-4
-"""Of a probability in float32, relative."""
+"""Relative rounding error of a probability in float32."""
 
 
 class Goal(ABC):
-    """Keeps a loss at or below its tolerance. Of several prompts each has its own."""
+    """A loss that must stay at or below its tolerance. Each prompt has a loss of its own."""
 
     tolerance: float
 
     @abstractmethod
     def loss(self, logits: Float[Tensor, "sample_batch token"]) -> Float[Tensor, "sample batch"]:
-        """What is lost in each pass, from next-token logits of samples x prompts."""
+        """Loss of each pass, from next-token logits of samples x prompts."""
 
     @abstractmethod
     def only(self, prompt: int) -> "Goal":
@@ -31,8 +31,8 @@ class Distribution(Goal):
     """KL(whole model || circuit) of the next token, in nats.
 
     Args:
-        logits: of the whole model.
-        tolerance: in nats.
+        logits: logits of the whole model.
+        tolerance: largest KL divergence, in nats.
     """
 
     def __init__(self, logits: Float[Tensor, "batch token"], tolerance: float = 0.2):
@@ -48,13 +48,13 @@ class Distribution(Goal):
 
 
 class Probability(Goal):
-    """log(p_whole / p_circuit) of one answer, in nats: at or below -log(keep), p_circuit >= keep p_whole. The share
-    1 - p_circuit / p_whole would say the same, but has no gradient where p_circuit is next to nothing.
+    """log(p_whole / p_circuit) of one answer, in nats. At or below -log(keep), p_circuit >= keep p_whole. The share
+    1 - p_circuit / p_whole says the same, but has no gradient where p_circuit is close to 0.
 
     Args:
-        answers: a token a prompt.
-        logits: of the whole model.
-        keep: the share of its probability that is wanted, within rounding.
+        answers: one token per prompt.
+        logits: logits of the whole model.
+        keep: share of its probability that the answer has to keep, up to rounding.
     """
 
     def __init__(self, answers: Int[Tensor, " batch"], logits: Float[Tensor, "batch token"], keep: float = 0.9):
@@ -74,12 +74,13 @@ class Probability(Goal):
 
 
 class Difference(Goal):
-    """1 - f, f = (m_circuit - m_ablated) / (m_whole - m_ablated), m being the log-odds of right against wrong answers.
+    """1 - f with f = (m_circuit - m_ablated) / (m_whole - m_ablated), where m is the log-odds of right against wrong
+    answers.
 
     Args:
-        right, wrong: which tokens are.
-        whole, ablated: logits of the whole model, and with all edges off.
-        keep: the f that is wanted.
+        right, wrong: masks of the right and of the wrong tokens.
+        whole, ablated: logits of the whole model, and of the model with all edges off.
+        keep: the smallest f that meets the goal.
     """
 
     def __init__(
@@ -111,7 +112,7 @@ class Difference(Goal):
         return found
 
     def for_another(self, right: Bool[Tensor, "batch token"], ablated: Float[Tensor, "batch token"]) -> "Difference":
-        """The same log-odds, to the same number of nats, for other answers: a control."""
+        """A control: the same goal for other answers, with the log-odds kept to the same number of nats."""
         other = Difference(right, self.wrong, ablated, ablated, keep=1 - self.tolerance)
         other.whole = self.whole
         nats = self.tolerance * (self.whole - self.ablated)

@@ -1,15 +1,15 @@
-"""A circuit learnt as a mask: as few edges as possible subject to a goal, by the project's own constrained objective.
+"""Circuits learnt as masks: as few edges as possible subject to a goal, by the project's own constrained objective.
 
 Every open edge has a logit x. A pass keeps it with probability sigmoid(x), drawn with a straight-through binary
 concrete gate (arXiv 1611.00712), and
 
     minimise log(1 + sum sigmoid(x))    subject to    E[loss] <= tolerance      (`Lagrangian`, one for each prompt)
 
-as post-training does with the model's gates. Learnt masks find smaller circuits than rankings do (arXiv 2406.16778, of
-component edges and a task; here they are attention edges and single prompts).
+as post-training does with the model's gates. Learnt masks find smaller circuits than rankings do (arXiv 2406.16778, for
+component edges of a task; here they are attention edges of single prompts).
 
 Logits start by rank of sensitivity: the diagonal of the Fisher information of the next token in the switches, all on.
-From a start that knows nothing the same takes several times as many steps, and ends at ten times as many edges.
+From an uninformed start, learning takes several times as many steps and ends with ten times as many edges.
 """
 
 from collections.abc import Callable
@@ -27,18 +27,18 @@ from lit_sparse.objective.lagrangian import Lagrangian
 from lit_sparse.objective.multiplier import Geco
 
 DRAWS = 16
-"""Next tokens that the Fisher information is averaged over."""
+"""Number of next tokens over which the Fisher information is averaged."""
 _RANK_POWER = 0.2
-"""Start logits fall with rank / edges to this power: steeply at first."""
+"""Start logits fall with rank / edges to this power, which is steep at first."""
 
 
 @dataclass(frozen=True)
 class Learning:
-    """How a mask is learnt. Measured on IOI sentences of SmolLM2-135M (benchmarks/RESULTS.md).
+    """Settings for learning a mask. Measured on IOI sentences of SmolLM2-135M (benchmarks/RESULTS.md).
 
     Args:
-        steps: of Adam.
-        samples: masks drawn in each.
+        steps: number of steps of Adam.
+        samples: number of masks drawn in each step.
         rate: learning rate, in logits.
         first, last: logits of the most and the least sensitive edge at the start.
         margin: share of the tolerance that is left unused.
@@ -64,11 +64,11 @@ def learn_mask(
     seed: int = 0,
     advance: Callable[[int], object] | None = None,
 ) -> Float[Tensor, " edge"]:
-    """The logit of every listed edge. Prompts are learnt side by side, each its own mask; edges that are listed once
-    for all prompts are learnt as one mask for their mean loss.
+    """Learns the logit of every listed edge. Prompts are learnt side by side, each with a mask of its own. Edges that
+    are listed once for all prompts are learnt as one mask for the mean loss.
 
     Args:
-        seed: of the draws.
+        seed: seed of the draws.
         advance: called with 1 after every step.
     """
     device = passes.whole.logits.device
@@ -87,7 +87,7 @@ def learn_mask(
         expected = logits.new_zeros(prompts).index_add(0, edges.prompt, torch.sigmoid(logits))
         total = logits.new_zeros(())
         for objective, loss, count in zip(objectives, losses, expected, strict=True):
-            # What is met already is not bettered: only edges are then left to gain.
+            # A goal that is met already gives no gradient, so that only fewer edges improve the loss.
             missing = torch.relu((loss - goal.tolerance) / goal.tolerance + learning.margin)
             total = total + objective.loss(torch.log1p(count), missing, count.new_zeros(()), objective.weight(device))
         (logits.grad,) = torch.autograd.grad(total, logits)
@@ -103,8 +103,8 @@ def learn_mask(
 def sensitivity(
     passes: Passes, edges: EdgeList, generator: torch.Generator, draws: int = DRAWS
 ) -> Float[Tensor, " edge"]:
-    """E[(d log p(y) / d switch)^2] over next tokens y that the whole model draws: to second order, twice the KL that
-    an edge by itself is worth."""
+    """E[(d log p(y) / d switch)^2] over next tokens y drawn from the whole model. To second order this is twice the KL
+    divergence from switching off one edge."""
     switches = torch.ones(1, len(edges), device=passes.whole.logits.device, requires_grad=True)
     log_p = passes.logits(edges.switches(switches)).log_softmax(-1)
     likely = log_p.detach().exp().cpu()
@@ -119,7 +119,7 @@ def sensitivity(
 
 
 def _start(scores: Float[Tensor, " edge"], edges: EdgeList, learning: Learning) -> Float[Tensor, " edge"]:
-    """Logits that fall with an edge's rank in its prompt."""
+    """Start logits, which fall with an edge's rank in its prompt."""
     logits = torch.empty_like(scores)
     for prompt in range(edges.prompts):
         (places,) = (edges.prompt == prompt).nonzero(as_tuple=True)

@@ -1,4 +1,4 @@
-"""The last step to a small circuit, by real ablation: edges are taken out until none can go."""
+"""Last step to a small circuit: edges are removed by real ablation until none can be removed."""
 
 import math
 from collections.abc import Sequence
@@ -12,30 +12,29 @@ from lit_sparse.circuits.attention_edges.goals import Goal
 from lit_sparse.circuits.attention_edges.passes import TOKENS_AT_ONCE, Passes
 
 _BATCH = 24
-"""Tokens that could be run in the time in which a batch reads the weights."""
+"""Number of tokens that run in the time in which a batch reads the weights."""
 
 _SHARES = (0.0, 0.08, 0.15, 0.25, 0.35, 0.5, 0.65, 0.8, 1.0)
-"""Of the edges that can go one by one, how many are tried together."""
+"""Shares of the edges that can be removed one by one, which are tried together."""
 _CANDIDATES = 24
 _TRIED = 200
-"""Edges of which the best are put in."""
+"""Number of edges that are tried, of which the best are added."""
 _SIZES = 8
-"""Prefixes that are tried together."""
+"""Number of prefixes that are tried together."""
 
 
 class Ablations:
-    """Passes with sets of edges, and what they lose of a goal: of one prompt, or of several that share their edges, on
-    average."""
+    """Losses of a goal in passes with sets of edges, for one prompt, or on average for several that share edges."""
 
     def __init__(self, passes: Passes, edges: EdgeList, goal: Goal):
         if edges.prompts != 1:
-            raise ValueError(f"the edges are those of {edges.prompts} prompts: list them once for all")
+            raise ValueError(f"the edges belong to {edges.prompts} prompts: list them once for all prompts")
         self.passes, self.edges, self.goal = passes, edges, goal
         self._at_once = max(1, TOKENS_AT_ONCE // passes.ids.numel())
 
     @torch.no_grad()
     def losses(self, kept: Bool[Tensor, "sample edge"]) -> Float[Tensor, " sample"]:
-        """What each set of edges loses."""
+        """Loss of each set of edges."""
         parts = []
         for some in kept.split(self._at_once):
             logits = self.passes.logits(self.edges.switches(some.float()))
@@ -44,7 +43,7 @@ class Ablations:
 
     @torch.no_grad()
     def switched(self, kept: Bool[Tensor, " edge"], places: Int[Tensor, " some"]) -> Float[Tensor, " some"]:
-        """What is lost when one edge is switched, on if it is off and off if it is on; each of some edges by itself."""
+        """Loss when one edge alone is switched, on if it is off and off if it is on, for each of some edges."""
         found = self.passes.whole.logits.new_empty(len(places))
         if len(places) == 0:
             return found
@@ -61,8 +60,8 @@ class Ablations:
         return found
 
     def _together(self, layers: list[int], queries: list[int]) -> list[list[int]]:
-        """Which edges are switched in one batch: what comes before its first layer and its first query is not computed
-        again. The cheapest split of their order."""
+        """Batches of edges that are switched together, as the cheapest split of the edges' order. A batch does not
+        compute again what comes before its first layer and its first query."""
         prompts, length = self.passes.ids.shape
         depth = self.passes.stack.graph.layers
         order = sorted(range(len(layers)), key=lambda edge: (-queries[edge], -layers[edge]))
@@ -85,7 +84,7 @@ class Ablations:
 
 
 def shortest_prefix(ablations: Ablations, order: Int[Tensor, " some"]) -> Bool[Tensor, " edge"] | None:
-    """The smallest found prefix of an order of edges that meets the goal; None if none does."""
+    """The smallest prefix found of an order of edges that meets the goal; None if none does."""
     size = len(ablations.edges)
     rank = torch.full((size,), size, device=order.device)
     rank[order] = torch.arange(len(order), device=order.device)
@@ -113,10 +112,11 @@ def shortest_prefix(ablations: Ablations, order: Int[Tensor, " some"]) -> Bool[T
 def grown(
     ablations: Ablations, kept: Bool[Tensor, " edge"], order: Int[Tensor, " some"], most: int
 ) -> Bool[Tensor, " edge"] | None:
-    """Puts in edges, those with which least is lost first, until the goal is met; None if `most` are not enough.
+    """Adds edges, those that reduce the loss most first, until the goal is met; None if `most` are not enough.
 
     Args:
-        order: of the next edges in it that are not kept, each is tried by itself, and the best of them together.
+        order: edges to try. The next edges in it that are not kept are tried one by one, then the best of them
+            together.
     """
     loss = float(ablations.losses(kept[None]))
     while loss > ablations.goal.tolerance and int(kept.sum()) < most:
@@ -137,14 +137,14 @@ def grown(
 
 
 def minimal(ablations: Ablations, kept: Bool[Tensor, " edge"], protected: Sequence[int] = ()) -> Bool[Tensor, " edge"]:
-    """Takes out edges, the least needed first, until the goal would be missed without any single one that is left.
+    """Removes edges, the least needed first, until the circuit misses the goal without any single one of the rest.
 
-    In each round every edge is taken out by itself, for real; then of those without which the goal is still met as many
-    go together as can.
+    Each round first removes every edge alone, by real ablation. Then it removes together as many as possible of those
+    without which the goal is still met.
 
     Args:
         kept: a circuit that meets the goal.
-        protected: places of edges that stay in any case.
+        protected: indices of edges that always stay.
     """
     tolerance = ablations.goal.tolerance
     stay = torch.zeros_like(kept)
@@ -166,11 +166,11 @@ def minimal(ablations: Ablations, kept: Bool[Tensor, " edge"], protected: Sequen
 
 
 def exchanged(ablations: Ablations, kept: Bool[Tensor, " edge"], order: Int[Tensor, " edge"]) -> Bool[Tensor, " edge"]:
-    """Puts one edge in the place of two or more, again and again until that fails.
+    """Replaces two or more edges by one, as long as that succeeds.
 
     Args:
         kept: a minimal circuit.
-        order: all edges, the most promising first: of the next ones in it that is tried with which least is lost.
+        order: all edges, the most promising first. Of the next ones in it, the one with the smallest loss is tried.
     """
     while int(kept.sum()) > 1:
         candidates = order[~kept[order]][:_CANDIDATES]

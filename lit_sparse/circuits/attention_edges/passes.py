@@ -1,18 +1,18 @@
-"""Forward passes of some prompts with attention edges switched off, one by one: the real ablations.
+"""Forward passes of some prompts with single attention edges switched off: the real ablations.
 
-An edge (layer, head, query, key) passes w_ij u_j into its head's output, u_j being the key's value (less the gate's
-center where it has one). Of every edge a switch a_ij says whether it is kept:
+An edge (layer, head, query, key) passes w_ij u_j into its head's output, where u_j is the key's value (minus the gate's
+center if it has one). A switch a_ij of every edge says whether the edge is kept:
 
     o_i = c + sum_j a_ij w_ij u_j + sum_j (1 - a_ij) w'_ij u'_j
 
     zero        u' = 0: an edge that is off passes nothing
-    mean        w' is the weight in the whole model, u' what the head passes per unit of weight on average (`means`):
-                the edge passes what it did, but for its content. In a dense model, where weights sum to one, a head
+    mean        w' is the weight in the whole model, u' is what the head passes per unit of weight on average (`means`):
+                the edge keeps its weight and loses its content. In a dense model, where weights sum to one, a head
                 without edges writes its mean output
-    corrupted   w' and u' as on the corrupted prompt
+    corrupted   w' and u' are those of the corrupted prompt
 
-What an edge that is off passes is a constant. What is kept is computed anew, weights and gates included, from what
-queries and keys have become; or weights are frozen at those of the whole model.
+An edge that is off passes a constant. Kept edges are computed anew, with weights and gates, from the changed queries
+and keys; or weights are frozen at those of the whole model.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,15 +31,15 @@ from lit_sparse.records.sentence_circuit import Off
 
 Means = Sequence[Float[Tensor, "head value_dim"]]
 Switches = Sequence[Float[Tensor, "some prompts head query key"] | None]
-"""Of every layer; prompts is 1 where they share them. None keeps all edges of a layer."""
+"""Switches of every layer. `prompts` is 1 if prompts share them. None keeps all edges of a layer."""
 
 TOKENS_AT_ONCE = 640
-"""In one batch of passes: memory grows with it."""
+"""Number of tokens in one batch of passes. Memory grows with it."""
 
 
 @dataclass(frozen=True)
 class Recorded:
-    """The whole model on some prompts: per layer the residual stream before it and what edges pass."""
+    """Run of the whole model on some prompts: for each layer, the residual stream before it and what its edges pass."""
 
     residuals: list[Float[Tensor, "batch time model"]]
     passed: list[Passed]
@@ -56,30 +56,30 @@ class Recorded:
 
 
 class Course(NamedTuple):
-    """One pass with some edges: per layer the residual stream before it, and what its attention works on. Passes that
-    differ from it in later layers or at later positions only start from it."""
+    """One pass with some edges: for each layer, the residual stream before it, and its queries, keys and values. Passes
+    that differ from it only in later layers or at later positions start from it."""
 
     residuals: list[Float[Tensor, "batch time model"]]
     projected: list[Projected]
 
 
 class Passes:
-    """Prompts of one length in a model taken apart.
+    """Passes of prompts of one length through a `Stack`.
 
     Args:
         ids: the prompts, without padding.
-        off: what edges pass that are switched off.
-        means: for "mean".
-        corrupted: for "corrupted": prompts of the same length.
-        frozen: weights stay those of the whole model.
-        between: only edges between different positions are switched. Those from a position to itself are always kept
-            and are not in `open`.
+        off: what switched-off edges pass: "zero", "mean" or "corrupted" (see the top of this file).
+        means: means of the heads, for "mean".
+        corrupted: prompts of the same length, for "corrupted".
+        frozen: True if weights stay those of the whole model.
+        between: True if only edges between different positions are switched. Edges from a position to itself are then
+            always kept and are not in `open`.
 
     Attributes:
-        whole: the whole model on the prompts.
-        open: per layer, the edges that pass anything: in a dense model all that causality allows. With corrupted
-            prompts, those that are open on either.
-        instead: per layer what edges pass that are off; None where that is nothing.
+        whole: the run of the whole model on the prompts.
+        open: for each layer, the edges with a weight above 0; in a dense model all that causality allows. With
+            corrupted prompts, the edges that are open on either prompt.
+        instead: for each layer, what switched-off edges pass; None if they pass nothing.
 
     Raises:
         ValueError: means or corrupted prompts are missing.
@@ -110,7 +110,7 @@ class Passes:
             ]
         elif off == "corrupted":
             if corrupted is None or corrupted.shape != ids.shape:
-                raise ValueError("edges that pass what they do on corrupted prompts need some of the same shape")
+                raise ValueError("off = 'corrupted' needs corrupted prompts of the same shape as the prompts")
             self.instead = record(stack, corrupted).passed
             self.open = [here | (layer.weights > 0) for here, layer in zip(self.open, self.instead, strict=True)]
         self._always = torch.eye(ids.shape[1], dtype=torch.bool, device=ids.device) if between else None
@@ -138,13 +138,14 @@ class Passes:
     def logits(
         self, kept: Switches, *, start: int = 0, first: int = 0, course: Course | None = None
     ) -> Float[Tensor, "sample_batch token"]:
-        """Next-token logits, differentiable in the switches: samples x prompts, the prompts of a sample together.
+        """Next-token logits of samples x prompts, the prompts of a sample together. Differentiable in the switches.
 
         Args:
-            kept: per layer the switches, 1 for an edge that is kept, of equally many samples.
+            kept: for each layer, the switches of the same number of samples; 1 keeps an edge.
             start: the first layer to run.
-            first: the first position to run, where `stack.takes_positions`.
-            course: what is before that layer and that position; default the whole model's, for `start` only.
+            first: the first position to run; other than 0 only if `stack.takes_positions`.
+            course: the pass that gives the state before that layer and that position. Default the whole model's, which
+                suffices for `start` only.
         """
         samples = max((len(some) for some in kept if some is not None), default=1)
         residuals = self.whole.residuals if course is None else course.residuals
@@ -211,7 +212,7 @@ class Passes:
 
 @torch.no_grad()
 def record(stack: Stack, ids: Int[Tensor, "batch time"]) -> Recorded:
-    """Runs the whole model and keeps what edges pass."""
+    """Runs the whole model and records what edges pass."""
     residual = stack.embed(ids)
     residuals, passed, allowed = [], [], 0
     for layer in range(stack.graph.layers):
@@ -226,11 +227,11 @@ def record(stack: Stack, ids: Int[Tensor, "batch time"]) -> Recorded:
 
 
 def means(stack: Stack, prompts: Iterable[Sequence[int]]) -> list[Float[Tensor, "head value_dim"]]:
-    """What each head passes per unit of attention weight, on average over all positions of some prompts (token ids). 0
-    for a head that passes nothing on any of them.
+    """Mean of what each head passes per unit of attention weight, over all positions of some prompts (token ids). It is
+    0 for a head that passes nothing on any of them.
 
     Raises:
-        ValueError: no prompts.
+        ValueError: there are no prompts.
     """
     passed: list[Tensor] = []
     weight: list[Tensor] = []

@@ -1,8 +1,8 @@
-"""Edges in the order of a score, and what the best k of them keep: what learnt masks are compared with.
+"""Rankings of edges by a score, and the behaviour that the best k edges keep. Learnt masks are compared with them.
 
-A score is what a metric loses to first order when an edge is switched off: its gradient in the switch, all on. What it
-is switched to is the passes' (`Passes.off`): by "corrupted" it is attribution patching (Nanda 2023; the published
-protocol, arXiv 2512.05865, probably), by "zero" gradient x activation.
+A score is the metric's loss to first order when an edge is switched off: the metric's gradient in the switch, with all
+edges on. `Passes.off` says what a switched-off edge passes. With "corrupted" the score is attribution patching (Nanda
+2023; probably the published protocol, arXiv 2512.05865), with "zero" it is gradient x activation.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ _PRECISION = 0.04  # of a crossing's size
 def gradient_scores(
     passes: Passes, edges: EdgeList, metric: Callable[[Tensor], Float[Tensor, "sample batch"]]
 ) -> Float[Tensor, " edge"]:
-    """First-order loss of the metric when each edge by itself is switched off, signed."""
+    """Signed first-order loss of the metric when each edge alone is switched off."""
     switches = torch.ones(1, len(edges), device=passes.ids.device, requires_grad=True)
     (gradient,) = torch.autograd.grad(metric(passes.logits(edges.switches(switches))).sum(), switches)
     return gradient[0]
@@ -32,11 +32,11 @@ def gradient_scores(
 
 @dataclass(frozen=True)
 class Crossing:
-    """How many of the best edges meet a goal.
+    """Numbers of the best edges that meet a goal.
 
-    first: the smallest size tried that does.
-    last: the smallest from which on all larger ones tried do too; None where all edges together do not.
-    sizes, losses: what was tried.
+    first: the smallest size tried that meets it.
+    last: the smallest size from which on all sizes tried meet it; None if all edges together do not.
+    sizes, losses: the sizes tried and their losses.
     """
 
     first: int | None
@@ -45,14 +45,14 @@ class Crossing:
     losses: list[float]
 
     def area(self) -> float:
-        """Mean of 1 - loss, clipped to [0, 1], over the logarithm of the size: 1 where one edge is enough."""
+        """Mean of 1 - loss, clipped to [0, 1], over the logarithm of the size. It is 1 if one edge is enough."""
         sizes = torch.tensor(self.sizes, dtype=torch.float64).clamp_min(1).log()
         kept = (1 - torch.tensor(self.losses, dtype=torch.float64)).clamp(0, 1)
         return float(torch.trapezoid(kept, sizes) / (sizes[-1] - sizes[0]).clamp_min(1e-9))
 
 
 def crossing(ablations: Ablations, order: Int[Tensor, " edge"], tolerance: float) -> Crossing:
-    """Real ablations of all but the best edges of an order, at sizes two apart by factors and closer together at the
+    """Real ablations of all but the best edges of an order, at sizes a factor of two apart and closer together at the
     crossings."""
     total = len(order)
     rank = torch.empty(total, dtype=torch.int64, device=order.device)

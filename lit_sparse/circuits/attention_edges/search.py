@@ -1,4 +1,5 @@
-"""From a goal to a circuit: a mask is learnt, cut to what meets the goal, and made minimal by real ablation."""
+"""Search for the circuit of a goal: a mask is learnt, cut to the edges that meet the goal, and made minimal by real
+ablation."""
 
 from collections.abc import Callable
 from typing import Literal, NamedTuple
@@ -14,18 +15,18 @@ from lit_sparse.circuits.attention_edges.minimal import Ablations, exchanged, gr
 from lit_sparse.circuits.attention_edges.passes import Passes
 
 _MANY = 150
-"""Edges that are taken out one by one; twice as many where that cannot be helped."""
+"""Largest number of edges that are removed one by one; twice as many if no smaller circuit was found."""
 _FIRST = 40
-"""Edges from which a circuit grows."""
+"""Number of edges from which a circuit grows."""
 _ROUNDS = 3
 
 
 Level = Literal["edge", "head"]
-"""What is switched: attention edges one by one, or a head's together."""
+"""Unit that is switched: a single attention edge, or all edges of a head."""
 
 
 class Found(NamedTuple):
-    """A circuit: which of the listed edges it keeps, and the passes by which that was found out."""
+    """A circuit: the listed edges that it keeps, and the passes by which it was found."""
 
     kept: Bool[Tensor, " edge"]
     ablations: Ablations
@@ -35,14 +36,14 @@ class Found(NamedTuple):
         return int(self.kept.sum())
 
     def edges(self) -> set[tuple[int, int, int, int]]:
-        """As (layer, head, query, key); of heads query and key are 0."""
+        """Kept edges as (layer, head, query, key). For whole heads, query and key are 0."""
         listed = self.ablations.edges
         columns = (listed.layer, listed.head, listed.query, listed.key)
         return set(zip(*(column[self.kept].tolist() for column in columns), strict=True))
 
 
 def listed(passes: Passes, level: Level = "edge") -> EdgeList:
-    """The open edges of each prompt, or the heads that have any."""
+    """The open edges of each prompt, or the heads that have open edges."""
     if level == "head":
         return EdgeList([layer.any(dim=(2, 3), keepdim=True) for layer in passes.open])
     return EdgeList(passes.open)
@@ -56,11 +57,12 @@ def find(
     seed: int = 0,
     advance: Callable[[int], object] | None = None,
 ) -> Found | None:
-    """A minimal circuit: it meets the goal, and no single edge can go. None where no mask met the goal, which cannot be
-    where all edges together do. Of several prompts, one circuit by position: it meets the goal on average.
+    """A minimal circuit, which meets the goal and misses it without any single edge. For several prompts it is one
+    circuit by position that meets the goal on average. None if no mask meets the goal; if all edges together meet it, a
+    circuit is found.
 
     Args:
-        seed: of the masks that are drawn.
+        seed: seed of the masks that are drawn.
         advance: called with 1 after each of `learning.steps` steps.
     """
     edges = EdgeList([layer.any(0, keepdim=True) for layer in passes.open])
@@ -71,11 +73,11 @@ def find(
 def find_each(
     passes: Passes, goal: Goal, learning: Learning = DEFAULT, *, level: Level = "edge", seed: int = 0
 ) -> list[Found | None]:
-    """A circuit for each of several prompts, as `find` does for one. Their masks are learnt side by side, so that the
+    """A minimal circuit for each of several prompts (see `find`). The masks are learnt side by side, so that the
     weights are read once for all of them.
 
     Args:
-        level: "head" finds the smallest set of whole heads.
+        level: "head" finds a minimal set of whole heads.
     """
     edges = listed(passes, level)
     logits = learn_mask(passes, edges, goal, learning, seed=seed)
@@ -89,8 +91,8 @@ def find_each(
 
 
 def _cut(passes: Passes, edges: EdgeList, goal: Goal, logits: Tensor, learning: Learning, seed: int) -> Found | None:
-    """The circuit in a learnt order of edges. Where too many of the first would be needed, because some that count come
-    late, a circuit grows from the very first; where that fails, a mask is learnt again of those that are enough."""
+    """The circuit in a learnt order of edges. If it needs too many of the first edges, because some important ones come
+    late, a circuit grows from the very first. If that fails, a mask is learnt again of the edges that are enough."""
     for left in reversed(range(_ROUNDS)):
         ablations, order = Ablations(passes, edges, goal), logits.argsort(descending=True)
         kept = shortest_prefix(ablations, order)

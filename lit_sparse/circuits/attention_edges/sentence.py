@@ -1,4 +1,4 @@
-"""The circuit of one sentence, from text to a record."""
+"""Circuit of one sentence, from text to a record."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -23,29 +23,31 @@ from lit_sparse.circuits.tasks.vocabulary import NotExpressible, Tokenizer, Voca
 from lit_sparse.circuits.tasks.words import SUBJECTS
 from lit_sparse.common.modes import frozen
 from lit_sparse.common.progress import Bar
+from lit_sparse.models.names import shown_name
 from lit_sparse.records.sentence_circuit import Control, Off, SentenceCircuit
 
 SPACE = " "
-"""Before a word that is an arbitrary answer."""
+"""Space before a word that is an arbitrary answer."""
 
 Bars = Callable[[str, int | None], Bar]
 
 
 @dataclass(frozen=True)
 class SentenceSettings:
-    """How the circuit of a sentence is found.
+    """Settings for finding the circuit of a sentence.
 
     Args:
         keep: the share f of the log-odds of right against wrong answer that the circuit keeps.
         nats: without a wrong answer, the largest KL(whole model || circuit) of the next token.
-        off: what an edge passes that is off ("zero" or "mean"), where no corrupted prompt is given.
-        searches: from different seeds; the smallest circuit found is reported, and how well they agree.
-        controls: arbitrary answers for which the same is asked, where there is a wrong answer.
-        learning: of the mask.
-        seed: of the first search.
+        off: what an edge passes that is off ("zero" or "mean"), if no corrupted prompt is given.
+        searches: number of searches from different seeds. The smallest circuit found is reported, and the agreement of
+            all.
+        controls: number of arbitrary answers for which a circuit is searched too, if there is a wrong answer.
+        learning: settings for learning the mask.
+        seed: seed of the first search.
 
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number is out of its range.
     """
 
     keep: float = 0.9
@@ -58,7 +60,7 @@ class SentenceSettings:
 
     def __post_init__(self) -> None:
         if not 0 < self.keep < 1:
-            raise ValueError(f"keep is a share of the log-odds, between 0 and 1, not {self.keep}")
+            raise ValueError(f"keep is a share of the log-odds, between 0 and 1, got {self.keep}")
         if not self.nats > 0:
             raise ValueError(f"nats is the largest KL, above 0, not {self.nats}")
         if self.off not in ("zero", "mean"):
@@ -80,25 +82,26 @@ def sentence_circuit(
     name: str | None = None,
     bars: Bars | None = None,
 ) -> SentenceCircuit:
-    """The smallest set of attention edges found that keeps what a model says after a prompt. The model, dense or
-    sparse, is left as it was.
+    """The smallest set of attention edges found that keeps a model's prediction after a prompt. The dense or sparse
+    model is left unchanged.
 
-    With a wrong answer the goal is the log-odds of answer against wrong answer, else the whole distribution of the next
-    token. No single edge of what is returned can go.
+    With a wrong answer, the goal is the log-odds of answer against wrong answer. Without one it is the whole
+    distribution of the next token. No single edge of the circuit can be removed.
 
     Args:
-        tokenizer: of transformers, or a character tokenizer.
-        answer: a token with its leading space if it has one; default what the model predicts.
-        wrong: another one.
-        corrupted: another prompt, of as many tokens: an edge that is off passes what it passes there. The circuit is
-            then what makes the difference between the two prompts.
-        answer_id: the same as a token's id, for tokens that are no text of their own.
-        name: what to call the model; default its configuration's name.
+        tokenizer: a tokenizer of transformers, or a character tokenizer.
+        answer: the right answer, one token with its leading space if it has one; default the model's prediction.
+        wrong: the wrong answer, another token.
+        corrupted: another prompt with the same number of tokens. A switched-off edge passes what it passes there. The
+            circuit then explains the difference between the two prompts.
+        answer_id: the right answer as a token id, for tokens that have no text of their own.
+        name: name of the model in the record; default its own name, or that of its base.
         bars: makes a progress bar from a description and a total.
 
     Raises:
-        ValueError: a prompt of less than two tokens, a corrupted one of another length, an answer that is not one token
-            after it, answers that the model does not tell apart, or a family that is not understood (see `Stack`).
+        ValueError: the prompt has fewer than two tokens, the corrupted prompt has another length, an answer is not one
+            token after the prompt, the model does not prefer the answer, attention has no effect on it, or the model's
+            family is not understood (see `Stack`).
     """
     settings = settings or SentenceSettings()
     vocabulary, started = Vocabulary(tokenizer), time.perf_counter()
@@ -127,7 +130,7 @@ def sentence_circuit(
             best,
             goal,
             tokenizer,
-            model=name or model.config.name_or_path or model.config.model_type,
+            model=name or shown_name(model),
             sparse=sparse,
             prompt=prompt,
             mean_over=[list(prompt) for prompt in mean_over],
@@ -146,7 +149,7 @@ def sentence_circuit(
 def encode_sentence(
     vocabulary: Vocabulary, prompt: str, answer: str | None, wrong: str | None
 ) -> tuple[list[int], int | None, int | None]:
-    """The prompt's tokens, and both answers'.
+    """Token ids of the prompt and of both answers.
 
     Raises:
         ValueError: see `sentence_circuit`.
@@ -157,7 +160,7 @@ def encode_sentence(
             f"a circuit of attention edges needs a prompt of at least two tokens; {prompt!r} has {len(ids)}"
         )
     if wrong is not None and answer is None:
-        raise ValueError("a wrong answer needs the right one beside it: add --answer")
+        raise ValueError("a wrong answer needs the right one too: add --answer")
     try:
         found = [None if text is None else vocabulary.continuation(prompt, text) for text in (answer, wrong)]
     except NotExpressible as error:
@@ -168,7 +171,7 @@ def encode_sentence(
 
 
 def encode_corrupted(vocabulary: Vocabulary, prompt: str, corrupted: str) -> list[int]:
-    """The corrupted prompt's tokens.
+    """Token ids of the corrupted prompt.
 
     Raises:
         ValueError: see `sentence_circuit`.
@@ -177,7 +180,7 @@ def encode_corrupted(vocabulary: Vocabulary, prompt: str, corrupted: str) -> lis
     if len(ids) != len(other):
         raise ValueError(
             f"the corrupted prompt has {len(other)} tokens, the prompt {len(ids)}: every edge needs its counterpart. "
-            "Replace words by words of as many tokens, such as one first name by another"
+            "Replace words by words with the same number of tokens, such as one first name by another"
         )
     if ids == other:
         raise ValueError("the corrupted prompt is the prompt: no edge makes a difference between them")
@@ -199,7 +202,7 @@ def _goal(passes: Passes, answer: int, wrong: int | None, settings: SentenceSett
     if float(goal.whole) <= 0:
         raise ValueError(
             f"the model does not prefer the answer: its log-odds against the wrong one are {float(goal.whole):.2f}. "
-            "Without --wrong the circuit keeps what the model says, whatever that is"
+            "Leave out --wrong to find the circuit of whatever the model predicts"
         )
     if float(goal.whole) <= float(goal.ablated):
         raise ValueError(
@@ -228,7 +231,7 @@ def _controls(
     settings: SentenceSettings,
     bars: Bars | None,
 ) -> list[Control]:
-    """The same search for arbitrary nouns."""
+    """Circuits of arbitrary nouns, found by the same search."""
     found: list[Control] = []
     words = list(SUBJECTS)
     Random(settings.seed).shuffle(words)

@@ -7,17 +7,17 @@ from lit_sparse.circuits.tasks.task import Draft, Task, Template
 from lit_sparse.circuits.tasks.vocabulary import NotExpressible, Vocabulary
 
 SHOTS = 2
-"""Solved sums before the one that is asked, in text."""
+"""Number of solved sums before the one that is asked, in text."""
 _PLACES = ("ones", "tens", "hundreds")
 
 
 class Addition(Task):
-    """A digit of a sum; templates are which one.
+    """One digit of a sum. There is a template for each digit.
 
-    A vocabulary without line breaks (`AdditionTokenizer`) gets the toy's format, `12+34=046`: all numbers padded with
-    zeros, the sum one digit longer. Others get `12+34=46`, without padding and with sums of n digits, after two
-    solved sums, one a line. The prompt ends right before the digit asked for. The corruption changes one digit of one
-    summand so that, of the sum up to the digit asked, only that digit changes; what it becomes is the wrong answer.
+    A vocabulary without line breaks (`AdditionTokenizer`) gets the toy's format, `12+34=046`: all numbers are padded
+    with zeros, and the sum is one digit longer. Others get `12+34=46`, without padding and with sums of n digits, after
+    two solved sums, one per line. The prompt ends right before the digit asked for. The corruption changes one digit of
+    one summand so that, of the sum up to the digit asked, only that digit changes. Its new value is the wrong answer.
 
     Args:
         digits: n.
@@ -38,7 +38,7 @@ class Addition(Task):
         vocabulary.encode("1+2=3")  # raises where the signs are unknown
         in_text = vocabulary.knows("\n")
         if not vocabulary.splits_digits():
-            raise NotExpressible("digits are not tokens of their own, so that a sum has no digit to ask for")
+            raise NotExpressible("digits are not tokens of their own, so there is no digit of a sum to ask for")
         places = self.digits if in_text else self.digits + 1
         return {_place_name(place): self._template(place, in_text) for place in reversed(range(places))}
 
@@ -78,7 +78,7 @@ class Addition(Task):
         return draft
 
     def _neighbours(self, first: int, second: int) -> Iterator[tuple[int, int]]:
-        """Summands of which one differs in one digit."""
+        """Pairs of summands, of which one differs from the given one in one digit."""
         for place in range(self.digits):
             for digit in range(10):
                 for number, changed in ((first, lambda n: (n, second)), (second, lambda n: (first, n))):

@@ -18,8 +18,8 @@ SURFACES = {
 class SubjectVerbAgreement(Task):
     """The verb agrees with the subject, not with the noun next to it, which has the other number in the clean prompt.
 
-    The corruption is the subject in the other number. Answers are the forms of be and have in the subject's number,
-    wrong ones those in the other.
+    The corruption is the subject in the other number. Right answers are the forms of be and have in the subject's
+    number, wrong answers those in the other number.
     """
 
     name = "subject_verb_agreement"

@@ -18,10 +18,10 @@ MARKS = {"sphinx": ":param", "javadoc": "@param"}
 
 
 class Docstring(Task):
-    """A docstring describes the arguments in the order of the signature; the third is next.
+    """A docstring describes the arguments in the order of the signature, and the third is next.
 
-    The corruption swaps the third and the fourth argument of the signature; the wrong answer is the fourth. Both
-    prompts hold the same words, so that only their order tells what is next.
+    The corruption swaps the third and the fourth argument of the signature. The wrong answer is the fourth. Both
+    prompts have the same words, so only their order tells which argument is next.
     """
 
     name = "docstring"

@@ -21,11 +21,11 @@ _ENOUGH = 0.6
 
 @dataclass(frozen=True)
 class YearSplit:
-    """How a tokenizer cuts years: the prompt gives the first digits, one token with the next ones is asked.
+    """A tokenizer's split of years: the prompt gives the first digits, and the token with the next digits is asked.
 
     Attributes:
-        given: digits of the year that stand at the end of the prompt.
-        asked: digits of the token after them.
+        given: number of the year's digits at the end of the prompt.
+        asked: number of digits of the token after them.
     """
 
     given: int
@@ -38,11 +38,11 @@ class YearSplit:
 
     @property
     def completes(self) -> bool:
-        """Whether the asked token ends the year."""
+        """True if the asked token ends the year."""
         return self.given + self.asked == 4
 
     def tokens(self, vocabulary: Vocabulary) -> dict[str, list[str]]:
-        """By first digits of a year, the next digits that are one token after them in a whole year, ascending."""
+        """Next digits, by start of a year, that are one token after it in a whole year, ascending."""
         possible = [f"{number:0{self.asked}}" for number in range(10**self.asked)]
         decades = [""] if self.given == 2 else range(10)
         tokens = {}
@@ -56,7 +56,7 @@ class YearSplit:
         before = _LEAD + start
         if not vocabulary.is_one_token(digits, after=before):
             return False
-        return self.completes or vocabulary.is_one_token("5", after=before + digits)  # the last digit stays apart
+        return self.completes or vocabulary.is_one_token("5", after=before + digits)  # the last digit is separate
 
 
 SPLITS = (YearSplit(given=2, asked=2), YearSplit(given=2, asked=1), YearSplit(given=3, asked=1))
@@ -64,12 +64,12 @@ SPLITS = (YearSplit(given=2, asked=2), YearSplit(given=2, asked=1), YearSplit(gi
 
 
 class GreaterThan(Task):
-    """A thing ends after it began.
+    """An event ends after it began.
 
     `... from the year 1741 to the year 17`: with two-digit tokens the answers are 42 to 99 and the wrong ones 00 to 41,
-    as in the paper. Where each digit is a token, the next digit is asked: answers are 5 to 9, wrong ones 0 to 3, and 4,
-    which may go on either way, is neither. Where years are cut 174|1, the prompt ends in 174 and one digit is asked.
-    The corruption begins in 01 (two digits) or 0 (one digit), after which everything is plausible.
+    as in the paper. If each digit is a token, the next digit is asked: answers are 5 to 9, wrong ones 0 to 3. The digit
+    4 may continue either way and is neither. If years are split 174|1, the prompt ends in 174 and one digit is asked.
+    The corruption begins in 01 (two digits) or 0 (one digit), after which every year is plausible.
     """
 
     name = "greater_than"
@@ -99,9 +99,9 @@ class GreaterThan(Task):
 
 
 def _year_tokens(vocabulary: Vocabulary) -> tuple[YearSplit, dict[str, list[str]]]:
-    """How years are cut, and the tokens after each start that has enough of them."""
+    """The split of years, and the tokens after each start that has enough of them."""
     for split in SPLITS:
         if tokens := split.tokens(vocabulary):
             return split, tokens
     vocabulary.encode(_LEAD + "1741")  # raises where it is unknown
-    raise NotExpressible("years are cut neither 17|41 nor 1|7|4|1 nor 174|1")
+    raise NotExpressible("years are split neither 17|41 nor 1|7|4|1 nor 174|1")

@@ -7,15 +7,16 @@ from lit_sparse.circuits.tasks.task import Draft, Task, Template
 from lit_sparse.circuits.tasks.vocabulary import Vocabulary
 
 BLOCKS = (12, 16)
-"""Words before the repetition."""
+"""Number of words before the repetition."""
 _POOL = 1000
 
 
 class Induction(Task):
-    """A block of random words of the tokenizer's own vocabulary, and its first three quarters again: what comes next?
+    """A block of random words of the tokenizer's own vocabulary, then its first three quarters again. The next word is
+    asked.
 
-    The corruption replaces, in the first copy, the word that is asked for by one that the prompt does not have, which
-    becomes the word to copy and is the wrong answer.
+    The corruption replaces the asked word, in the first copy, by one that is not in the prompt. That becomes the word
+    to copy, and is the wrong answer.
     """
 
     name = "induction"

@@ -15,15 +15,15 @@ SURFACES = {
 }
 
 Lead = Callable[[Random], str]
-"""Draws what stands before the sentence of a prompt."""
+"""Draws the text before the sentence of a prompt."""
 
 
 class IOI(Task):
-    """Of two names the one that is not repeated receives the thing.
+    """The name that is not repeated receives the thing.
 
-    Templates are a surface in both orders: ABBA (the receiver is named first) and BABA. The corruption replaces the
-    second mention of the giver (S2) by a third name, so that both names become as plausible; the wrong answer is the
-    giver.
+    Templates have each surface in both orders: ABBA (the receiver is named first) and BABA. The corruption replaces the
+    second mention of the giver (S2) by a third name, so that both names become equally plausible. The wrong answer is
+    the giver.
     """
 
     name = "ioi"
@@ -57,7 +57,7 @@ class IOI(Task):
         }
 
     def leads(self, vocabulary: Vocabulary) -> Mapping[str, Lead]:
-        """By surface, what stands before the sentence, the same in a prompt and its corruption: here nothing.
+        """Text before the sentence in a prompt and its corruption, by surface: here none.
 
         Raises:
             NotExpressible: the vocabulary lacks words for it.

@@ -16,15 +16,16 @@ CONTEXTS = {
     "decided": "One {weather} {time} in the {season} the town was {mood}. "
     "The sky was {sky} and a {wind} wind came from the hills.",
 }
-"""By surface of the sentence that follows. They name nobody, no place to go to and nothing to give. Of fifteen tried on
-SmolLM2-135M, these leave the right name the likeliest token most often; the rest is mostly "the"."""
+"""Contexts by surface of the sentence that follows. They name no person, no place to go to and nothing to give. Of
+fifteen tried on SmolLM2-135M, with these the right name is most often the likeliest token; otherwise that is mostly
+"the"."""
 
 
 class IOILong(IOI):
     """`IOI` after two sentences about the weather and the town, in which words for season, time and weather are drawn.
 
-    A prompt and its corruption have the same context. All words drawn are single tokens, so that prompts of one
-    template are equally long and a position means the same in each.
+    A prompt and its corruption have the same context. All words drawn are single tokens, so prompts of one template
+    have the same length and the same meaning at each position.
     """
 
     name = "ioi_long"

@@ -1,4 +1,4 @@
-"""Copying a sequence of letters: induction (Olsson et al., arXiv 2209.11895) where no word means anything."""
+"""Copying a sequence of letters: induction (Olsson et al., arXiv 2209.11895) without words that have a meaning."""
 
 from collections.abc import Mapping
 from random import Random
@@ -8,14 +8,14 @@ from lit_sparse.circuits.tasks.task import Draft, Task, Template
 from lit_sparse.circuits.tasks.vocabulary import Vocabulary
 
 LENGTHS = (8, 12)
-"""Letters before the repetition."""
+"""Number of letters before the repetition."""
 
 
 class LetterSequence(Task):
-    """Different capital letters with commas, and on a new line the first three quarters again: what comes next?
+    """Distinct capital letters with commas, then on a new line the first three quarters again. The next one is asked.
 
-    The corruption replaces, in the first line, the letter that is asked for by one that the prompt does not have, which
-    becomes the letter to copy and is the wrong answer.
+    The corruption replaces the asked letter, in the first line, by one that is not in the prompt. That becomes the
+    letter to copy, and is the wrong answer.
     """
 
     name = "letters"

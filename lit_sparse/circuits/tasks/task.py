@@ -1,4 +1,4 @@
-"""What a circuit task is: templates filled with random words, checked against the tokenizer on the whole prompt."""
+"""Base of circuit tasks: templates filled with random words, checked against the tokenizer on the whole prompt."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +10,12 @@ from typing import ClassVar
 from lit_sparse.circuits.tasks.vocabulary import NotExpressible, Tokenizer, Vocabulary
 
 _ATTEMPTS = 300
-"""Draws of one template in a row that may fail before the tokenizer is said to be unable to express it."""
+"""Number of draws of one template in a row that may fail before the tokenizer counts as unable to express it."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A prompt, its corruption of equal token length, and next tokens that tell them apart.
+    """A prompt, its corruption with the same number of tokens, and next tokens that distinguish the two.
 
     Both prompts end in the same token and differ somewhere before it. Special tokens are those that the
     tokenizer adds by itself (a beginning-of-sequence token where the model expects one).
@@ -46,7 +46,7 @@ class Draft:
 
 
 Template = Callable[[Random], Draft]
-"""Fills a template's slots with what the generator draws."""
+"""Fills a template's slots with words that the generator draws."""
 
 
 class Task(ABC):
@@ -67,18 +67,18 @@ class Task(ABC):
         """
 
     def pairs(self, tokenizer: Tokenizer, number: int, seed: int) -> list[Pair]:
-        """Prompts, no two the same, with the templates taking turns.
+        """Different prompts, drawn from the templates in turn.
 
-        The same (tokenizer, number, seed) gives the same pairs, and a smaller number the first of them. Another
-        seed draws afresh.
+        The same (tokenizer, number, seed) gives the same pairs, and a smaller number gives the first of them. Another
+        seed gives other pairs.
 
         Args:
             tokenizer: a transformers tokenizer, or a character tokenizer such as `AdditionTokenizer`.
-            number: of pairs.
-            seed: of the draws.
+            number: number of pairs.
+            seed: seed of the draws.
 
         Raises:
-            NotExpressible: the tokenizer cannot express the task, or not in so many different prompts.
+            NotExpressible: the tokenizer cannot express the task, or cannot express that many different prompts.
             ValueError: `number` is below 1.
         """
         if number < 1:
@@ -113,7 +113,7 @@ def _draw(
 
 
 def _checked(vocabulary: Vocabulary, draft: Draft, template: str) -> Pair:
-    """The draft in tokens.
+    """The draft as token ids.
 
     Raises:
         NotExpressible: the prompts are equal, or differ in length or at their ends, or an answer is not one token.

@@ -1,4 +1,4 @@
-"""Transformers tokenizers and plain character tokenizers, seen as what a template needs to know of them."""
+"""Vocabulary of a transformers tokenizer or a plain character tokenizer, as templates need it."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ class NotExpressible(ValueError):
 
 @runtime_checkable
 class CharacterTokenizer(Protocol):
-    """One token a character, nothing added: `lit_sparse.data.AdditionTokenizer`."""
+    """A tokenizer with one token per character and no special tokens: `lit_sparse.data.AdditionTokenizer`."""
 
     tokens: tuple[str, ...]
 
@@ -30,11 +30,10 @@ Tokenizer = PreTrainedTokenizerBase | CharacterTokenizer
 
 
 class Vocabulary:
-    """What a tokenizer makes of texts and words.
+    """Tokens of texts and words.
 
-    Texts are encoded as a user would feed them to the model: with the special tokens that the tokenizer adds by
-    itself (`add_special_tokens=True`). Pieces are never joined as tokens; each question is put to the tokenizer as a
-    whole text.
+    Texts are encoded as a user feeds them to the model, with the special tokens that the tokenizer adds by itself
+    (`add_special_tokens=True`). Pieces are never joined as tokens; the tokenizer always gets a whole text.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -61,10 +60,10 @@ class Vocabulary:
         return tuple(self.tokenizer(text, add_special_tokens=True)["input_ids"])
 
     def continuation(self, prompt: str, text: str) -> int:
-        """The one token that `text` is after `prompt`, none of the prompt's tokens changing.
+        """The single token that `text` becomes after `prompt`, without a change of the prompt's tokens.
 
         Raises:
-            NotExpressible: it is not one token there.
+            NotExpressible: the text is not one token there.
         """
         before, after = self.encode(prompt), self.encode(prompt + text)
         if after[:-1] != before:
@@ -72,14 +71,14 @@ class Vocabulary:
         return after[-1]
 
     def knows(self, text: str) -> bool:
-        """Whether a text can be encoded."""
+        """True if a text can be encoded."""
         try:
             return bool(self.encode(text))
         except NotExpressible:
             return False
 
     def is_one_token(self, text: str, after: str = _CARRIER) -> bool:
-        """Whether `text` (with its leading space, if any) is one token in the middle of a sentence."""
+        """True if `text` (with its leading space, if any) is one token in the middle of a sentence."""
         try:
             self.continuation(after, text)
         except NotExpressible:
@@ -87,20 +86,20 @@ class Vocabulary:
         return True
 
     def keep(self, words: Sequence[str], at_least: int, kind: str) -> list[str]:
-        """Those of `words` that are single tokens after a space.
+        """The words that are single tokens after a space.
 
         Raises:
-            NotExpressible: fewer than `at_least` are; `kind` says what they are.
+            NotExpressible: fewer than `at_least` are; the message calls them `kind`.
         """
         kept = [word for word in words if self.is_one_token(f" {word}")]
         self._require(len(kept), at_least, f"of {len(words)} {kind}", words)
         return kept
 
     def keep_pairs(self, words: Iterable[tuple[str, str]], at_least: int, kind: str) -> list[tuple[str, str]]:
-        """Those pairs of words of which both are single tokens after a space.
+        """The pairs of words of which both are single tokens after a space.
 
         Raises:
-            NotExpressible: fewer than `at_least` are; `kind` says what they are.
+            NotExpressible: fewer than `at_least` are; the message calls them `kind`.
         """
         pairs = list(words)
         kept = [pair for pair in pairs if all(self.is_one_token(f" {word}") for word in pair)]
@@ -108,9 +107,9 @@ class Vocabulary:
         return kept
 
     def own_words(self, at_most: int, at_least: int) -> list[str]:
-        """Runs of three or more lower-case letters that are single tokens after a space, a random choice of them.
+        """Random choice of runs of three or more lower-case letters that are single tokens after a space.
 
-        Most are words, some are stems that the tokenizer continues.
+        Most are words; some are stems that the tokenizer continues.
 
         Raises:
             NotExpressible: fewer than `at_least` are found.
@@ -130,12 +129,12 @@ class Vocabulary:
         return list(words)
 
     def splits_digits(self) -> bool:
-        """Whether every digit is a token of its own, wherever it stands in a number."""
+        """True if every digit is a token of its own, at any position in a number."""
         text = "=0918273645"
         return all(self.is_one_token(text[end], after=text[:end]) for end in range(1, len(text)))
 
     def _require(self, found: int, at_least: int, kind: str, words: Sequence[str]) -> None:
         if found < at_least:
             raise NotExpressible(
-                f"only {found} {kind} are single tokens (such as {words[0]!r} after a space), needed are {at_least}"
+                f"only {found} {kind} are single tokens (such as {words[0]!r} after a space), but {at_least} are needed"
             )

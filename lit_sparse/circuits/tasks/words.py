@@ -1,4 +1,4 @@
-"""What the templates draw from: common English words, most of them single tokens in most vocabularies."""
+"""Words that the templates draw from: common English words, most of them single tokens in most vocabularies."""
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -27,7 +27,7 @@ EVENTS = _words("""
     experiment effort work tour conference competition festival development expansion migration pilgrimage rebellion
     revolution invasion plague
 """)
-"""Nouns for what lasts, in the manner of Hanna et al., arXiv 2305.00586."""
+"""Nouns for events that last, in the manner of Hanna et al., arXiv 2305.00586."""
 
 NOUNS = tuple(
     (word, word + "s")
@@ -52,7 +52,7 @@ SUBJECTS = _words("""
     oil column piece crime population unit dark water river music garden market history science energy family country
     winter summer morning paper letter metal stone glass fire forest island mountain ocean animal plant
 """)
-"""Words of no meaning to the code that they document."""
+"""Words without a meaning for the code that they document."""
 
 SEASONS = _words("spring summer autumn winter")
 TIMES = _words("morning afternoon evening night")
@@ -60,4 +60,4 @@ WEATHER = _words("warm cold cool dry wet mild hot rainy")
 SKIES = _words("blue grey white dark clear bright pale")
 WINDS = _words("warm cold light soft strong gentle fresh")
 MOODS = _words("quiet busy calm silent crowded peaceful")
-"""What a context says of a town and its weather."""
+"""Words for a town and its weather in a context."""

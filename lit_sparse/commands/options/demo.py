@@ -3,7 +3,7 @@
 from lit_sparse.commands.command import OptionsCommand
 from lit_sparse.commands.parser import CommandParser
 
-PROMPT = "The capital of Germany is"
+PROMPT = "From the year 1732 to the year 17"
 
 
 def _add(parser: CommandParser) -> None:

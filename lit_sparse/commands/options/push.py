@@ -9,7 +9,7 @@ from lit_sparse.commands.parser import CommandParser
 
 
 def _add(parser: CommandParser) -> None:
-    parser.add_argument("--model", type=str, required=True, help="sparse model folder: a run's model/ or adapters/")
+    parser.add_argument("--model", type=str, required=True, help="sparse model folder, such as the model/ of a run")
     parser.add_argument("--to", type=str, required=True, help="repository on the hub, USER/NAME; it is made if needed")
     parser.add_argument("--private", type=bool, default=False, help="only you can read it (true)")
     parser.add_argument("--revision", type=str | None, default=None, help="branch to push to; default: main")
@@ -30,7 +30,7 @@ COMMAND = OptionsCommand(
         "Uploads weights, gates, tokenizer and a model card. Log in first with `hf auth login`, or set HF_TOKEN. "
         '`lit_sparse.from_pretrained("USER/NAME")` loads the model again.'
     ),
-    example="lit-sparse push --model runs/quickstart/adapters --to USER/NAME",
+    example="lit-sparse push --model runs/quickstart/model --to USER/NAME",
     add_options=_add,
     check=_check,
     run="lit_sparse.commands.push:push_command",

@@ -1,4 +1,4 @@
-"""Where the nodes and edges of a circuit are drawn, the same for plots and page.
+"""Positions of a circuit's nodes and edges, the same for plots and page.
 
 x counts columns: one a head, then one for the MLPs. y counts layers: the embedding at 0, the heads of layer l at
 l + 1, its MLP half a layer above, the logits on top. Queries arrive at their head; keys and values at the bar below
@@ -50,7 +50,7 @@ class Grid(NamedTuple):
         return [head for head in range(self.heads) if head * self.kv_heads // self.heads == group]
 
     def place(self, name: str) -> Place:
-        """Where a writer or reader is, by its name: head 3.4, mlp 3, embedding, query 3.4, key 3.1, value 3.1, logits.
+        """Position of a writer or reader by name: head 3.4, mlp 3, embedding, query 3.4, key 3.1, value 3.1, logits.
 
         Raises:
             ValueError: no such writer or reader is in the model.

@@ -21,7 +21,7 @@ READERS = {
     "mlp": ("#94A0AC", "into MLPs"),
     "logits": (style.INK, "into the logits"),
 }
-DRAWN = 150  # edges in a picture; more become a tangle
+DRAWN = 60  # edges in a picture; more become a tangle
 
 
 def circuit_drawing(title: str, shape: Shape, circuit: Circuit, most: int = DRAWN) -> Figure:
@@ -33,7 +33,7 @@ def circuit_drawing(title: str, shape: Shape, circuit: Circuit, most: int = DRAW
     what = f"The {len(edges)} strongest of {count:,} edges" if len(edges) < count else f"All {count:,} edges"
     figure = style.new_figure(6.2, pitch * (grid.top + 0.8) + 1.3, title)
     axes = style.plain_axes(figure.subplots(), grid=False)
-    style.heading(axes, f"{what} that keep {share} of the effect", bold=False)
+    style.heading(axes, f"{what} of a circuit that keeps {share} of the effect", bold=False)
     _draw_edges(axes, edges)
     _draw_nodes(axes, grid, edges)
     axes.set_xlim(-0.8, grid.mlp_x + 1.3)
@@ -87,8 +87,11 @@ def _draw_nodes(axes: Axes, grid: Grid, edges: Sequence[Edge]) -> None:
             facecolor=style.PAPER if place.kind == "head" else style.CLOSED, edgecolor=ink, linewidth=0.8, zorder=3,
         ))  # fmt: skip
         if grid.heads <= 24 or place.kind in ("embedding", "logits"):
-            axes.text(place.x, place.y - 0.01, label, ha="center", va="center_baseline", color=ink, zorder=4,
-                      fontsize=6.5 if len(label) < 4 else style.SMALL)  # fmt: skip
+            number = len(label) < 4
+            axes.text(
+                place.x, place.y - 0.01, label, ha="center", va="center_baseline" if number else "center", color=ink,
+                zorder=4, fontsize=6.5 if number else style.SMALL,
+            )  # fmt: skip
     for shared in {edge.reader.nodes: edge.reader for edge in edges if edge.reader.kind in ("key", "value")}.values():
         _draw_bar(axes, grid, shared)
 

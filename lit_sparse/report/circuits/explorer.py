@@ -1,4 +1,4 @@
-"""The page's interactive piece: base and sparse circuit side by side, and what each head reads on an example.
+"""The page's interactive part: base and sparse circuit side by side, and each head's attention on an example.
 
 Python says where things are, `assets/circuits.js` draws. All text travels as JSON that cannot leave its element and
 reaches the page as text, never as HTML.
@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from lit_sparse.common.formatting import percent, visible, visible_token
 from lit_sparse.records.circuits import SIDES, CircuitExample, CircuitsResult, ModelOnTask, TaskResult
 from lit_sparse.report.circuits.component_graph import Grid, Place, circuit_edges
+from lit_sparse.report.circuits.values import mean_curve
 from lit_sparse.report.shared.page_data import FLOORS
 
 ATTENTION_BUDGET = 200_000  # characters of attention data of one task and model
@@ -17,7 +18,7 @@ LISTED = 2_000  # edges of one circuit in the page
 
 
 class CircuitsExplorer(NamedTuple):
-    """What `circuits_explorer.html` shows: names of tasks, and data by task."""
+    """Data of `circuits_explorer.html`: names of tasks, and numbers by task."""
 
     tasks: list[str]
     data: list[dict[str, Any]]
@@ -34,13 +35,13 @@ def _has_circuit(model: ModelOnTask | None) -> bool:
 
 
 def encode_task(task: TaskResult) -> dict[str, Any]:
-    """What the script needs of a task; a side without a circuit is null."""
+    """Data of a task for the script; a side without a circuit is null."""
     return {"task": visible(task.task)} | {side: _encode_model(task.of(side)) for side in SIDES}
 
 
 def _encode_model(model: ModelOnTask | None) -> dict[str, Any] | None:
-    """Nodes [name, kind, x, y], readers [name, kind, x, y, [node, ...]] and edges as one flat list
-    [writer, reader, score, ...], strongest first; nodes and readers are given by index."""
+    """Faithfulness by size [edges, share, ...], nodes [name, kind, x, y], readers [name, kind, x, y, [node, ...]] and
+    edges as one flat list [writer, reader, score, ...], strongest first; nodes and readers are given by index."""
     if model is None or model.circuit is None:
         return None
     grid, circuit = Grid.of(model.shape), model.circuit
@@ -58,11 +59,14 @@ def _encode_model(model: ModelOnTask | None) -> dict[str, Any] | None:
     for _, place in readers.values():
         for name in place.nodes:
             node(name)
+    runs = [run.edge for run in model.runs if run.edge.sizes]
+    curve = zip(*mean_curve(runs), strict=True) if runs else ()
     places = [grid.place(name) for name in nodes]
     heads = {edge.writer.removeprefix("head ") for edge in circuit.edges if edge.writer.startswith("head ")}
     return {
         "layers": grid.layers, "heads": grid.heads, "top": grid.top, "mlp": grid.mlp_x,
         "count": circuit.count, "share": percent(circuit.share),
+        "kept": [number for size, share in curve for number in (int(size), round(float(share), 3))],
         "nodes": [[place.name, place.kind, place.x, place.y] for place in places],
         "readers": [
             [place.name, place.kind, round(place.x, 2), round(place.y, 2), [nodes[name] for name in place.nodes]]

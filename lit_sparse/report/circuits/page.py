@@ -22,6 +22,12 @@ from lit_sparse.report.shared.picture import Picture
 from lit_sparse.report.shared.rendering import render, write_html
 from lit_sparse.report.shared.tile import Tile
 
+METHODS = {
+    "eap": "Edges are ranked by edge attribution patching (EAP)",
+    "eap-ig": "Edges are ranked by edge attribution patching with integrated gradients (EAP-IG)",
+    "exact": "Edges are ranked by activation patching of one edge at a time",
+}
+
 
 def write_circuits_page(found: Comparison, path: str | os.PathLike[str], plots: Mapping[str, bytes]) -> Path:
     """Write the page of a comparison and give its path.
@@ -46,12 +52,13 @@ def circuits_html(found: Comparison, plots: Mapping[str, bytes]) -> str:
         templates=templates,
         areas=areas,
         explorer=CircuitsExplorer.of(result),
+        method=METHODS.get(result.method, f"Edges are ranked by {result.method}"),
         pictures=_pictures(found, plots),
     )
 
 
 class _Row(NamedTuple):
-    """What keeps one share of a task's effect, by level; and the open attention edges, by side."""
+    """Sizes that keep one share of a task's effect, by level, and the open attention edges, by side."""
 
     share: float
     levels: list[Kept]
@@ -82,7 +89,7 @@ def _tiles(found: Comparison) -> list[Tile]:
     share, tiles = percent(found.result.headline_share), []
     for level in LEVELS:
         values = ratios(found, level)
-        more = f"than the base, for {share} of the effect; tasks: {len(values)} of {len(found.result.tasks)}"
+        more = f"than in the base model's, for {share} of the effect; {len(values)} of {len(found.result.tasks)} tasks"
         label = f"{PLURAL[level].capitalize()} in the sparse model's circuits"
         tiles.append(Tile(label, ratio_range(values), more, tile_class(values)))
     sparse = found.result.models.sparse
@@ -116,8 +123,9 @@ def _pictures(found: Comparison, plots: Mapping[str, bytes]) -> list[Picture]:
     ranges = "; ".join(f"{PLURAL[level]} {ratio_range(ratios(found, level))}" for level in LEVELS)
     alt = f"The sparse model's circuits against the base model's, by task: {ranges}."
     caption = (
-        f"Ratios at {words} of the effect with their intervals; right of the dashed line the sparse model's circuit is "
-        "the smaller one. No ratio: a model does not reach the share, or needs nothing for it."
+        f"Ratio of the sizes of the two circuits that keep {words} of the effect, with its interval. Right of the "
+        "dashed line the sparse model's circuit is smaller. There is no ratio if a model does not reach the "
+        "share, or if it needs nothing for it."
     )
     figures = [("ratios.png", alt, caption)]
     for task in found.result.measured:
@@ -127,8 +135,8 @@ def _pictures(found: Comparison, plots: Mapping[str, bytes]) -> list[Picture]:
             kept.append(f"{one.base} {PLURAL[level]} in the base model and {one.sparse} in the sparse one")
         alt = f"Faithfulness over circuit size on {visible(task.task)}. {words} is kept by {'; '.join(kept)}."
         caption = (
-            "One thin line a seed, their mean bold; the dots are the smallest circuits that keep "
-            f"{words} of the effect, mean over seeds."
+            "A thin line is one seed, a bold line is the mean over seeds. The dots are the smallest circuits that keep "
+            f"{words} of the effect, as a mean over seeds."
         )
         figures.append((f"{task.task}_curves.png", alt, caption))
     return [Picture(plots[name], alt, caption) for name, alt, caption in figures if name in plots]

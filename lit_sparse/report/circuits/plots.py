@@ -3,19 +3,19 @@
 Every function returns a matplotlib `Figure` and touches no global state (no pyplot).
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from lit_sparse.common.formatting import percent, visible
-from lit_sparse.records.circuits import LEVELS, SIDES, Comparison, Level, Side, SizeCurve, TaskResult
+from lit_sparse.records.circuits import LEVELS, SIDES, Comparison, Level, Side, TaskResult
 from lit_sparse.report.circuits.drawing import circuit_drawing
-from lit_sparse.report.circuits.values import PLURAL, size, times
+from lit_sparse.report.circuits.values import PLURAL, mean_curve, size, times
 from lit_sparse.report.shared import style
 
+_HALO = [withStroke(linewidth=3, foreground=style.PAPER)]  # numbers stay legible on top of lines
 COLOURS: dict[Side, str] = {"base": style.VERMILLION, "sparse": style.BLUE}
 
 
@@ -38,7 +38,7 @@ def curves(found: Comparison, task: TaskResult) -> Figure:
     """Faithfulness over the number of edges and of heads: a thin line a seed, the bold mean, and the smallest circuit
     that keeps the headline share of the effect (its mean over seeds)."""
     share = found.result.headline_share
-    figure = style.new_figure(9.0, 3.7, f"{visible(task.task)}: what a circuit keeps of the effect")
+    figure = style.new_figure(9.0, 3.7, f"{visible(task.task)}: faithfulness of circuits over their size")
     panels = figure.subplots(1, 2, sharey=True)
     low, high = 0.0, 1.1
     levels: tuple[Level, ...] = ("edge", "head")
@@ -54,8 +54,8 @@ def curves(found: Comparison, task: TaskResult) -> Figure:
             for run in runs:
                 axes.plot(run.sizes, run.values, color=COLOURS[side], linewidth=0.7, alpha=0.4)
             most = max(most, *(run.total for run in runs))
-            sizes, mean = _mean_curve(runs)
-            axes.plot(sizes, mean, color=COLOURS[side], linewidth=2.2, label=side)
+            sizes, mean = mean_curve(runs)
+            axes.plot(sizes, mean, color=COLOURS[side], linewidth=2.2, label=f"{side} model")
             low, high = min(low, float(mean.min())), max(high, float(mean.max()))
         row = found.row(task.task, level, share)
         reached = sorted((size, side) for side in SIDES if row is not None and (size := row.of(side)) is not None)
@@ -73,14 +73,6 @@ def curves(found: Comparison, task: TaskResult) -> Figure:
     return figure
 
 
-def _mean_curve(runs: Sequence[SizeCurve]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean over seeds at every size that any of them measured, within the sizes that all of them reach."""
-    start, end = max(run.sizes[0] for run in runs), min(run.sizes[-1] for run in runs)
-    sizes = np.unique([size for run in runs for size in run.sizes if start <= size <= end])
-    each = [np.interp(np.log1p(sizes), np.log1p(run.sizes), run.values) for run in runs]
-    return sizes, np.mean(each, axis=0)
-
-
 def _mark(axes: Axes, side: Side, found: float, share: float, larger: bool) -> None:
     """The smallest circuit. The smaller one's number stands above its curve, the larger one's below: both are free."""
     axes.vlines(found, -10, share, color=COLOURS[side], linestyle=":", linewidth=1.2)
@@ -88,12 +80,12 @@ def _mark(axes: Axes, side: Side, found: float, share: float, larger: bool) -> N
     axes.annotate(
         size(found), (found, share), xytext=(5, -5) if larger else (-5, 5), textcoords="offset points",
         ha="left" if larger else "right", va="top" if larger else "bottom",
-        fontsize=style.LARGE, fontweight="bold", color=COLOURS[side],
+        fontsize=style.LARGE, fontweight="bold", color=COLOURS[side], path_effects=_HALO,
     )  # fmt: skip
 
 
 def _count_axis(axes: Axes, most: int) -> None:
-    """A log axis of counts that has a place for 0."""
+    """A log axis of counts that also shows 0."""
     axes.set_xscale("symlog", linthresh=1, linscale=0.4)
     start = min((float(np.min(line.get_xdata())) for line in axes.lines[1:]), default=1.0)
     axes.set_xlim(0 if start < 1 else 0.9, most * 1.1)
@@ -106,7 +98,7 @@ def ratio_plot(found: Comparison) -> Figure:
     """Size of the base model's circuit over the sparse model's, with its interval, by task and level; in vermillion
     where the sparse model's is the larger one."""
     tasks, share = found.result.measured, found.result.headline_share
-    title = f"How many heads and edges the sparse model needs against its base, for {percent(share)} of the effect"
+    title = f"Size of the base model's circuit over the sparse model's, for {percent(share)} of the effect"
     figure = style.new_figure(9.0, 1.3 + 0.36 * len(tasks), title)
     for axes, level in zip(figure.subplots(1, 2, sharey=True), LEVELS, strict=True):
         style.plain_axes(axes, PLURAL[level].capitalize())
@@ -122,8 +114,10 @@ def ratio_plot(found: Comparison) -> Figure:
             colour = style.BLUE if ratio >= 1 else style.VERMILLION
             axes.plot(bounds, (y, y), color=colour, linewidth=2.0, solid_capstyle="butt")
             axes.plot([ratio], [y], marker="o", markersize=6, color=colour, markeredgecolor=style.PAPER)
-            axes.annotate(times(ratio), (ratio, y), xytext=(0, 6), textcoords="offset points", ha="center",
-                          fontsize=style.SMALL, color=style.INK if ratio >= 1 else colour)  # fmt: skip
+            axes.annotate(
+                times(ratio), (ratio, y), xytext=(0, 6), textcoords="offset points", ha="center",
+                fontsize=style.SMALL, color=style.INK if ratio >= 1 else colour, path_effects=_HALO,
+            )  # fmt: skip
             ends += [ratio, *bounds]
         axes.set_xscale("log")
         axes.set_xlim(min(ends) / 1.3, max(*ends, 2.0) * 1.3)
@@ -132,7 +126,7 @@ def ratio_plot(found: Comparison) -> Figure:
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
         axes.set_yticks(range(len(tasks)), [visible(task.task) for task in tasks], fontsize=style.NORMAL)
         axes.set_ylim(len(tasks) - 0.4, -0.7)
-        axes.set_xlabel("base / sparse (log scale)")
+        axes.set_xlabel("size in base model / size in sparse model (log scale)")
     return figure
 
 

@@ -1,16 +1,18 @@
-"""What the table, the plots and the page of a comparison of circuits have in common: look-ups and wording."""
+"""Look-ups and wording of a comparison of circuits, for its table, plots and page."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from lit_sparse.common.formatting import MISSING, decimal, percent
-from lit_sparse.records.circuits import SIDES, Comparison, ComparisonRow, Level, Side, TaskResult
+from lit_sparse.records.circuits import SIDES, Comparison, ComparisonRow, Level, Side, SizeCurve, TaskResult
 
 PLURAL: dict[Level, str] = {"head": "heads", "edge": "edges"}
 
 
 class Kept(NamedTuple):
-    """How many heads or edges keep a share of a task's effect, in words; a dash is not known.
+    """Numbers of heads or edges that keep a share of a task's effect, in words; a dash is not known.
 
     smaller: whether the sparse model's circuit is the smaller one; None where the interval does not tell.
     """
@@ -40,6 +42,15 @@ def attention_edges(task: TaskResult, side: Side, share: float) -> float | None:
     return None if model is None else model.attention_edges.get(share)
 
 
+def mean_curve(runs: Sequence[SizeCurve]) -> tuple[np.ndarray, np.ndarray]:
+    """Sizes of circuits and their faithfulness: the mean over seeds at every size that any of them measured, within the
+    sizes that all of them reach."""
+    start, end = max(run.sizes[0] for run in runs), min(run.sizes[-1] for run in runs)
+    sizes = np.unique([size for run in runs for size in run.sizes if start <= size <= end])
+    each = [np.interp(np.log1p(sizes), np.log1p(run.sizes), run.values) for run in runs]
+    return sizes, np.mean(each, axis=0)
+
+
 def ratios(found: Comparison, level: Level) -> list[float]:
     """The measured tasks' ratios at the headline share, ascending."""
     rows = (found.row(task.task, level, found.result.headline_share) for task in found.result.measured)
@@ -47,10 +58,10 @@ def ratios(found: Comparison, level: Level) -> list[float]:
 
 
 def size(found: float | None) -> str:
-    """A mean number of heads or edges: 5,321 or 402, below 100 with the half of a mean: 59.3."""
+    """A mean number of heads or edges: 5,321 or 402, below 100 with one decimal where it is not whole: 59.3."""
     if found is None:
         return MISSING
-    return f"{found:.1f}" if found < 100 and found != round(found) else f"{round(found):,}"
+    return f"{found:.1f}".removesuffix(".0") if found < 100 else f"{round(found):,}"
 
 
 def times(ratio: float | None) -> str:
@@ -72,7 +83,7 @@ def interval(row: ComparisonRow) -> str:
 
 
 def smaller(row: ComparisonRow) -> bool | None:
-    """Whether the sparse model's circuit is the smaller one; None where the interval does not tell."""
+    """True if the sparse model's circuit is the smaller one; None where the interval does not tell."""
     low, high = row.ratio_low, row.ratio_high
     if low is None or high is None or low <= 1 <= high:
         return None
@@ -80,7 +91,7 @@ def smaller(row: ComparisonRow) -> bool | None:
 
 
 def ratio_range(values: Sequence[float]) -> str:
-    """Where ascending ratios lie: 1.40x to 4.50x fewer, 1.20x to 4.33x more, or 4.33x more to 1.20x fewer."""
+    """Range of ascending ratios: 1.40x to 4.50x fewer, 1.20x to 4.33x more, or 4.33x more to 1.20x fewer."""
     if not values:
         return MISSING
     first, last = (times(values[end]) for end in ((-1, 0) if values[-1] < 1 else (0, -1)))

@@ -55,7 +55,7 @@ def graph_html(graphs: Sequence[GraphFile], examples: Sequence[Examples | None] 
 
 
 class _Side(NamedTuple):
-    """What the page says of one graph."""
+    """Facts of one graph on the page."""
 
     kind: str
     model: str
@@ -85,13 +85,16 @@ def _answer(graph: GraphFile) -> str:
 def _side(graph: GraphFile, index: int) -> _Side:
     summary = graph.metadata.summary
     heads = sum(node.feature_type == HEAD for node in graph.nodes)
-    facts = [f"{count(len(graph.nodes))} nodes ({count(heads)} of heads)", f"{count(len(graph.links))} links"]
+    facts = [f"{count(len(graph.nodes))} nodes ({count(heads)} heads)", f"{count(len(graph.links))} links"]
     if summary is None:
         return _Side(f"graph {index + 1}", graph.metadata.scan, facts)
-    facts += [f"{_heads(summary)} for 80 %", f"replacement error {decimal(summary.replacement_error)}"]
-    facts += [f"explains {percent(summary.explained_variance)} of the MLPs"] if summary.explained_variance else []
+    facts += [
+        f"{_heads(summary)} for 80 % of the attention attribution",
+        f"replacement error {decimal(summary.replacement_error)}",
+    ]
+    facts += [f"explained variance {percent(summary.explained_variance)}"] if summary.explained_variance else []
     kind = {True: "sparse", False: "dense", None: f"graph {index + 1}"}[summary.sparse]
-    return _Side(kind, summary.model or graph.metadata.scan, [*facts, duration(summary.seconds)])
+    return _Side(kind, summary.model or graph.metadata.scan, [*facts, f"made in {duration(summary.seconds)}"])
 
 
 def _lead(graphs: Sequence[GraphFile], sides: Sequence[_Side]) -> str:
@@ -103,7 +106,7 @@ def _lead(graphs: Sequence[GraphFile], sides: Sequence[_Side]) -> str:
     text = f"80 % of the attention attribution to the answer comes from {' and from '.join(texts)}."
     moved = [decimal(one.heads_for_80_by_connection, 1) for one in found if one.heads_for_80_by_connection]
     if len(moved) == len(found):
-        text += f" What moves between two positions: from {' and from '.join(moved)} heads, on average over pairs."
+        text += f" Between two positions, it comes from {' and from '.join(moved)} heads on average."
     return text
 
 

@@ -1,4 +1,4 @@
-"""How many heads carry the attention attribution: one curve a model, over many prompts."""
+"""Attention attribution over the number of heads: one curve a model, over many prompts."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,6 +10,7 @@ from lit_sparse.common.formatting import visible
 from lit_sparse.report.shared import style
 
 SHARE = 0.8
+NAME_WIDTH = 24  # characters of a model in the legend
 _COLOURS = (style.BLUE, style.VERMILLION)
 
 
@@ -20,7 +21,7 @@ def heads_figure(models: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
     Args:
         models: by name, for every prompt the shares of heads with any attribution, largest first.
     """
-    figure = style.new_figure(6.4, 4.2, "Heads that carry the attention attribution")
+    figure = style.new_figure(6.4, 4.2, "Share of the attention attribution over the number of heads")
     axes = style.plain_axes(figure.subplots())
     most = max((len(shares) for prompts in models.values() for shares in prompts), default=1)
     for (name, prompts), colour in zip(models.items(), _COLOURS, strict=False):
@@ -32,10 +33,20 @@ def heads_figure(models: Mapping[str, Sequence[Sequence[float]]]) -> Figure:
             axes.plot(row, color=colour, linewidth=0.5, alpha=0.25)
         mean = curves.mean(0)
         count = int(np.argmax(mean >= SHARE))
-        axes.plot(mean, color=colour, linewidth=2, label=f"{visible(name)}: {count} heads for {SHARE:.0%}")
+        axes.plot(mean, color=colour, linewidth=2, label=f"{_short(name)}: {count} heads for {SHARE:.0%}")
         axes.plot([count, count], [0, mean[count]], color=colour, linewidth=1, linestyle=":")
     axes.axhline(SHARE, color=style.FAINT, linewidth=1)
-    axes.set(xlabel="heads, strongest first", ylabel="share of the attribution", ylim=(0, 1.02), xlim=(0, most))
+    axes.set(
+        xlabel="number of heads, the strongest first",
+        ylabel="share of the attention attribution",
+        ylim=(0, 1.02),
+        xlim=(0, most),
+    )
     axes.yaxis.set_major_formatter(FuncFormatter(style.percent_tick))
     style.legend(axes)
     return figure
+
+
+def _short(name: str) -> str:
+    text = visible(name)
+    return text if len(text) <= NAME_WIDTH else "…" + text[1 - NAME_WIDTH :]

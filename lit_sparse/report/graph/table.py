@@ -17,7 +17,7 @@ def graphs_table(result: PromptsSummary) -> Table:
     table = Table(
         box=box.SIMPLE_HEAD, width=WIDTH, title=Text("Attribution graphs", style="bold"), title_justify="left",
         caption=Text(
-            f"{names}\nheads: that carry 80 % of the attention attribution; a pair: of what moves between two positions"
+            f"{names}\nheads: heads with 80 % of the attention attribution; a pair: the same between two positions"
         ),
         caption_justify="left",
     )  # fmt: skip

@@ -10,8 +10,8 @@ from lit_sparse.records.run_summary import RunSummary
 from lit_sparse.report.run.explorer import Explorer
 from lit_sparse.report.run.plots import render_plots
 from lit_sparse.report.run.wording import (
-    CONSTRAINT_NAMES,
     constraint_name,
+    constraint_words,
     edges_before,
     edges_tile,
     open_edges,
@@ -36,14 +36,13 @@ def write_page(record: RunRecord, path: str | os.PathLike[str], plots: Mapping[s
 def page_html(record: RunRecord, plots: Mapping[str, bytes]) -> str:
     """The page as text."""
     summary = record.summary
-    what = CONSTRAINT_NAMES.get(summary.constraint or "", "distance from the base model, or its loss,")
     return render(
         "run.html",
         model=summary.model or "a language model",
         title=_title(summary),
         summary=summary,
         constraint_name=constraint_name(summary),
-        constraint=summary.constraint_described or f"the model's {what} has to stay at or below the tolerance",
+        constraint=constraint_words(summary),
         tiles=_tiles(summary),
         rows=summary_rows(summary),
         everything=[(fmt.visible(key), fmt.visible(value)) for key, value in summary.as_json().items()],
@@ -73,21 +72,22 @@ def _picture(record: RunRecord, name: str, png: bytes) -> Picture:
     layers, heads = record.edges_end.shape
     alt, caption = {
         "training.png": (
-            f"Four curves over {fmt.count(summary.steps)} steps, in training and on the validation split: "
-            "cross-entropy beside the base model's; the constraint against its tolerance; the multiplier lambda; the "
+            f"Four curves over {fmt.count(summary.steps)} steps, on training text and on the validation split: "
+            "cross-entropy beside the base model's; the constraint beside its tolerance; the Lagrange multiplier; the "
             "share of open edges.",
-            "Training. In training the gates are drawn at random; on the validation split they are deterministic.",
+            "Training. Gates are sampled in training; on the validation split they are deterministic.",
         ),
         "edges.png": (
-            f"Two heat maps of {layers} layers by {heads} heads: the share of each head's edges that are "
-            f"open, before training ({edges_before(summary)} per query and head) and after "
+            f"Two heat maps of {layers} layers by {heads} heads: the share of each head's edges that are open in the "
+            f"sparse model, at the start of training ({edges_before(summary)} per query and head) and at the end "
             f"({open_edges(summary) or fmt.MISSING}).",
-            "Open edges of every head before and after training, on one logarithmic colour scale.",
+            "Open edges of every head of the sparse model at the start and at the end of training, on one logarithmic "
+            "colour scale. In the base model all edges are open.",
         ),
         "attention.png": (
-            "Attention maps of one sentence before and after training: the open edges of all heads together, "
-            "then the weights of the heads that move most attention between tokens.",
-            "One sentence: coloured cells are open edges, pale grey cells are closed ones.",
+            "Attention maps of one sentence in the base model and in the sparse model: the open edges of all heads "
+            "together, then the weights of the heads with the most attention between different tokens.",
+            "One sentence. A coloured cell is an open edge, a pale grey cell is a closed one.",
         ),
     }.get(name, (name, name))
     return Picture(png, alt, caption)

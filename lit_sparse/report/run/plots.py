@@ -1,4 +1,4 @@
-"""The plots of a run: training curves, edges by head, one sentence's attention before and after.
+"""The plots of a run: training curves, edges by head, one sentence's attention in the base and the sparse model.
 
 Every function returns a matplotlib `Figure` and touches no global state (no pyplot).
 """
@@ -24,6 +24,7 @@ from lit_sparse.report.run.attention_maps import attention_example
 from lit_sparse.report.run.wording import constraint_name
 from lit_sparse.report.shared import style
 
+START, END = "Start of training", "End of training"  # the sparse model; the base model has all edges open
 _BASE = "base model, validation"
 
 
@@ -35,7 +36,7 @@ def training_curves(history: Sequence[Mapping[str, float]], summary: RunSummary)
         history: rows with `step` and any of the metric names `train/...` and `val/...`.
         summary: the tolerance that training went by is drawn as a line where present.
     """
-    figure = style.new_figure(7.6, 9.2, "Training")
+    figure = style.new_figure(7.6, 9.8, "Training")
     panels = figure.subplots(4, 1, sharex=True)
 
     axes = style.plain_axes(panels[0], "Cross-entropy")
@@ -57,7 +58,7 @@ def training_curves(history: Sequence[Mapping[str, float]], summary: RunSummary)
         axes.axhline(tolerance, color=style.GREY, linestyle="--", linewidth=1.2, label="tolerance")
     axes.set_ylabel("nats / token")
 
-    axes = style.plain_axes(panels[2], "Multiplier λ, the price of breaking the constraint")
+    axes = style.plain_axes(panels[2], "Lagrange multiplier λ, the weight of the constraint")
     _line(axes, history, "train/lambda", "", smooth=False)
     style.log_axis(axes, _column(history, "train/lambda")[1])
     axes.set_ylabel("λ (log scale)")
@@ -83,7 +84,7 @@ def training_curves(history: Sequence[Mapping[str, float]], summary: RunSummary)
 
 
 def edges_by_head(measured: Mapping[str, Float[np.ndarray, "layers heads"]]) -> Figure:
-    """Open edge fraction of every head, one panel under each name (before and after training), on one log colour scale.
+    """Open edge fraction of every head, one panel under each name (such as `START` and `END`), on one log colour scale.
 
     Heads with no open edge (and NaN) are pale grey.
     """
@@ -119,7 +120,7 @@ def render_plots(record: RunRecord) -> dict[str, bytes]:
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         plots = {
             "training.png": style.png(training_curves(record.history, record.summary)),
-            "edges.png": style.png(edges_by_head({"Before": record.edges_start, "After": record.edges_end})),
+            "edges.png": style.png(edges_by_head({START: record.edges_start, END: record.edges_end})),
         }
         if record.example is not None:
             plots["attention.png"] = style.png(attention_example(record.example))

@@ -16,9 +16,9 @@ from lit_sparse.records.run_summary import RunSummary
 from lit_sparse.report.circuits.values import PLURAL, ratio_range, tile_class
 from lit_sparse.report.run.explorer import Explorer
 from lit_sparse.report.run.plots import render_plots
-from lit_sparse.report.run.story_graphs import GraphsPart, heads_words
+from lit_sparse.report.run.story_graphs import GraphsPart, heads_words, kind
 from lit_sparse.report.run.story_sections import Abilities, CircuitsPart, all_ratios, transcoder_rows
-from lit_sparse.report.run.wording import constraint_name, edges_tile, open_edges, summary_rows
+from lit_sparse.report.run.wording import constraint_name, constraint_words, edges_tile, open_edges, summary_rows
 from lit_sparse.report.shared.picture import Picture
 from lit_sparse.report.shared.rendering import render, write_html
 from lit_sparse.report.shared.tile import Tile
@@ -66,8 +66,10 @@ def run_html(parts: RunParts, out: Path, plots: Mapping[str, bytes]) -> str:
     summary = RunSummary() if parts.record is None else parts.record.summary
     return render(
         "story.html",
-        title=open_edges(summary) or "The story of a run",
+        title=open_edges(summary) or "Report of a run",
         model=summary.model or parts.run_dir.name,
+        summary=summary,
+        constraint=constraint_words(summary),
         run=parts.run_dir.name,
         tiles=_tiles(parts, summary),
         sections=_sections(parts, out, plots),
@@ -97,14 +99,17 @@ class _Edges(NamedTuple):
 def _tiles(parts: RunParts, summary: RunSummary) -> list[Tile]:
     tiles = []
     if parts.record is not None:
-        more = f"{constraint_name(summary)}; tolerance {fmt.decimal(summary.tolerance)}"
+        more = f"{constraint_name(summary)}, nats per token; tolerance {fmt.decimal(summary.tolerance)}"
         tiles += [edges_tile(summary), Tile("Constraint", fmt.decimal(summary.constraint_value), more)]
     for level in LEVELS if parts.circuits else ():
         ratios = all_ratios(parts.circuits, level)
         label = f"{PLURAL[level].capitalize()} in the sparse model's circuits"
         tiles.append(Tile(label, ratio_range(ratios), "than the base, by task", tile_class(ratios)))
-    words = "of the attention attribution, mean over prompts"
-    return [*tiles, *(Tile("Heads for 80 %", heads_words(one.summary), words) for one in parts.graphs)]
+    label = "Heads with 80 % of the attention attribution"
+    for one in parts.graphs:
+        words = f"{' against '.join(kind(model) for model in one.summary.models)}, mean over prompts"
+        tiles.append(Tile(label, heads_words(one.summary), words))
+    return tiles
 
 
 def _sections(parts: RunParts, out: Path, plots: Mapping[str, bytes]) -> list[_Section]:
@@ -124,7 +129,7 @@ def _sections(parts: RunParts, out: Path, plots: Mapping[str, bytes]) -> list[_S
         ),
         _Section("edges", "Edges", edges, "They come with the record of the run."),
         _Section(
-            "abilities", "What the sparse model still knows", [Abilities.of(one) for one in parts.evaluations],
+            "abilities", "Abilities of the sparse model", [Abilities.of(one) for one in parts.evaluations],
             "There is no evaluation on tasks.",
             f"python main.py evaluate --model {model} --tasks agreement,addition --out {inside('evaluation')}",
         ),
@@ -150,11 +155,16 @@ def _sections(parts: RunParts, out: Path, plots: Mapping[str, bytes]) -> list[_S
 
 def _training_picture(plots: Mapping[str, bytes]) -> Picture | None:
     alt = "Curves over training steps: cross-entropy, the constraint, its multiplier, and the share of open edges."
-    caption = "In training the gates are drawn at random; on the validation split they are deterministic."
+    caption = "Gates are sampled in training; on the validation split they are deterministic."
     return Picture(plots["training.png"], alt, caption) if "training.png" in plots else None
 
 
 def _edges_picture(plots: Mapping[str, bytes]) -> Picture | None:
-    alt = "Two heat maps of layers by heads: the share of each head's edges that are open, before and after training."
-    caption = "Open edges of every head before and after training, on the test split, logarithmic colours."
+    alt = (
+        "Two heat maps of layers by heads: the share of open edges in each head, at the start and the end of training."
+    )
+    caption = (
+        "Open edges of every head of the sparse model at the start and at the end of training, on the test split and "
+        "on one logarithmic colour scale. In the base model all edges are open."
+    )
     return Picture(plots["edges.png"], alt, caption) if "edges.png" in plots else None

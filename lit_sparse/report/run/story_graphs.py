@@ -1,4 +1,4 @@
-"""What the story of a run says of attribution graphs; `templates/story/graphs.html` lays it out."""
+"""Section of a run's story on attribution graphs; `templates/story/graphs.html` lays it out."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,19 +12,19 @@ from lit_sparse.report.run.story_sections import Cell, link
 
 _MEASURED = (
     ("heads_for_80", "Heads for 80 % of the attention attribution", 1),
-    ("heads_for_80_by_connection", "The same between two positions, mean over pairs", 1),
-    ("heads_for_80_by_influence", "Heads for 80 % of the heads' influence", 1),
+    ("heads_for_80_by_connection", "Heads for 80 % between two positions, mean over pairs", 1),
+    ("heads_for_80_by_influence", "Heads for 80 % of the influence of all heads", 1),
     ("nodes", "Nodes", 0),
     ("links", "Links", 0),
     ("replacement_error", "Replacement error", 3),
     ("explained_variance", "Explained variance on the prompt", 3),
-    ("seconds", "Seconds", 1),
+    ("seconds", "Time to compute, seconds", 1),
 )
 
 
 class Fewer(NamedTuple):
-    """How many fewer heads one model needs than the other: the mean over prompts and its range, and the mean of what
-    moves between two positions where it is known."""
+    """Ratio of the heads that two models need: the mean over prompts and its range, and the mean of
+    heads between two positions where it is known."""
 
     models: list[str]
     mean: str
@@ -52,7 +52,7 @@ class GraphsPart(NamedTuple):
 
     @property
     def headings(self) -> list[str]:
-        """Of the numbers beside each prompt."""
+        """Headings of the numbers beside each prompt."""
         return [f"Heads for 80 %, {model}" for model in self.models]
 
     @classmethod
@@ -68,7 +68,7 @@ class GraphsPart(NamedTuple):
 
 
 def kind(model: ModelSpread) -> str:
-    """What a model is called, after "the": the sparse or the dense one."""
+    """Name of a model after "the": sparse model, dense model or model."""
     return {True: "sparse model", False: "dense model", None: "model"}[model.sparse]
 
 

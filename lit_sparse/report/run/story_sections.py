@@ -1,4 +1,4 @@
-"""What the story of a run says of abilities, circuits and transcoders; `templates/story/` lays it out."""
+"""Sections of a run's story on abilities, circuits and transcoders; `templates/story/` lays them out."""
 
 import os
 from collections.abc import Sequence
@@ -50,7 +50,7 @@ class Abilities(NamedTuple):
 
 
 class CircuitsPart(NamedTuple):
-    """How many heads and edges keep the headline share of each task's effect, and a link to the circuits' page."""
+    """Numbers of heads and edges that keep the headline share of each task's effect; a link to the circuits' page."""
 
     share: float
     names: list[str]
@@ -66,7 +66,7 @@ class CircuitsPart(NamedTuple):
 
 
 class TranscoderRows(NamedTuple):
-    """What each transcoder reproduces; the columns are transcoders."""
+    """Measures of transcoders; the columns are transcoders."""
 
     transcoders: Sequence[Transcoders]
     rows: list[tuple[str, list[str]]]

@@ -1,4 +1,4 @@
-"""What a run's page, its story, its plots and its table say of its summary."""
+"""Wording of a run's summary, for its page, its story, its plots and its table."""
 
 from lit_sparse.common.formatting import (
     MISSING,
@@ -34,19 +34,25 @@ def share_at_end(summary: RunSummary) -> str:
 
 
 def edges_before(summary: RunSummary) -> str:
-    """Open edges per query and head before training; older records measured their share on the validation split."""
+    """Open edges per query and head at the start of training (older records: the share on the validation split)."""
     return edges_at_start(summary.edges_per_query_start, summary.edge_fraction_start)
 
 
 def edges_tile(summary: RunSummary) -> Tile:
-    more = f"{share_at_end(summary)}; {edges_before(summary)} at the start"
+    more = f"{share_at_end(summary)}; {edges_before(summary)} at the start of training"
     return Tile("Open edges per query and head", decimal(summary.edges_per_query, 2), more)
 
 
 def constraint_name(summary: RunSummary) -> str:
-    """What the constraint is of."""
+    """Name of the constrained measure."""
     kind = summary.constraint
     return CONSTRAINT_NAMES.get(kind, visible(kind)) if kind else "constraint"
+
+
+def constraint_words(summary: RunSummary) -> str:
+    """The constraint in words, as the run recorded it if it did."""
+    what = CONSTRAINT_NAMES.get(summary.constraint or "", "distance from the base model, or its loss,")
+    return summary.constraint_described or f"the model's {what} has to stay at or below the tolerance"
 
 
 def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
@@ -60,8 +66,8 @@ def summary_rows(summary: RunSummary) -> list[tuple[str, str]]:
     rows = [
         ("Model", visible(summary.model or MISSING)),
         ("Open edges per query and head", f"{decimal(summary.edges_per_query, 2)} ({share_at_end(summary)})"),
-        ("… at the start", edges_before(summary)),
-        ("CE, base → sparse", f"{change} nats/token"),
+        ("… at the start of training", edges_before(summary)),
+        ("Cross-entropy, base → sparse", f"{change} nats/token"),
         ("KL from the base model", f"{decimal(summary.kl)} nats/token"),
         (f"Constraint ({visible(kind)})" if kind else "Constraint", comparison),
         ("Constraint satisfied", satisfied_text(summary.satisfied)),

@@ -1,4 +1,4 @@
-"""Where the edges of a circuit stand in a drawing, in units that the picture and the page both scale.
+"""Layout of a circuit's edges in a drawing, in units that the picture and the page both scale.
 
 Positions go along x. Layers go upwards, only those that have edges, each a row of height 1: an edge leads from its
 key's position below the row to its query's above it.
@@ -13,7 +13,7 @@ MOST_LABELS = 40  # edges that a drawing names
 
 
 class Line(NamedTuple):
-    """An edge in row `row`. bend: 0 for a straight line; lines between the same two places bend apart, at most by
+    """An edge in row `row`. bend: 0 for a straight line; lines between the same two points bend apart, at most by
     1 to either side."""
 
     edge: KeptEdge

@@ -94,7 +94,7 @@ def encode_circuit(circuit: SentenceCircuit) -> dict[str, object]:
 
 def _side(circuit: SentenceCircuit, place: int) -> Side:
     rows = outcome_rows(circuit)
-    heads = ["", "likeliest token", "answer's probability", "difference", "f", "KL"]
+    heads = ["", "likeliest token", "answer's probability", "log-odds (nats)", "f", "KL (nats)"]
     shown = [index for index in range(len(heads)) if index < 3 or any(row[index] != MISSING for row in rows)]
     return Side(
         circuit=circuit,

@@ -19,8 +19,8 @@ ALONG = (0.5, 0.36, 0.64, 0.24, 0.76)  # where on a line its name may stand, the
 NAME_WIDTH, NAME_HEIGHT = 0.058, 0.13  # inches a character, and a line of names
 UNUSED = "#A5ADB8"
 _CAPTION = (
-    "A line is an edge, named layer.head: the position at its upper end reads the position at its lower end.\n"
-    "The wider it is, the more is lost without it; without an orange one the circuit does better."
+    "A line is an edge, named layer.head. It starts below at its key and ends above at its query.\n"
+    "The wider it is, the larger the loss without it. The circuit does better without an orange edge."
 )
 
 
@@ -52,7 +52,7 @@ def _panel(axes: Axes, circuit: SentenceCircuit, layout: Layout) -> None:
     share, reached = headline(circuit).split(": ")
     name = visible(circuit.model)
     name = name if len(name) <= 40 else "…" + name[-39:]
-    style.heading(axes, f"{circuit.kind}: {name}\n{share}:\n{reached}")
+    style.heading(axes, f"{circuit.kind.capitalize()} model: {name}\n{share}:\n{reached}")
     last, top = len(circuit.tokens) - 1, len(layout.layers)
     for row in range(0, top, 2):
         axes.axhspan(row, row + 1, color=style.CLOSED, alpha=0.55, linewidth=0, zorder=0)
@@ -118,7 +118,7 @@ def curve(line: Line, inches: tuple[float, float]) -> np.ndarray:
 def _free_place(
     points: np.ndarray, characters: int, inches: tuple[float, float], taken: list[tuple[float, float, float]]
 ) -> tuple[float, float]:
-    """Where a name covers the least of the names before it."""
+    """Point of a line at which a name covers the least of the names drawn so far."""
     half = NAME_WIDTH * characters / 2 + 0.03
     found: list[tuple[float, float, float]] = []
     for t in ALONG:

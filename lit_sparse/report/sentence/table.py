@@ -58,7 +58,7 @@ def _one(circuit: SentenceCircuit) -> list[RenderableType]:
 
 
 def outcomes_table(circuit: SentenceCircuit) -> Table:
-    """What the model says next with all edges, the circuit's, all but these, and none."""
+    """Predictions of the next token with all edges, the circuit's, all but these, and none."""
     rows = outcome_rows(circuit)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("")

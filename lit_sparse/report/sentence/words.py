@@ -1,4 +1,4 @@
-"""What a circuit of a sentence says, in words: the same in the terminal, in the picture and on the page."""
+"""Wording of a sentence's circuit: the same in the terminal, in the picture and on the page."""
 
 from typing import NamedTuple
 
@@ -13,12 +13,12 @@ def quoted(token: str, width: int | None = None) -> str:
 
 
 def off(circuit: SentenceCircuit) -> str:
-    """What an edge does that is off."""
+    """Effect of an edge that is off, as the end of a sentence."""
     if circuit.corrupted is not None:
-        return f"passes what it passes in {quoted(circuit.corrupted)}"
+        return f"passes its output from the prompt {quoted(circuit.corrupted)}"
     if circuit.off == "zero":
         return "passes nothing"
-    return "passes what its head passes on average, the same for every sentence"
+    return "passes the mean output of its head, which is the same for every sentence"
 
 
 def position(circuit: SentenceCircuit, place: int, width: int | None = None) -> str:
@@ -27,7 +27,7 @@ def position(circuit: SentenceCircuit, place: int, width: int | None = None) -> 
 
 
 def key_name(circuit: SentenceCircuit, edge: KeptEdge, width: int | None = None) -> str:
-    """What an edge reads: " John" (9), or itself."""
+    """Key of an edge: " John" (9), or itself."""
     return "itself" if edge.key == edge.query else position(circuit, edge.key, width)
 
 
@@ -45,14 +45,14 @@ def headline(circuit: SentenceCircuit) -> str:
 
 
 def goal(circuit: SentenceCircuit) -> str:
-    """What the circuit keeps, and what it was asked for."""
+    """Measure that the circuit reaches, and the one that was asked for."""
     if circuit.goal == "difference":
         return f"f = {decimal(circuit.faithfulness, 2)} (asked for {circuit.keep:g})"
     return f"KL {decimal(circuit.circuit.kl, 2)} nats (at most {circuit.nats:g})"
 
 
 def loss(circuit: SentenceCircuit, edge: KeptEdge) -> str:
-    """What happens without the edge: f falls by 0.41"""
+    """Effect of taking the edge out: f falls by 0.41"""
     name, worse, better = ("f", "falls", "rises") if circuit.goal == "difference" else ("KL", "rises", "falls")
     if edge.effect == 0:
         return f"{name} stays the same"
@@ -61,10 +61,10 @@ def loss(circuit: SentenceCircuit, edge: KeptEdge) -> str:
 
 def legend(circuit: SentenceCircuit) -> str:
     """The terms of a headline."""
-    measure = "KL: of the next token, whole model against circuit."
+    measure = "KL: between the next-token distributions of the whole model and of the circuit."
     if circuit.wrong is not None and circuit.goal == "difference":
         answers = f"{quoted(circuit.answer, 16)} against {quoted(circuit.wrong, 16)}"
-        measure = f"f: the share of the log-odds of {answers} that is kept, from 0 with no edges to 1 with all."
+        measure = f"f: the share of the log-odds of {answers} that the circuit keeps, from 0 (no edges) to 1 (all)."
     return f"{measure} An edge that is off {off(circuit)}."
 
 
@@ -93,7 +93,7 @@ def outcome_rows(circuit: SentenceCircuit) -> list[OutcomeRow]:
         row("whole model", circuit.whole, 1.0),
         row("circuit only", circuit.circuit, circuit.faithfulness),
         row("without the circuit's edges", circuit.without, circuit.left),
-        row("no edges at all" if circuit.corrupted is None else "edges of the other prompt", circuit.ablated, 0.0),
+        row("no edges" if circuit.corrupted is None else "all edges from the other prompt", circuit.ablated, 0.0),
     ]
 
 
@@ -105,11 +105,11 @@ def controls(circuit: SentenceCircuit) -> str | None:
     answers = ", ".join(quoted(one.answer, 16) for one in circuit.controls)
     edges = "edge" if numbers == ["1"] else "edges"
     never = f"; {MISSING}: never reached" if MISSING in numbers else ""
-    return f"an arbitrary answer takes {listed(numbers)} {edges} ({answers}{never})"
+    return f"control: an arbitrary answer takes {listed(numbers)} {edges} ({answers}{never})"
 
 
 def agreement(circuit: SentenceCircuit) -> str | None:
-    """How much searches from other seeds agree; None where there was one search."""
+    """Agreement of searches from other seeds; None where there was one search."""
     if circuit.agreement is None:
         return None
     return f"searches from other seeds have {percent(circuit.agreement)} of their edges in common"

@@ -1,4 +1,4 @@
-"""Numbers that a page carries for its script."""
+"""Numbers in a page for its script."""
 
 import json
 

@@ -31,7 +31,7 @@ def write_html(html: str, path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _asset(name: str) -> Markup:
+def asset(name: str) -> Markup:
     """A file of `assets/`, to stand inside a page's style or script element."""
     return Markup(files("lit_sparse.report.shared").joinpath("assets", name).read_text(encoding="utf-8"))
 
@@ -51,7 +51,7 @@ _ENVIRONMENT = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_ENVIRONMENT.globals["asset"] = _asset
+_ENVIRONMENT.globals["asset"] = asset
 _ENVIRONMENT.filters |= {"json": _json, "picture": _picture, "token": formatting.visible_token}
 _ENVIRONMENT.filters |= {
     name: getattr(formatting, name) for name in ("count", "decimal", "duration", "percent", "signed", "visible")

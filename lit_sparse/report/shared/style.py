@@ -17,6 +17,7 @@ INK, FAINT, CLOSED, PAPER = "#1F2933", "#D5DAE0", "#EEF0F3", "#FFFFFF"
 DPI = 150
 Values = Iterable[float] | np.ndarray
 SMALL, NORMAL, LARGE = 7.5, 9.0, 11.0
+LEGEND_HEIGHT = 19.0  # points, with the room around it
 
 # One hue from light to dark: prints in grey, safe for every kind of colour vision.
 WEIGHTS: Colormap = LinearSegmentedColormap.from_list(
@@ -49,19 +50,21 @@ def plain_axes(axes: Axes, title: str = "", grid: bool = True) -> Axes:
     return axes
 
 
-def heading(axes: Axes, text: str, bold: bool = True) -> None:
-    """A panel's title, at its left."""
+def heading(axes: Axes, text: str, bold: bool = True, pad: float = 6.0) -> None:
+    """A panel's title, at its left, `pad` points above the panel."""
     weight = "bold" if bold else "normal"
-    axes.set_title(text, loc="left", fontsize=NORMAL, color=INK, fontweight=weight, parse_math=False)
+    axes.set_title(text, loc="left", fontsize=NORMAL, color=INK, fontweight=weight, pad=pad, parse_math=False)
 
 
 def legend(axes: Axes) -> None:
-    """A frameless legend beside the title, so that it never covers data."""
+    """A frameless legend of one line between the title and the panel, so that it covers neither data nor title."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend(
-            loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=4, frameon=False, fontsize=SMALL,
-            labelcolor=INK, borderaxespad=0.1, handlelength=1.6, columnspacing=1.2,
+            loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, frameon=False, fontsize=SMALL,
+            labelcolor=INK, borderpad=0.2, borderaxespad=0.1, handlelength=1.6, columnspacing=1.2,
         )  # fmt: skip
+        if title := axes.get_title(loc="left"):
+            heading(axes, title, pad=LEGEND_HEIGHT)
 
 
 def note(axes: Axes, text: str) -> None:

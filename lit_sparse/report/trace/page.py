@@ -64,17 +64,17 @@ def encode_trace(trace: Trace) -> dict[str, object]:
 
 def _summary(traces: Sequence[Trace]) -> list[tuple[str, list[str]]]:
     """The rows that compare the models: a label, and a cell a model."""
-    size = len(traces[0].tokens)
+    size, keep = len(traces[0].tokens), percent(traces[0].keep)
     return [
         ("Model", [visible(t.model) for t in traces]),
         ("Likeliest next tokens", [_predictions(t) for t in traces]),
         ("Answer's probability", [decimal(t.probability) for t in traces]),
         ("Open edges", [f"{count(t.open)} ({percent(t.open / max(1, t.allowed))})" for t in traces]),
-        ("Tokens that reach the answer", [f"{sum(t.reaches)} of {size}" for t in traces]),
-        (f"Edges shown (keep {percent(traces[0].keep)} of it)", [count(t.shown.connected) for t in traces]),
-        ("Tokens that reach along them", [f"{t.shown.tokens} of {size}" for t in traces]),
-        ("Probability, only these kept", [decimal(t.shown.probability) for t in traces]),
-        ("Time", [duration(t.seconds) for t in traces]),
+        ("Tokens that reach the answer through open edges", [f"{sum(t.reaches)} of {size}" for t in traces]),
+        (f"Edges of the circuit (keep {keep} of this probability)", [count(t.shown.connected) for t in traces]),
+        ("Tokens that reach the answer in the circuit", [f"{t.shown.tokens} of {size}" for t in traces]),
+        ("Answer's probability, circuit alone", [decimal(t.shown.probability) for t in traces]),
+        ("Time to compute", [duration(t.seconds) for t in traces]),
     ]  # fmt: skip
 
 

@@ -17,12 +17,12 @@ COLOURS = (style.BLUE, style.VERMILLION)  # of the first model and of what it is
 
 
 def trace_figure(traces: Sequence[Trace]) -> Figure:
-    """The graph of every model's shown edges, what each token is worth, and what ever fewer edges keep."""
+    """The graph of every model's shown edges, the ablation of each token, and p(answer) over the edges kept."""
     first = traces[0]
     width = len(traces) * float(np.clip(0.3 * len(first.tokens) + 1.4, 5.0, 12.0))
     prompt = visible(first.prompt)
     prompt = prompt if len(prompt) <= TITLE_WIDTH else "…" + prompt[1 - TITLE_WIDTH :]
-    figure = style.new_figure(max(width, 9.0), 10.2, f"{prompt} → {visible_token(first.answer)}")
+    figure = style.new_figure(max(width, 9.0), 10.6, f"{prompt} → {visible_token(first.answer, LABEL_WIDTH)}")
     above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[2.7, 1])[:, 0]
     for axes, trace in zip(above.subplots(1, len(traces), squeeze=False)[0], traces, strict=True):
         _graph(axes, trace)
@@ -46,9 +46,9 @@ def _graph(axes: Axes, trace: Trace) -> None:
     shown = trace.shown
     style.heading(
         axes,
-        f"{_short_name(trace.model)}: {count(shown.connected)} of {count(trace.open)} open edges keep\n"
-        f"p = {decimal(shown.probability)} of {decimal(trace.probability)} "
-        f"({trace.kind}, {count(trace.allowed)} allowed)",
+        f"{trace.kind.capitalize()} model: {_short_name(trace.model)}\n"
+        f"{count(shown.connected)} of {count(trace.open)} open edges kept ({count(trace.allowed)} allowed)\n"
+        f"p(answer) = {decimal(shown.probability)}, with all open edges {decimal(trace.probability)}",
     )
     last = len(trace.tokens) - 1
     arcs = merged(trace.edges[: shown.edges])
@@ -94,7 +94,7 @@ def _token_ticks(axes: Axes, trace: Trace, reached: np.ndarray) -> None:
 
 
 def _cuts(axes: Axes, traces: Sequence[Trace]) -> None:
-    style.plain_axes(axes, "Cut: all edges out of a token closed")
+    style.plain_axes(axes, "Ablation of one token: all edges out of it closed")
     axes.axhline(0, color=style.GREY, linewidth=0.8)
     size = len(traces[0].tokens)
     wide = 0.8 / len(traces)
@@ -103,12 +103,12 @@ def _cuts(axes: Axes, traces: Sequence[Trace]) -> None:
         axes.bar(places, trace.cut, wide, color=colour, label=trace.kind)
     axes.set_xlim(-0.7, size - 0.3)
     _token_ticks(axes, traces[0], np.ones(size, dtype=bool))
-    axes.set_ylabel("Δ log p(answer), nats")
+    axes.set_ylabel("change of log p(answer), nats")
     style.legend(axes)
 
 
 def _ablations(axes: Axes, traces: Sequence[Trace]) -> None:
-    style.plain_axes(axes, "Only the first edges kept")
+    style.plain_axes(axes, "Only the first edges kept, all others closed")
     most = 1
     for trace, colour in zip(traces, COLOURS, strict=False):
         points = [(a.edges, a.probability) for a in trace.ablations if a.edges]
@@ -124,7 +124,7 @@ def _ablations(axes: Axes, traces: Sequence[Trace]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
     axes.set_ylim(bottom=0)
-    axes.set_xlabel(f"edges kept (dot: shown; dotted: {traces[0].keep:.0%} of p)")
+    axes.set_xlabel(f"edges kept (log scale; large dot: circuit, dotted: {traces[0].keep:.0%} of p)")
     axes.set_ylabel("p(answer)")
     style.legend(axes)
 

@@ -1,4 +1,4 @@
-"""What watches a run. Modules bring what they need along (`run.run_callbacks`); each also works alone."""
+"""Callbacks of a run. Modules add those that they need (`run.run_callbacks`); each also works alone."""
 
 from lit_sparse.training.callbacks.checkpoints import BestCheckpoint, StepBoundaryCheckpoint
 from lit_sparse.training.callbacks.finish import FinishRun

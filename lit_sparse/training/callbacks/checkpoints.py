@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps: the right one as best, and the last at a whole step."""
+"""Checkpoints that a run keeps: the best one, and the last one at a whole step."""
 
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from lit_sparse.training.checkpoint_io import BEST, LAST, AtomicCheckpointIO
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """`checkpoints/best.ckpt`: weights of the sparsest model that satisfies the constraint on held-out data, and is as
-    exact as the run asks for (`val/score`).
+    """`checkpoints/best.ckpt`: weights of the sparsest model that satisfies the constraint on held-out data, and has
+    the exact match that the run requires (`val/score`).
 
     Args:
         run_dir: the run's folder.
@@ -30,17 +30,17 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class StepBoundaryCheckpoint(ModelCheckpoint):
-    """`checkpoints/last.ckpt`: everything that resuming needs, after each validation.
+    """`checkpoints/last.ckpt`: all that resuming needs, after each validation.
 
-    Saves at whole optimizer steps: after a validation between two micro-batches of a step it waits for the step's
-    end, because accumulated gradients are not in a checkpoint. All checkpoints of the run are written whole or not at
-    all (`AtomicCheckpointIO`).
+    It is saved at whole optimizer steps. After a validation between two micro-batches of a step, it waits for the
+    step's end, because accumulated gradients are not in a checkpoint. All checkpoints of the run are written whole or
+    not at all (`AtomicCheckpointIO`).
 
     Args:
         run_dir: the run's folder.
 
     Raises:
-        ValueError: before training, the folder holds the checkpoints of another run.
+        ValueError: the folder holds the checkpoints of another run, before training.
     """
 
     _waiting = False

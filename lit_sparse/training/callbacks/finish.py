@@ -1,4 +1,4 @@
-"""The end of a run."""
+"""Callback for the end of a run."""
 
 from pathlib import Path
 from typing import Any
@@ -7,8 +7,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class FinishRun(Callback):
-    """After training calls the module's `finish(run_dir)`, which writes what the run is for. Not after an error or a
-    signal.
+    """Calls the module's `finish(run_dir)` after training, which writes the result of the run. It does not call it
+    after an error or a signal.
 
     Args:
         run_dir: the run's folder.

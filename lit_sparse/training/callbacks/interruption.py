@@ -1,4 +1,5 @@
-"""SIGTERM, SIGUSR1 (SLURM's, before the time limit) and Ctrl-C end a run at a step boundary, with a checkpoint."""
+"""Interruption of a run by SIGTERM, SIGUSR1 (SLURM's, before the time limit) or Ctrl-C, at a step boundary and with a
+checkpoint."""
 
 import signal
 from pathlib import Path
@@ -13,7 +14,7 @@ from lit_sparse.training.checkpoint_io import LAST
 
 
 class StopAtStepBoundary(Callback):
-    """On SIGTERM, SIGUSR1 or SIGINT finishes the step, writes `last.ckpt` and raises `Interrupted` on all ranks.
+    """Finishes the step on SIGTERM, SIGUSR1 or SIGINT, writes `last.ckpt` and raises `Interrupted` on all ranks.
 
     Ranks agree by an all-reduce at each step, so that one signalled rank stops all. A second SIGINT stops at once.
 

@@ -1,4 +1,4 @@
-"""What a person sees in the terminal while a run goes on."""
+"""Progress bar of a run in the terminal."""
 
 from typing import Any
 
@@ -8,10 +8,10 @@ from tqdm import tqdm
 
 
 class SparsityProgressBar(TQDMProgressBar):
-    """CE, the constraint's slack, lambda, edge fraction and tokens per second, and nothing else; for transcoders what
-    is left unexplained, active features, dead ones, and the cross-entropy with the transcoder in place of the MLPs.
+    """Progress bar with CE, the constraint's slack, lambda, edge fraction and tokens per second. For transcoders it has
+    the unexplained part, active features, dead features, and the cross-entropy with the transcoder instead of the MLPs.
 
-    Showing a number of a GPU waits for all its work, so those change only where loggers read them too, every
+    Reading a number from a GPU waits for all its work. So such numbers change only when loggers read them too, every
     `log_every_n_steps` steps.
     """
 

@@ -1,4 +1,4 @@
-"""The callbacks that a run of this package has: its modules bring them along (`configure_callbacks`)."""
+"""Callbacks that a run of this package has, added by its modules (`configure_callbacks`)."""
 
 from pathlib import Path
 
@@ -13,11 +13,11 @@ from lit_sparse.training.callbacks.throughput import Throughput
 
 
 def run_callbacks(trainer: Trainer, run_dir: Path, *more: Callback) -> list[Callback]:
-    """What belongs to a run of this trainer: our figures in the progress bar, training speed, a clean stop,
-    checkpoints, what the run is for at its end, and `more`.
+    """Callbacks for a run of this trainer: our numbers in the progress bar, training speed, a clean stop, checkpoints,
+    the result of the run at its end, and `more`.
 
-    Lightning's own progress bar, as it comes, and its checkpoint make room. All else that the trainer has stays, and of
-    a kind that it was given, none is added. With `enable_checkpointing=False`, or in a dry run, nothing is written.
+    They replace Lightning's default progress bar and checkpoint callback. All other callbacks of the trainer stay, and
+    no second one of their kinds is added. With `enable_checkpointing=False`, or in a dry run, nothing is written.
     """
     given: list[Callback] = list(trainer.callbacks)  # type: ignore[attr-defined]
     brought: list[Callback] = []
@@ -31,7 +31,7 @@ def run_callbacks(trainer: Trainer, run_dir: Path, *more: Callback) -> list[Call
         brought += [BestCheckpoint(run_dir), StepBoundaryCheckpoint(run_dir)]
     kinds = {type(callback) for callback in given}
     added = [callback for callback in brought if type(callback) not in kinds]
-    # Lightning takes out what ours are special cases of: the user's own come back.
+    # Lightning removes callbacks of which ours are special cases: the user's own are added again.
     return [*added, *own]
 
 
@@ -46,7 +46,7 @@ _SETTINGS: dict[type[Callback], tuple[str, ...]] = {
 
 
 def _as_it_comes(callback: Callback) -> bool:
-    """Whether it is one of Lightning's with none of its settings changed, as a trainer has that was given none."""
+    """True if it is one of Lightning's default callbacks with unchanged settings."""
     names = _SETTINGS.get(type(callback))
     if names is None:
         return False

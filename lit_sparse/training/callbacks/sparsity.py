@@ -1,16 +1,16 @@
-"""Where edges remain: open edges by layer and head, as numbers and as a picture for loggers that show pictures."""
+"""Open edges by layer and head, as numbers, and as a picture for loggers that show pictures."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_sparse.report.run.plots import edges_by_head
 
-_CLOSED_BELOW = 1e-4  # of its allowed edges: such a head is as good as closed
+_CLOSED_BELOW = 1e-4  # open fraction: such a head counts as closed
 
 
 class SparsityByHead(Callback):
-    """After each validation logs the open fraction of every layer, how many heads are closed entirely, and to
-    TensorBoard a heat map of all heads.
+    """Logs after each validation the open fraction of every layer, the number of closed heads, and for TensorBoard a
+    heat map of all heads.
     """
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

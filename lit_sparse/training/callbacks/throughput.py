@@ -10,14 +10,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_sparse.costs.flops import flops_of_model
 
-# Operations per second of an H200 SXM's matrix products, as an H100 SXM's (NVIDIA's data sheet, without sparsity):
-# Lightning (2.6) does not know it by the name that the driver gives.
+# Operations per second of an H200 SXM's matrix products, equal to an H100 SXM's (NVIDIA's data sheet, without
+# sparsity). Lightning (2.6) does not know this GPU by the name that the driver gives.
 _H200 = {torch.bfloat16: 989.4e12, torch.float16: 989.4e12, "tfloat32": 494.7e12, torch.float32: 66.9e12}
 
 
 @runtime_checkable
 class Mark(Protocol):
-    """A moment in a device's work, as `torch.cuda.Event` is."""
+    """A moment in a device's work, such as a `torch.cuda.Event`."""
 
     def record(self) -> None: ...
     def query(self) -> bool: ...
@@ -34,24 +34,27 @@ class ClockMark:
         return True
 
     def elapsed_time(self, end: "ClockMark") -> float:
-        """Milliseconds."""
+        """Milliseconds from this mark to another."""
         return 1e3 * (end.seconds - self.seconds)
 
 
 class Throughput(Callback):
-    """Logs `train/tokens_per_second` over all ranks, averaged over the last steps (validation left out), and, where the
-    device's peak is known, `train/mfu`.
+    """Logs `train/tokens_per_second` over all ranks, averaged over the last steps (without validation), and `train/mfu`
+    if the device's peak is known.
 
-    A GPU is behind the program that gives it work. So its own clock is taken, by events before and after each
-    micro-batch, which are read when the GPU has passed them: nothing waits, and the first numbers come some steps late.
+    A GPU runs behind the program that gives it work, so the GPU's own clock is used. Events before and after each
+    micro-batch are read when the GPU has passed them. Nothing waits, and the first numbers come some steps late.
 
-    Model-FLOP utilisation is the operations that the method asks for, the base model's forward pass included
-    (`costs.flops`), over what the devices could do (PaLM, arXiv 2204.02311, appendix B). What activation checkpointing
-    computes again does not count.
+    Model-FLOP utilisation is the operations that the method needs, with the base model's forward pass (`costs.flops`),
+    over the operations that the devices could do (PaLM, arXiv 2204.02311, appendix B). Operations that activation
+    checkpointing repeats do not count.
 
     Args:
         smoothing: weight of the past in the running average.
-        peak_flops: operations per second of one device; None asks Lightning, which knows NVIDIA's and Google's.
+        peak_flops: operations per second of one device; None takes Lightning's table of NVIDIA's and Google's devices.
+
+    Raises:
+        ValueError: peak_flops is not positive.
     """
 
     def __init__(self, smoothing: float = 0.8, peak_flops: float | None = None):
@@ -91,7 +94,7 @@ class Throughput(Callback):
         pl_module.log_dict({name: torch.tensor(value) for name, value in values.items()})
 
     def _read(self) -> None:
-        """Takes the micro-batches that are done into the average."""
+        """Adds finished micro-batches to the average."""
         while self._running and self._running[0][1].query():
             start, end, tokens, self._length = self._running.popleft()
             now = start.elapsed_time(end) / 1e3 / tokens
@@ -113,7 +116,7 @@ def _mark(device: torch.device) -> Mark:
 
 
 def _known_peak(device: torch.device, precision: str) -> float | None:
-    """Operations per second of matrix products in this precision, None for a device that nobody knows."""
+    """Operations per second of matrix products in this precision; None for an unknown device."""
     if device.type != "cuda":
         return None
     half = torch.bfloat16 if precision.startswith("bf16") else torch.float16

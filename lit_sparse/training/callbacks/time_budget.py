@@ -1,4 +1,4 @@
-"""A run that ends by the clock, with its schedule fitted to the speed that it turns out to have."""
+"""A run that ends after a given time, with its schedule fitted to the measured speed."""
 
 import time
 from typing import Any
@@ -12,22 +12,24 @@ from lit_sparse.training.schedule import WarmupDecay
 
 
 class TimeBudget(Callback):
-    """Chooses how many steps a run has.
+    """Chooses the number of a run's steps from a time budget.
 
-    After a few measured steps, `trainer.max_steps` and the `WarmupDecay` schedule's `total_steps` become what fits into
-    the rest of the time, validations included; on the way they are fitted again. Rates fall to nothing at that
-    step, and sharpness and relaxation, which follow `trainer.max_steps`, reach their ends. The run stops there, and at
-    the deadline in any case, with a validation and its checkpoints. A resumed run has what its budget has left.
+    After a few measured steps, `trainer.max_steps` and the `WarmupDecay` schedule's `total_steps` are set to the number
+    of steps that fits into the rest of the time, with validations. Later they are fitted again. At the last step the
+    learning rates reach 0, and sharpness and relaxation, which follow `trainer.max_steps`, reach their ends. The run
+    stops there, or else at the deadline, with a validation and its checkpoints. A resumed run has the rest of its
+    budget.
 
     Args:
-        seconds: from the making of this callback, so that reading text and compiling count, to the end of training.
-        warmup_steps: steps before those that are measured: they compile.
-        measured_steps: steps to fit the schedule to at first.
-        refits: shares of `seconds` after which it is fitted again.
+        seconds: time from the creation of this callback, so that reading text and compiling count, to the end of
+            training.
+        warmup_steps: number of steps before the measured ones, in which the model compiles.
+        measured_steps: number of steps from which the schedule is first fitted.
+        refits: shares of `seconds` after which the schedule is fitted again.
 
     Raises:
-        ValueError: no time, no steps, or shares that are not between 0 and 1.
-        MisconfigurationException: more processes than one, or no end of the run that could be moved.
+        ValueError: the time or the steps are not positive, or shares are not between 0 and 1.
+        MisconfigurationException: there is more than one process, or the run has no last step that could be moved.
     """
 
     def __init__(
@@ -44,21 +46,21 @@ class TimeBudget(Callback):
         self.total_steps: int | None = None
         self._made = self._now()
         self._used_before = 0.0
-        self._steps = 0  # of this start
+        self._steps = 0  # since this start
         self._measured_from: tuple[int, float] | None = None  # step and clock, since the last fit
         self._validated_since = 0.0  # seconds of validations since then
         self._validations: list[float] = []  # seconds of each
         self._validation_began = 0.0
-        self._fitted = 0  # how often
+        self._fitted = 0  # number of fits
 
     @property
     def used(self) -> float:
-        """Seconds of the budget that are over, earlier starts of the run included."""
+        """Seconds of the budget that are over, with earlier starts of the run."""
         return self._used_before + self._now() - self._made
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.world_size > 1:
-            raise MisconfigurationException("TimeBudget is for runs of one process: the others would stop elsewhere")
+            raise MisconfigurationException("TimeBudget is for runs of one process: others would stop at other steps")
         if trainer.max_steps < 1:
             raise MisconfigurationException("TimeBudget moves trainer.max_steps: set it to a number never reached")
         if self.total_steps is not None:
@@ -135,7 +137,7 @@ class TimeBudget(Callback):
 
 
 def _drain(pl_module: LightningModule) -> None:
-    """Operations on a GPU end after the calls that begin them: without this a clock would be read early."""
+    """Waits for a GPU's work. Operations end after the calls that begin them, so a clock would be read too early."""
     if pl_module.device.type == "cuda":
         torch.cuda.synchronize(pl_module.device)
 
@@ -145,6 +147,6 @@ def _at_step_end(trainer: Trainer) -> bool:
 
 
 def _validation_interval(trainer: Trainer) -> float:
-    """Steps between validations."""
+    """Number of steps between validations."""
     batches = float(trainer.val_check_batch or "inf")
     return batches / trainer.accumulate_grad_batches

@@ -1,1 +1,1 @@
-"""How a run ends: measured, exported, drawn and summed up."""
+"""End of a run: evaluation, export, plots and summary."""

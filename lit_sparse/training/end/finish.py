@@ -1,4 +1,4 @@
-"""The end of a run: the best checkpoint evaluated on text it was not chosen on, exported, drawn and summed up."""
+"""End of a run: evaluation of the best checkpoint on text that did not select it, export, plots and summary."""
 
 import json
 import time
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lit_sparse.attention import attention_pattern, desparsify, sparsify
 from lit_sparse.common.files import write_atomically
@@ -25,12 +26,16 @@ from lit_sparse.training.pair_module import PairModule
 EXAMPLE = "When Mary and John went to the store, John gave a drink to Mary because she was thirsty."
 
 
-def finish_run(module: PairModule, run_dir: Path) -> RunSummary | None:
-    """Writes summary.json, model/, plots/, report.html and the record they can be rebuilt from, and prints and
+def finish_run(module: PairModule, run_dir: Path, *, base_by_name: bool) -> RunSummary | None:
+    """Writes summary.json, model/, plots/, report.html and the record from which they can be rebuilt; prints and
     returns the summary.
 
-    All ranks measure; the first one writes, and the others return None.
-    Everything that is written replaces what an earlier end of the same run left.
+    All ranks measure. The first rank writes; the others return None. Files of an earlier end of the same run are
+    replaced.
+
+    Args:
+        base_by_name: True if `load_model` gives the base by its name. Then the model/ of a run with adapters holds only
+            the adapters and no copy of the base.
     """
     started = time.perf_counter()
     trainer, data = module.trainer, module.run_data
@@ -40,7 +45,7 @@ def finish_run(module: PairModule, run_dir: Path) -> RunSummary | None:
     best = run_dir / "checkpoints" / BEST
     if best.is_file():
         checkpoint = torch.load(best, map_location="cpu", weights_only=True)
-        module.load_state_dict(checkpoint["state_dict"])
+        module.load_weights(checkpoint)
         chosen_at = int(checkpoint["global_step"])
     else:
         chosen_at = trainer.global_step
@@ -55,12 +60,7 @@ def finish_run(module: PairModule, run_dir: Path) -> RunSummary | None:
         example = attention_example(module)
     summary = summarise(module, end, chosen_at)
 
-    export_folder = run_dir / "model"
-    if has_adapters(module.model):
-        _remove(run_dir / "adapters")
-        export_adapters(module.model, run_dir / "adapters", measured=summary.as_json(), tokenizer=tokenizer)
-    _remove(export_folder)
-    summary.model_digest = export_sparse(module.model, export_folder, measured=summary.as_json(), tokenizer=tokenizer)
+    summary.model_digest = _export(module.model, run_dir, summary, tokenizer, base_by_name)
     history_file = merge_history(run_dir)
     start = end if module.state.start is None else module.state.start
     record = RunRecord(
@@ -84,7 +84,7 @@ def finish_run(module: PairModule, run_dir: Path) -> RunSummary | None:
 
 
 def summarise(module: PairModule, end: Evaluation, chosen_at: int) -> RunSummary:
-    """The run in numbers."""
+    """Summary of the run in numbers."""
     start, constraint = module.state.start, module.objective.constraint
     tolerance = constraint.tolerance_for(end.base_ce)
     summary = RunSummary(
@@ -120,7 +120,8 @@ def summarise(module: PairModule, end: Evaluation, chosen_at: int) -> RunSummary
 
 
 def attention_example(module: PairModule) -> AttentionExample:
-    """One sentence's attention in the base model and in the sparse one, all layers and heads; of a task, a sequence."""
+    """Attention of one sentence in the base model and in the sparse one, in all layers and heads. For a task it is one
+    held-out sequence."""
     data = module.run_data
     tokenizer, held_out = data.tokenizer(module.base_name), data.test()
     is_text = getattr(module.data, "task_name", "text") == "text"
@@ -147,8 +148,28 @@ def attention_example(module: PairModule) -> AttentionExample:
     )
 
 
+def _export(
+    model: PreTrainedModel,
+    run_dir: Path,
+    summary: RunSummary,
+    tokenizer: PreTrainedTokenizerBase | None,
+    base_by_name: bool,
+) -> str:
+    """Writes model/ and returns the model's digest. If no name gives the base, model/ holds it too, and the adapters
+    to continue from are in adapters/."""
+    folder, adapters = run_dir / "model", run_dir / "adapters"
+    _remove(folder)
+    _remove(adapters)
+    if not has_adapters(model):
+        return export_sparse(model, folder, measured=summary.as_json(), tokenizer=tokenizer)
+    if base_by_name:
+        return export_adapters(model, folder, measured=summary.as_json(), tokenizer=tokenizer)
+    export_adapters(model, adapters, measured=summary.as_json(), tokenizer=tokenizer)
+    return export_sparse(model, folder, measured=summary.as_json(), tokenizer=tokenizer)
+
+
 def _remove(folder: Path) -> None:
-    """An earlier export of this same run."""
+    """Removes an earlier export of this run."""
     if folder.is_dir():
         for file in sorted(folder.rglob("*"), reverse=True):
             file.rmdir() if file.is_dir() else file.unlink()

@@ -1,4 +1,4 @@
-"""One metrics.csv for a run, however often it was interrupted.
+"""One metrics.csv for a run, also if it was interrupted.
 
 Lightning's CSV logger starts a new file at every start: `logs/version_0`, `logs/version_1`, ... Rows that a later
 start repeated (it resumed from a checkpoint before the interruption) are dropped from the earlier file.

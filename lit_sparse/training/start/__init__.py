@@ -1,1 +1,1 @@
-"""How a run starts: cutoffs by what closing an edge costs, before the first step."""
+"""Start of a run: cutoffs from the cost of closing edges, before the first step."""

@@ -1,4 +1,4 @@
-"""Where a run begins: the gates calibrated and the sparse model measured, before the first step."""
+"""Calibrated start of a run: the gates are calibrated and the sparse model is measured, before the first step."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,7 +17,8 @@ def calibrated_start(
     evaluate: Callable[[], Evaluation | None],
     say: Callable[[str], None],
 ) -> Evaluation | None:
-    """Sets the cutoffs that training starts from; returns what `evaluate` gives at the start that `target` asks for.
+    """Sets the cutoffs from which training starts; returns the result of `evaluate` at the start that `target`
+    describes.
 
     Args:
         batches: training text on the model's device.

@@ -1,8 +1,8 @@
 """Calibrated cutoffs: a sparse start without training.
 
-Which edges cost least? With the gates as variables, the KL divergence from the base model is zero and flat at the
-start, so to second order it is half the Fisher information of what is removed. One backward pass of the log
-likelihood of labels *sampled from the model itself* gives an unbiased estimate of its diagonal: with g_i the
+The cutoffs close the edges that cost least. With the gates as variables, the KL divergence from the base model is zero
+and flat at the start, so to second order it is half the Fisher information of what is removed. One backward pass of the
+log likelihood of labels *sampled from the model itself* gives an unbiased estimate of its diagonal: with g_i the
 gradient at a head's output o_i, an edge's effect is p_ij (g_i . v_j), and closing every edge of a row whose score is
 below a cutoff c costs
 
@@ -11,8 +11,8 @@ below a cutoff c costs
 Gates that are `centered` first take the mean of their heads' outputs over the batches; v_j is then a value's deviation
 from it.
 
-Heads then share a price mu per edge: each takes the cutoff that minimises KL_h(c) + mu edges_h(c), and mu is
-bisected until the requested edge fraction (counted) or KL (measured) is met.
+All heads share a price mu per edge. Each takes the cutoff that minimises KL_h(c) + mu edges_h(c), and mu is bisected
+until the requested edge fraction (counted) or KL (measured) is met.
 """
 
 import math
@@ -39,13 +39,16 @@ _MEASUREMENTS = 6  # forward passes over the batches, to meet a KL
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a calibrated start should look like: exactly one of edge_fraction and kl.
+    """Target of a calibrated start: exactly one of edge_fraction and kl.
 
     Args:
         edge_fraction: open edges over allowed edges, in (0, 1].
         kl: KL divergence from the base model in nats per token, > 0.
         train_from_kl: after the start was measured and reported, close more edges, up to this KL, and train from
-            there: what calibration can find costs no training step. None trains from the start itself.
+            there. Edges that calibration closes cost no training steps. None trains from the start itself.
+
+    Raises:
+        ValueError: both or neither of edge_fraction and kl are given, or a number is out of its range.
     """
 
     edge_fraction: float | None = None
@@ -65,14 +68,14 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What was reached on the calibration batches, deterministic gates."""
+    """Edge fraction and KL reached on the calibration batches, with deterministic gates."""
 
     edge_fraction: float
     kl: float
 
 
 Progress = Callable[[int, int], None]
-"""Called with (steps done, steps in all)."""
+"""Called with (steps done, all steps)."""
 
 
 def calibrate(
@@ -85,8 +88,8 @@ def calibrate(
     """Sets every gate's cutoff so that the sparsified model meets `target` on `batches`.
 
     Args:
-        model: a sparsified model; weights and mode are left as they are.
-        batches: dicts with input_ids, position_ids and labels, (B, T) each; a few thousand tokens do.
+        model: a sparsified model. Its weights and mode are not changed.
+        batches: dicts with input_ids, position_ids and labels, (B, T) each. A few thousand tokens suffice.
     """
     total = len(batches) + _MEASUREMENTS
     sensitivity = Sensitivity(model, batches, lambda done, _: on_progress(done, total))
@@ -96,11 +99,11 @@ def calibrate(
 
 
 class Sensitivity:
-    """What closing edges costs in every head, measured once; `apply` then sets cutoffs for any target.
+    """Cost of closing edges in every head, measured once. `apply` then sets cutoffs for any target.
 
     Args:
-        model: a sparsified model; weights and mode are left as they are.
-        batches: as for `calibrate`.
+        model: a sparsified model. Its weights and mode are not changed.
+        batches: see `calibrate`.
     """
 
     def __init__(self, model: nn.Module, batches: Sequence[Batch], on_progress: Progress = lambda done, total: None):
@@ -122,7 +125,7 @@ class Sensitivity:
         self._edges = torch.cat([nothing, *(layer.edges.cpu() for layer in self.closable)])
 
     def apply(self, target: Calibration, on_progress: Progress = lambda done, total: None) -> Calibrated:
-        """Sets the cutoffs and returns what they give on the batches."""
+        """Sets the cutoffs for a target and returns what is reached on the batches."""
         with evaluating(self.model):
             if target.edge_fraction is not None:
                 wanted = target.edge_fraction * sum(float(layer.allowed) for layer in self.layers)
@@ -134,8 +137,8 @@ class Sensitivity:
             return self._search(target.kl, on_progress)
 
     def _search(self, target: float, on_progress: Progress) -> Calibrated:
-        """The most expensive price whose *measured* KL stays within the target. The estimate leads; its error (what
-        closing all heads at once does beyond the sum over heads) is corrected by measuring a few times."""
+        """Sets the highest price whose *measured* KL stays within the target. The estimate guides the search. A few
+        measurements correct its error, the effect of closing all heads together beyond the sum over heads."""
         predicted, best = target, (0.0, 0.0)  # (price, measured KL); price 0 closes nothing that costs anything
         done = 0
         while done < _MEASUREMENTS - 1 or (best[1] == 0.0 and done < 4 * _MEASUREMENTS):
@@ -152,11 +155,11 @@ class Sensitivity:
         return self._set(best[0])
 
     def _levels_at(self, price: float) -> Tensor:
-        """Each head's level at a price."""
+        """Cutoff level of each head at a price."""
         return (self._kl + price * self._edges).argmin(dim=-1, keepdim=True)
 
     def _edges_at(self, price: float) -> float:
-        """Edges left at a price, over all heads and batches."""
+        """Number of open edges at a price, over all heads and batches."""
         return float(self._edges.gather(-1, self._levels_at(price)).sum())
 
     def _kl_at(self, price: float) -> float:
@@ -181,7 +184,7 @@ def _price(is_high: Callable[[float], bool]) -> float:
 
 @contextmanager
 def _measuring(model: nn.Module) -> Iterator[list[LayerSensitivity]]:
-    """Inside, a backward pass through the model adds to the layers' sensitivities."""
+    """Context in which a backward pass through the model adds to the layers' sensitivities."""
     modules = attention_modules(model)
     layers = {id(module): LayerSensitivity(module) for module in modules}
 
@@ -229,13 +232,13 @@ def _sensitivity_pass(model: nn.Module, batch: Batch, generator: torch.Generator
 
 
 def _drawn(logits: Tensor, draws: Tensor) -> Tensor:
-    """Labels (N,) of probabilities softmax(logits), from uniform numbers (N, 1)."""
+    """Labels (N,) drawn from softmax(logits) with uniform numbers (N, 1)."""
     return (logits.float().softmax(-1).cumsum(-1) < draws).sum(-1).clamp_max(logits.shape[-1] - 1)
 
 
 @torch.no_grad()
 def measure(model: nn.Module, batches: Sequence[Batch]) -> Calibrated:
-    """Edges and KL from the base model (the same weights, attending densely) with the cutoffs as they are."""
+    """Edge fraction, and KL from the base model (the same weights with dense attention), at the present cutoffs."""
     kl = tokens = opened = allowed = 0.0
     for batch in batches:
         inputs = {"input_ids": batch["input_ids"], "position_ids": batch["position_ids"], "use_cache": False}

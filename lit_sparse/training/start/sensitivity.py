@@ -1,4 +1,4 @@
-"""What closing edges costs one layer's heads, in a KL estimate (the formula is in `calibration.py`)."""
+"""Cost of closing edges in the heads of one layer, as a KL estimate (the formula is in `calibration.py`)."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,15 +12,15 @@ from lit_sparse.attention.masks import EdgeMask
 from lit_sparse.attention.reference import attention_logits
 
 LEVELS = 40
-"""Cutoffs tried per head."""
+"""Number of cutoffs tried per head."""
 
-_SCORES = 1 << 22  # of a head, that its cutoffs are taken from
+_SCORES = 1 << 22  # largest number of a head's scores from which its cutoffs are chosen
 
 
 class LayerSensitivity:
-    """Per head and cutoff level of one layer: the KL estimate and the edges left, summed over batches.
+    """KL estimate and open edges for each head and cutoff level of one layer, summed over batches.
 
-    Everything here has heads before samples and keys before queries: (H, B, S, T).
+    Tensors here have heads before samples and keys before queries: (H, B, S, T).
     """
 
     def __init__(self, module: Any):
@@ -37,8 +37,8 @@ class LayerSensitivity:
         softcap: float | None,
         gradient: Tensor,
     ) -> None:
-        """Shapes as in `gated_attention`, values as `Gate.deviation` gives them; gradient (B, T, H, Dv) of the log
-        likelihood. A block of queries at a time."""
+        """Adds a batch, one block of queries at a time. Shapes are those of `gated_attention`, values those of
+        `Gate.deviation`; the gradient of the log likelihood is (B, T, H, Dv)."""
         groups = query.shape[1] // key.shape[1]
         offset = self.gate.key_offset(value)
         offset = None if offset is None else offset.repeat_interleave(groups, dim=1).transpose(0, 1)[..., None]
@@ -78,7 +78,7 @@ class LayerSensitivity:
             self.allowed += closed[:, -1].sum()
 
     def set_cutoffs(self, level: Tensor) -> None:
-        """Level (H,) of each head."""
+        """Sets the cutoffs of the level (H,) of each head."""
         assert self.cutoffs is not None
         self.gate.set_cutoff(self.cutoffs.gather(-1, level.to(self.cutoffs.device)[:, None]).squeeze(-1))
 
@@ -88,7 +88,7 @@ def _levels(blocks: Iterable[tuple[Tensor, Tensor]], edges: int) -> Tensor:
 
     Args:
         blocks: scores and allowed edges, (H, B, S, T) each, the same edges for all heads.
-        edges: how many are allowed; of more than `_SCORES` a sample decides, drawn from a fixed seed.
+        edges: number of allowed edges. If they are more than `_SCORES`, a sample with a fixed seed is used.
     """
     chosen: Tensor | None = None
     if edges > _SCORES:

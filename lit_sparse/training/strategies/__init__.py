@@ -1,4 +1,4 @@
-"""Training on several devices. DDP is Lightning's own; these two shard what DDP copies."""
+"""Strategies for training on several devices. DDP is Lightning's own; these two shard what DDP copies."""
 
 from lit_sparse.training.strategies.deepspeed import SparseDeepSpeedStrategy
 from lit_sparse.training.strategies.fsdp import SparseFSDPStrategy

@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO through Lightning, corrected where their two ideas of gradient accumulation differ."""
+"""DeepSpeed ZeRO through Lightning, corrected where the two accumulate gradients differently."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -15,19 +15,21 @@ from lit_sparse.attention.bridge import attention_modules
 from lit_sparse.attention.gates import Gate
 from lit_sparse.training.checkpoint_folders import TAG
 from lit_sparse.training.checkpoint_io import AtomicCheckpointIO
+from lit_sparse.training.frozen import keep_all, left_out_of
 from lit_sparse.training.strategies.sharding import Sharding
 
 _GLOO_BUCKET = 5_000_000
-"""Elements; 20 MB in float32, which malloc still takes from the heap."""
+"""Number of elements: 20 MB in float32, which malloc still takes from the heap."""
 
 
 class SparseDeepSpeedStrategy(Sharding, DeepSpeedStrategy):
-    """ZeRO 1, 2 or 3, with or without offload; the arguments are Lightning's.
+    """ZeRO 1, 2 or 3, with or without offload. The arguments are Lightning's.
 
-    - A micro-batch's loss is divided once by the length of the accumulation window, by Lightning. The engine steps
-      where Lightning counts a step, also at the end of an epoch whose last window is short.
-    - Under ZeRO-3 the student and the teacher are partitioned while they are loaded, a safetensors file at a time.
-    - Checkpoints that training resumes from are folders, swapped in whole; weights alone (`best.ckpt`) are one file.
+    - Lightning divides a micro-batch's loss once by the length of the accumulation window. The engine steps when
+      Lightning counts a step, also at the end of an epoch whose last window is short.
+    - Under ZeRO-3 the student and the teacher are partitioned while they are loaded, one safetensors file at a time.
+    - Checkpoints from which training resumes are folders, replaced as a whole; weights alone (`best.ckpt`) are one
+      file.
     """
 
     @property
@@ -55,8 +57,9 @@ class SparseDeepSpeedStrategy(Sharding, DeepSpeedStrategy):
     # --- speed -------------------------------------------------------------------------------------------------
 
     def _init_optimizers(self) -> tuple[Any, Any]:
-        """ZeRO joins a rank's share of all weights to one tensor, for which torch's default takes a pass over memory,
-        and a temporary, for each of its dozen operations. Its fused kernel is the same in one pass."""
+        """Chooses torch's fused optimizer kernel. ZeRO joins a rank's share of all weights to one tensor, for which
+        torch's default takes a pass over memory and a temporary for each of a dozen operations; the fused kernel takes
+        one pass."""
         optimizer, scheduler = super()._init_optimizers()
         for group in optimizer.param_groups:
             if {"fused", "foreach"} <= group.keys() and group["fused"] is None and group["foreach"] is None:
@@ -79,8 +82,8 @@ class SparseDeepSpeedStrategy(Sharding, DeepSpeedStrategy):
 
     @contextmanager
     def model_sharded_context(self) -> Iterator[None]:
-        # Not Lightning's zero.Init around everything: adapters initialise themselves after their construction, when
-        # it would have emptied their weights. transformers enters it for base models, the engine shards the rest.
+        # Not Lightning's zero.Init around all building: adapters initialise themselves after their construction, when
+        # it would have emptied their weights. transformers enters it for base models; the engine shards the rest.
         self._init_config_if_needed()
         yield
 
@@ -169,28 +172,41 @@ class SparseDeepSpeedStrategy(Sharding, DeepSpeedStrategy):
                 optimizer.refresh_fp32_params()
 
     def gradients_are_finite(self, module: nn.Module) -> Tensor:
-        # The engine leaves out the update where they are not, and clears them in any case.
+        # The engine skips the update if they are not finite, and always clears them.
         return torch.tensor(self.deepspeed_engine.was_step_applied(), device=self.root_device)
 
     # --- checkpoints -------------------------------------------------------------------------------------------
 
-    def whole_state_dict(self) -> dict[str, Tensor]:
-        assert self.lightning_module is not None
-        if not self.zero_stage_3:
-            state = self.lightning_module.state_dict() if self.is_global_zero else {}
-            return {name: tensor.detach().cpu() for name, tensor in state.items()}
+    @contextmanager
+    def whole(self, tensor: Tensor) -> Iterator[Tensor]:
         import deepspeed
 
-        state = self.lightning_module.state_dict(keep_vars=True)
-        copies: dict[int, Tensor] = {}  # tied weights stay one tensor
-        for tensor in {id(tensor): tensor for tensor in state.values()}.values():
-            with deepspeed.zero.GatheredParameters([tensor], enabled=isinstance(tensor, nn.Parameter)):
-                if self.is_global_zero:
-                    copies[id(tensor)] = tensor.detach().to("cpu", copy=True)
-        return {name: copies[id(tensor)] for name, tensor in state.items()} if self.is_global_zero else {}
+        with deepspeed.zero.GatheredParameters(
+            [tensor], enabled=self.zero_stage_3 and isinstance(tensor, nn.Parameter)
+        ):
+            yield tensor
 
     def save_folder(self, checkpoint: dict[str, Any], folder: Path) -> None:
-        super().save_checkpoint(checkpoint, str(folder))
+        """The engine leaves out all frozen weights or none: all are written where gates are fixed, which no base model
+        gives again."""
+        assert self.lightning_module is not None
+        left_out = left_out_of(checkpoint)
+        names = set(left_out["names"]) if left_out is not None else set()
+        named = self.lightning_module.named_parameters(remove_duplicate=False)
+        self.exclude_frozen_parameters = names >= {name for name, value in named if not value.requires_grad}
+        if not self.exclude_frozen_parameters:
+            keep_all(checkpoint)
+            names = set()
+
+        def leave_out(module: nn.Module, state: dict[str, Any], prefix: str, metadata: Any) -> None:
+            for name in names & state.keys():  # the engine knows tied weights by one of their names only
+                del state[name]
+
+        handle = self.lightning_module.register_state_dict_post_hook(leave_out)  # type: ignore[no-untyped-call]
+        try:
+            super().save_checkpoint(checkpoint, str(folder))
+        finally:
+            handle.remove()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any | None = None) -> None:
         self.save_sharded(checkpoint, filepath)
@@ -204,7 +220,7 @@ class SparseDeepSpeedStrategy(Sharding, DeepSpeedStrategy):
             )
         if wrote != self.world_size:
             raise ValueError(
-                f"{path} was written by {wrote} processes, and DeepSpeed resumes on as many only; here are "
+                f"{path} was written by {wrote} processes, and DeepSpeed resumes only on the same number; this run has "
                 f"{self.world_size}. Use {wrote}, or start a new run from the exported model"
             )
 
@@ -214,15 +230,27 @@ class SparseDeepSpeedStrategy(Sharding, DeepSpeedStrategy):
         return self.lightning_module.trainer.state.fn == TrainerFn.FITTING
 
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
-        """To train on, from each rank's part of a folder; to evaluate, from any checkpoint, put together on the first
-        rank if no rank can hold it beside its own model."""
+        """Loads a checkpoint. Training loads each rank's part of a folder. Evaluation loads any checkpoint, joined on
+        the first rank if no rank can hold it beside its own model."""
         if self._fits:
-            return super().load_checkpoint(checkpoint_path, weights_only)
+            return self._resume(checkpoint_path, weights_only)
         if not self.zero_stage_3:
             return AtomicCheckpointIO().load_checkpoint(checkpoint_path)
         checkpoint = AtomicCheckpointIO().load_checkpoint(checkpoint_path) if self.is_global_zero else {}
         self._weights_to_load = checkpoint.pop("state_dict", {})
         return self.broadcast(checkpoint)
+
+    def _resume(self, checkpoint_path: Any, weights_only: bool | None) -> dict[str, Any]:
+        """Frozen weights that the folder leaves out stay as they are; the optimizer's part has a shape for all others,
+        which DeepSpeed compares."""
+        module = self.lightning_module
+        assert module is not None
+        strict = module.strict_loading
+        module.strict_loading = strict and all(parameter.requires_grad for parameter in module.parameters())
+        try:
+            return super().load_checkpoint(checkpoint_path, weights_only)
+        finally:
+            module.strict_loading = strict
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
         assert self.lightning_module is not None
@@ -235,13 +263,14 @@ class SparseDeepSpeedStrategy(Sharding, DeepSpeedStrategy):
             self.lightning_module.load_state_dict(checkpoint["state_dict"], strict=strict)
 
     def _initialize_deepspeed_inference(self, model: nn.Module) -> None:
-        # Lightning's engine wants a CUDA device and the run's own checkpoint folders.
+        # Lightning's engine needs a CUDA device and the run's own checkpoint folders.
         self.place_frozen(model, self.root_device)
 
 
 @contextmanager
 def _gathering_as_it_runs(model: nn.Module) -> Iterator[None]:
-    """Inside, each module's own weights are gathered while it runs: what the engine does later, without prefetching."""
+    """Context in which each module's own weights are gathered while it runs, as the engine does later, but without
+    prefetching."""
     import deepspeed
 
     handles = []

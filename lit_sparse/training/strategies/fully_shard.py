@@ -1,4 +1,4 @@
-"""FSDP2 on a transformers model: one unit a layer, one for all gates, and the rest. Knows nothing of Lightning."""
+"""FSDP2 on a transformers model: one unit per layer, one for all gates, and the rest. Independent of Lightning."""
 
 from functools import partial
 
@@ -20,15 +20,16 @@ def shard_model(
     param_dtype: torch.dtype | None = None,
     kept_dtype: torch.dtype | None = None,
 ) -> None:
-    """Shards a model in place over a one-dimensional mesh. What was read by shares (`own_shards`) is never whole.
+    """Shards a model in place over a one-dimensional mesh. Weights that were read by shares (`own_shards`) are never
+    whole.
 
     Args:
-        param_dtype: what weights are gathered and layers computed in; None keeps theirs. Shards and reductions stay
-            float32, and so do the gates in any case: cutoffs near -7 do not move in bfloat16.
-        kept_dtype: what the shards of a frozen model are kept in; None leaves them.
+        param_dtype: dtype in which weights are gathered and layers computed; None keeps theirs. Shards and reductions
+            stay float32. The gates always do, because cutoffs near -7 do not move in bfloat16.
+        kept_dtype: dtype of a frozen model's shards; None leaves them.
 
     Raises:
-        ValueError: a family whose layers cannot be told.
+        ValueError: the layers of the model's family cannot be found.
     """
     layers = transformer_layers(model)
     put_stand_ins(model)
@@ -60,14 +61,14 @@ def shard_model(
 
 
 def transformer_layers(model: nn.Module) -> list[nn.Module]:
-    """The model's layers, which run one after the other.
+    """The model's layers, in the order in which they run.
 
     Raises:
-        ValueError: none found.
+        ValueError: no layers were found.
     """
     layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
-        raise ValueError(f"cannot tell the layers of {type(model).__name__}, so it cannot be sharded by FSDP2; use DDP")
+        raise ValueError(f"cannot find the layers of {type(model).__name__}, so FSDP2 cannot shard it; use DDP")
     return layers
 
 

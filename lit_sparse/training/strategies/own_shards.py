@@ -1,7 +1,7 @@
-"""Models of which each rank reads its own share of every weight, so that no rank ever holds all of one.
+"""Models of which each rank reads its own share of every weight, so that no rank ever holds a whole weight.
 
-transformers reads only the wanted slice of a safetensors file where a model under construction has sharded parameters,
-whatever it renames, splits or merges. Legend: a *stand-in* is a parameter of the right shape without memory, all zeros.
+If a model under construction has sharded parameters, transformers reads only the wanted slice of a safetensors file,
+also when it renames, splits or merges weights. A *stand-in* is a parameter of zeros of the right shape without memory.
 """
 
 import warnings
@@ -15,12 +15,12 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 Held = list[tuple[nn.Module, str, DTensor]]
-"""Owner, name and this rank's share of each weight; tied weights come once for every owner."""
+"""Owner, name and this rank's share of each weight. Tied weights come once for every owner."""
 
 
 @contextmanager
 def reading_own_shards(mesh: DeviceMesh) -> Iterator[None]:
-    """Inside, `from_pretrained` builds models whose parameters are sharded over their first dimension."""
+    """Context in which `from_pretrained` builds models whose parameters are sharded over their first dimension."""
 
     def shard(module: nn.Module, name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None or not parameter.is_meta or isinstance(parameter, DTensor) or parameter.ndim == 0:
@@ -40,7 +40,7 @@ def reading_own_shards(mesh: DeviceMesh) -> Iterator[None]:
 
 
 def put_stand_ins(model: nn.Module) -> None:
-    """Replaces sharded parameters by stand-ins that hold the share; a forward pass then runs, and sees zeros."""
+    """Replaces sharded parameters by stand-ins that hold the share. A forward pass then runs, with zeros."""
     stand_ins: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module._parameters.items():
@@ -71,14 +71,14 @@ def take_shares(model: nn.Module) -> Held:
 
 @torch.no_grad()
 def give_shares(held: Held, dtype: torch.dtype | None = None) -> None:
-    """Puts what `take_shares` took into the parameters that `fully_shard` has made of the empty ones."""
+    """Puts the shares of `take_shares` into the parameters that `fully_shard` has made of the empty ones."""
     given: dict[int, nn.Parameter] = {}
     while held:
         module, name, share = held.pop()
         sharded = module._parameters[name]
         assert isinstance(sharded, DTensor)
         if id(share) not in given:
-            # A copy: what was read is a window into the file.
+            # A copy, because the share that was read is a view of the file.
             own = share.to_local().to(sharded.device_mesh.device_type, dtype or sharded.dtype, copy=True)
             whole = torch.empty(sharded.shape, dtype=own.dtype, device="meta")
             values = _dtensor(own.contiguous(), sharded.device_mesh, whole)

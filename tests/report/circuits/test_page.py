@@ -50,6 +50,8 @@ const slide = (value) => {
 };
 const seen = {};
 seen.start = state();
+at("more").click(); seen.more = state();
+at("fewer").click(); seen.fewer = state();
 slide(0); seen.one = state();
 slide(1000); seen.all = state();
 node("sparse", "head HEAD").dispatchEvent(new MouseEvent("mouseenter")); seen.hovered = state();
@@ -136,7 +138,7 @@ def test_the_drawing_shows_the_strongest_edges(made):
     lines = axes.collections[0]
     assert len(lines.get_paths()) == DRAWN
     assert np.all(np.diff(lines.get_linewidths()) >= 0) and lines.get_linewidths()[-1] == 3.0
-    assert axes.get_title(loc="left") == "The 150 strongest of 5,321 edges that keep 90 % of the effect"
+    assert axes.get_title(loc="left") == "The 60 strongest of 5,321 edges of a circuit that keeps 90 % of the effect"
 
 
 def test_edges_go_up_and_end_where_they_are_read(made):
@@ -201,7 +203,7 @@ def test_a_larger_circuit_of_the_sparse_model_is_no_success(toy):
     worse = {"ratio": 0.231, "ratio_low": 0.2, "ratio_high": 0.25}
     toy.rows[:] = [row.model_copy(update=worse) for row in toy.rows]
     html = circuits_html(toy, {})
-    assert html.count('<dd class="no">4.33x more<small>') == 2 and "Fewer" not in html
+    assert html.count('<dd class="no">4.33x more<small>') == 2 and "x fewer" not in html
     assert '<b class="no">4.33x more</b> <small>4.0-5.0</small>' in html
     axes = ratio_plot(toy).axes[0]
     assert {text.get_text() for text in axes.texts} == {"4.33x more"}
@@ -238,11 +240,14 @@ def test_page_in_chromium(tmp_path, open_page, made):
     edges = circuit_edges(Grid.of(sparse.shape), sparse.circuit)
     head = edges[0].writer.name.removeprefix("head ")
     seen = in_browser(open_page, tmp_path / "page.html", made, head)
-    assert seen["start"]["lines"] == seen["all"]["lines"] == [2000, 402]
+    assert seen["start"]["lines"] == [30, 30], "few enough to be read"
+    assert seen["more"]["lines"] == [60, 60] and seen["fewer"]["lines"] == [30, 30]
+    assert seen["all"]["lines"] == [2000, 402]
+    assert "These 30 alone keep about" in seen["start"]["caption"][0]
     assert seen["all"]["nodes"] == [len(task[side]["nodes"]) for side in ("base", "sparse")]
-    assert seen["start"]["caption"][0].startswith(
-        "2,000 of 5,321 edges that keep 90 % of the effect; the 2,000 strongest"
-    )
+    assert seen["all"]["caption"][0].startswith("2,000 of 5,321 edges that keep 90 % of the effect. These 2,000 alone")
+    assert seen["all"]["caption"][0].endswith("The page has no more of them.")
+    assert seen["all"]["caption"][1] == "all 402 edges that keep 90 % of the effect."
     assert seen["one"]["lines"] == [1, 1]
     assert seen["one"]["nodes"][1] == len({edges[0].writer.name, *edges[0].reader.nodes, "embedding", "logits"})
     assert all(state["stops"] == [1, 1] for state in seen.values()), "one node of each drawing is in the tab order"
@@ -255,7 +260,7 @@ def test_page_in_chromium(tmp_path, open_page, made):
     own = [edge for edge in edges if edge.writer.name == f"head {head}"]
     assert f"{sum(edge.score for edge in own):.2g}".replace("-", "\N{MINUS SIGN}") in hovered["text"]
     assert hovered["arcs"][1] == len(sparse.example.heads[head])
-    assert f"Sparse: {hovered['arcs'][1]} of 120 edges open" in hovered["text"]
+    assert f"Sparse model: {hovered['arcs'][1]} of 120 edges open" in hovered["text"]
     assert hovered["tokens"] == [token.strip() for token in sparse.example.tokens]
     assert seen["left"]["lit"] == [0, 0] and seen["left"]["tokens"] == []
     assert seen["focused"]["focus"] == "embedding" and re.match(
@@ -263,7 +268,7 @@ def test_page_in_chromium(tmp_path, open_page, made):
     )
     assert seen["up"]["focus"].startswith("head 0.")
     assert (seen["escaped"]["focus"], seen["escaped"]["lit"]) == (None, [0, 0])
-    assert seen["other"]["lines"][1] == made.result.tasks[1].sparse.circuit.count
+    assert seen["other"]["lines"] == [30, 30]
 
 
 def test_hostile_page_in_chromium(tmp_path, open_page, hostile):
@@ -273,5 +278,5 @@ def test_hostile_page_in_chromium(tmp_path, open_page, hostile):
     head = next(iter(first.sparse.example.heads))
     seen = in_browser(open_page, tmp_path / "page.html", found, head)
     assert seen["hovered"]["tokens"][:2] == ["<script>document.title='pwned'</script>", hostile[1]]
-    assert seen["other"]["caption"][0] == "has no circuit that keeps this much of the effect"
+    assert seen["other"]["caption"][0] == "no circuit of this model keeps this much of the effect"
     assert seen["other"]["lines"][0] == 0 < seen["other"]["lines"][1]

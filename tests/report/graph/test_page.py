@@ -73,7 +73,7 @@ def test_page_is_one_file_that_loads_nothing(tmp_path, graph):
     assert not re.findall(r'(?:src|href)="', html)
     assert "80 % of the attention attribution to the answer comes from 5 heads in the sparse model" in html
     assert "from 41 heads in the dense model" in html
-    assert "60 nodes (18 of heads)" in html and "replacement error 0.310" in html
+    assert "60 nodes (18 heads)" in html and "replacement error 0.310" in html
 
 
 def test_number_of_graphs_and_examples_is_checked(graph):
@@ -115,7 +115,7 @@ canvas.dispatchEvent(new MouseEvent("click", {{clientX: 1, clientY: 1}})); await
     assert seen["start"]["selected"] is None and "Choose a node" in seen["start"]["panel"]
     assert seen["start"]["shown"] == "60 240"
     assert seen["feature"]["selected"] == feature.node_id
-    assert "Where it is most active" in seen["feature"]["panel"] and "activation" in seen["feature"]["panel"]
+    assert "Texts with the highest activation" in seen["feature"]["panel"] and "activation" in seen["feature"]["panel"]
     inputs = [link for link in graph.links if link.target == feature.node_id]
     outputs = [link for link in graph.links if link.source == feature.node_id]
     assert f"Inputs: {len(inputs)}" in seen["feature"]["panel"]
@@ -126,11 +126,13 @@ canvas.dispatchEvent(new MouseEvent("click", {{clientX: 1, clientY: 1}})); await
     read = {position[link.source] for link in graph.links if link.target == traced.node_id}
     keys = len(read | {key for key, _ in traced.attention})
     assert f"Keys it reads: {keys}" in seen["head"]["panel"]
-    assert "The gate is open: its logit is +2.10, from a cutoff of \u22124.60" in seen["head"]["panel"]
-    assert "Pairs: written at the query" in seen["head"]["panel"]
+    assert "The gate is open: its logit is +2.10, with a cutoff of \u22124.60" in seen["head"]["panel"]
+    assert "Pairs of writers: at the query" in seen["head"]["panel"]
     assert untraced.qk_note in seen["untraced"]["panel"]
     assert seen["hover"] == feature.node_id
-    assert seen["token"]["selected"] == "E_100_0" and "Nothing in the graph writes into it" in seen["token"]["panel"]
+    assert (
+        seen["token"]["selected"] == "E_100_0" and "No node of the graph has a link into it" in seen["token"]["panel"]
+    )
     assert seen["end"]["selected"] in {link.target for link in graph.links if link.source == "E_100_0"}
     assert seen["pinned"]["pinned"] == [feature.node_id] and seen["pinned"]["selected"] == seen["end"]["selected"]
     assert seen["nothing"]["selected"] is None

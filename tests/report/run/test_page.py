@@ -72,7 +72,7 @@ def test_page_is_one_file_that_loads_nothing(tmp_path, make_record):
     assert all(source.startswith("data:image/png;base64,") for source in re.findall(r'src="([^"]*)"', html))
     assert len(re.findall(r'<img [^>]*alt="[^"]{40,}"', html)) == 3
     title = "4.77 open edges per query and head (3.71 % of the allowed ones, T = 256), within the tolerance"
-    assert f"<h1>{title}</h1>" in html and "43.84 (34.1 %) at the start" in html
+    assert f"<h1>{title}</h1>" in html and "43.84 (34.1 %) at the start of training" in html
     assert "The constraint is satisfied" in html
     assert "+0.023" in html and "2.861 → 2.884" in html
     assert all(f"<dt>{term}</dt>" in html for term in ("Edge", "Constraint", "Lambda (λ)"))
@@ -91,15 +91,15 @@ def test_verdict(satisfied, words, make_record):
 @pytest.mark.parametrize(
     ("centered", "words"),
     [
-        (True, "that token; where it is closed, the head's mean value takes that token's place."),
-        (False, "that token; where it is closed, that token adds nothing to the head's output."),
-        (None, "that token."),
+        (True, " Where an edge is closed, the head's mean value replaces the value of that key."),
+        (False, " Where an edge is closed, that key adds nothing to the head's output."),
+        (None, ""),
     ],
 )
 def test_what_a_closed_edge_gives_is_said_as_far_as_it_is_known(centered, words, make_record):
     record = make_record()
     record.summary.centered = centered
-    assert f"the head reads {words}</dd>" in page_html(record, {})
+    assert f"the head reads the key.{words}</dd>" in page_html(record, {})
 
 
 def test_the_split_of_the_figures_is_named(make_record):
@@ -114,7 +114,9 @@ def test_hostile_text_is_escaped(hostile_record):
     scripts = re.findall(r"<script[^>]*>", html)
     assert scripts == ['<script type="application/json" id="attention-data">', "<script>"]
     assert html.count("</script>") == 2
-    assert "<img src=x" not in html and "<b>" not in html.replace("<b>Before</b>", "").replace("<b>After</b>", "")
+    assert "<img src=x" not in html and "<b>" not in html.replace("<b>Base model</b>", "").replace(
+        "<b>Sparse model</b>", ""
+    )
     assert "&lt;/script&gt;" in html
 
 
@@ -168,12 +170,12 @@ def test_page_in_chromium(tmp_path, drive_page, make_record):
 
     top = encode_attention(example)["top"]
     check("start", *top[0], None)
-    assert "focus a token" in seen["start"]["reading"]
+    assert "Point at a token" in seen["start"]["reading"]
     check("clicked", 1, 1, None)
     check("selected", 2, 1, None)
     check("arrows", 1, 0, None)
     check("focused", 1, 0, 5)
-    assert seen["focused"]["reading"].startswith("mat (token 5) in layer 1, head 0 reads")
+    assert seen["focused"]["reading"].startswith("mat (token 5): tokens that layer 1, head 0 reads here")
     check("down", 1, 0, 6)
     check("end", 1, 0, 6)
     assert (seen["down"]["focus"], seen["end"]["focus"], seen["escaped"]["focus"]) == (6, 6, -1)
@@ -202,3 +204,37 @@ def test_page_of_an_empty_record_in_chromium(tmp_path, open_page):
     assert "<h1>Sparse attention</h1>" in page.dom
     assert page.dom.count("<figure>") == 2
     assert 'id="attention-data"' not in page.dom
+
+
+# Scrolls from end to end with a head of the lowest row chosen, and measures the box and the cell at every step.
+SCROLL = """<script>
+const box = document.getElementById("reading"), rows = document.querySelectorAll(".cell");
+const cell = rows[rows.length - 1], seen = {places: 0, overlaps: 0, covered: 0};
+cell.click();
+const shared = (a, b, from, to) => Math.min(a[to], b[to]) - Math.max(a[from], b[from]);
+const meet = (a, b) => shared(a, b, "left", "right") > 1 && shared(a, b, "top", "bottom") > 1;
+for (let y = 0; y < document.documentElement.scrollHeight; y += 20) {
+  window.scrollTo(0, y);
+  const there = box.getBoundingClientRect();
+  if (there.bottom < 0 || there.top > innerHeight) continue;
+  seen.places++;
+  if (meet(there, cell.getBoundingClientRect())) seen.overlaps++;
+  for (let x = there.left + 4; x < there.right; x += 20) {
+    const on = document.elementFromPoint(x, Math.min(innerHeight - 1, there.top + 4));
+    if (on && !box.contains(on)) seen.covered++;
+  }
+}
+const result = document.createElement("pre");
+result.id = "result";
+result.textContent = btoa(encodeURIComponent(JSON.stringify(seen)));
+document.body.append(result);
+</script>"""
+
+
+@pytest.mark.parametrize("width", [480, 1200])
+def test_nothing_lies_over_the_sticky_box(tmp_path, drive_page, make_record, width):
+    record = make_record([f" word{i}" for i in range(30)], layers=30, heads=9)
+    path = write_page(record, tmp_path / "report.html", plots={})
+    seen = drive_page(path, SCROLL, size=(width, 800))
+    assert seen["places"] > 10
+    assert (seen["overlaps"], seen["covered"]) == (0, 0)

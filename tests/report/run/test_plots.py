@@ -107,7 +107,7 @@ def test_attention_of_odd_sentences(tokens, make_example, hostile):
 
 def test_attention_shows_the_heads_asked_for(make_example):
     titles = [axes.get_title(loc="left") for axes in attention_example(make_example(["a", "b"]), [(2, 1)]).axes]
-    assert "Layer 2, head 1, after" in titles
+    assert "Layer 2, head 1, sparse model" in titles
     assert sum("head 1" in title for title in titles) == 2
 
 

@@ -83,7 +83,7 @@ def test_whole_story(tmp_path, open_page, make_record):
         assert f'id="{section}"' in html and f'href="#{section}"' in html
     assert 'class="missing"' not in html
     assert "<h1>4.77 open edges per query and head (3.71 % of the allowed ones, T = 256)</h1>" in html
-    assert "Measured on the test split" in html
+    assert "All figures are measured on the test split" in html
     assert "81.0 % <small>± 1.0</small>" in html and "-1.0 % <small>± 1.0</small>" in html
     assert "2.861 <small>± 0.010</small>" in html and "+0.023 <small>± 0.010</small>" in html
     assert "5 against 41" in html and "<b>8.20x fewer</b> heads in the sparse model than in the dense model" in html

@@ -52,7 +52,7 @@ def test_a_start_on_another_split_is_not_shown_beside_the_end():
     """Older summaries have the start's share on the validation split, and no edges per query of it."""
     rows = dict(summary_rows(RunSummary(edge_fraction_start=0.191, edge_fraction=0.0223, edges_per_query=2.59)))
     assert rows["Open edges per query and head"] == "2.59 (2.23 % of the allowed ones)"
-    assert rows["… at the start"] == "-"
+    assert rows["… at the start of training"] == "-"
 
 
 def test_model_name_is_not_markup():

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lit_sparse.records.sentence_circuit import SentenceCircuit, SentenceCircuits, by_strength
+from lit_sparse.records.sentence_circuit import KeptEdge, SentenceCircuit, SentenceCircuits, by_strength
 from lit_sparse.report.sentence.page import encode_circuit, sentence_html, write_sentence_page
 from lit_sparse.report.sentence.plot import circuit_figure
 from lit_sparse.report.sentence.snippet import snippet
@@ -64,8 +64,8 @@ def test_page_is_one_file_that_loads_nothing(tmp_path):
     assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", html)
     assert not re.findall(r'(?:src|href)="(?!data:image/png)', html)
     assert "<noscript>" in html and html.index("data:image/png") < html.index("</noscript>")
-    assert "Sparse: 9 of 418 open attention edges are enough: f = 0.93 (asked for 0.9)" in html
-    assert "Dense: 20 of 15,120 open attention edges are enough" in html
+    assert "Sparse model: 9 of 418 open attention edges are enough: f = 0.93 (asked for 0.9)" in html
+    assert "Dense model: 20 of 15,120 open attention edges are enough" in html
     assert "The sparse model needs 9 attention edges, the dense one 20 (2.22 times as many)." in html
 
 
@@ -84,15 +84,15 @@ def test_page_lists_every_edge(count):
 
 
 def test_page_explains_what_off_and_the_goal_mean():
-    assert "an edge that is off <bdi>passes nothing</bdi>." in sentence_html(circuits(make_circuit(off="zero")))
+    assert "An edge that is off <bdi>passes nothing</bdi>." in sentence_html(circuits(make_circuit(off="zero")))
     other = make_circuit(off="corrupted", corrupted="<b>", corrupted_ids=[1] * len(make_circuit().ids))
     html = sentence_html(circuits(other))
-    assert "off <bdi>passes what it passes in &#34;&lt;b&gt;&#34;</bdi>." in html
-    assert "edges of the other prompt" in html and "no edges at all" not in html
+    assert "off <bdi>passes its output from the prompt &#34;&lt;b&gt;&#34;</bdi>." in html
+    assert "all edges from the other prompt" in html and "no edges<" not in html
     distribution = {"goal": "distribution", "nats": 0.2, "wrong": None, "keep": None, "faithfulness": None}
     html = sentence_html(circuits(make_circuit(**distribution)))
     assert "open attention edges are enough: KL 0.14 nats (at most 0.2)" in html
-    assert "0 nats are the same" in html and "KL rises by 0.52" in html and "preference" not in html
+    assert "At 0 nats\nthey are the same" in html and "KL rises by 0.52" in html and "log-odds of" not in html
     missed = sentence_html(circuits(make_circuit(faithfulness=0.71, controls=[])))
     assert "are not enough: f = 0.71" in missed and 'class="claim no"' in missed and "No control was run" in missed
 
@@ -104,13 +104,13 @@ def test_page_in_chromium(tmp_path, drive_page):
     start = seen["start"]
     assert (start["arcs"], start["names"], start["on"], start["off"]) == (20, 20, 0, 9)
     assert start["stops"] == 3 + 4  # the drawing, a token, an edge; and four headings to sort by
-    assert start["sorted"] == ["Without it descending"] and start["first"].startswith("L9 H9")
+    assert start["sorted"] == ["Without this edge descending"] and start["first"].startswith("L9 H9")
     assert seen["edge"]["reading"] == (
-        'L0 H1: " John" (9) reads " John" (3) with weight 0.91; without it f falls by 0.22'
+        'L0 H1: " John" (9) reads " John" (3) with attention weight 0.91; without this edge f falls by 0.22'
     )
     assert (seen["edge"]["on"], seen["edge"]["current"]) == (1, 1)
     assert seen["next"]["reading"].startswith("L0 H10: ")
-    assert "Each line is an edge" in seen["escaped"]["reading"] and seen["escaped"]["on"] == 0
+    assert "A line is an edge" in seen["escaped"]["reading"] and seen["escaped"]["on"] == 0
     assert seen["token"]["focus"] == "to (13)" and seen["token"]["on"] == 11
     assert "to (13), where the answer is read" in seen["token"]["reading"] and "and 5 more" in seen["token"]["reading"]
     assert "When (0): no edge of the circuit" in seen["unused"]["reading"] and seen["unused"]["stops"] == 7
@@ -118,7 +118,7 @@ def test_page_in_chromium(tmp_path, drive_page):
     assert seen["hover"]["reading"].startswith("L9 H9: ") and seen["left"]["on"] == 0
     assert seen["layer"]["sorted"] == ["Head ascending"] and seen["layer"]["first"].startswith("L0 H1")
     assert seen["layerDown"]["sorted"] == ["Head descending"] and seen["layerDown"]["first"].startswith("L11 H10")
-    assert seen["effect"]["sorted"] == ["Without it descending"] and seen["effect"]["first"] == start["first"]
+    assert seen["effect"]["sorted"] == ["Without this edge descending"] and seen["effect"]["first"] == start["first"]
     assert seen["effect"]["stops"] == 7
 
 
@@ -160,3 +160,23 @@ def test_snippet_is_python_that_holds_the_claim(hostile, count):
     literals = [node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant)]
     assert hostile.prompt in literals and hostile.model in literals and 1 in literals
     assert f"keeps its {count} edges" in text
+
+
+NAMES = """<script>
+const outside = [...document.querySelectorAll(".model")].map((model) => {
+  const box = model.querySelector("svg").getBoundingClientRect();
+  return [...model.querySelectorAll(".name rect")].map((name) => name.getBoundingClientRect())
+    .filter((name) => name.left < box.left || name.right > box.right).length;
+});
+const result = document.createElement("pre");
+result.id = "result";
+result.textContent = btoa(encodeURIComponent(JSON.stringify(outside)));
+document.body.append(result);
+</script>"""
+
+
+def test_names_of_edges_are_not_cut_off_in_a_narrow_window(tmp_path, drive_page):
+    tokens = ["a"] * 14
+    edges = [KeptEdge(11, 10, 13, 13, 0.9, 0.4), KeptEdge(3, 10, 0, 0, 0.9, 0.3)]
+    path = write_sentence_page(circuits(make_circuit(edges, tokens)), tmp_path / "a.html")
+    assert drive_page(path, NAMES, size=(480, 800)) == [0]

@@ -29,7 +29,7 @@ def test_two_models_in_words():
     assert '  L10 H7    <- " Mary" (1)   weight 0.58    without it f rises by 0.14' in lines
     assert "  L1 H5     <- itself        weight 0.33    without it f stays the same" in lines
     assert [line.split()[-1] for line in lines if line.startswith(" circuit only")] == ["0.142", "0.142"]
-    assert "An arbitrary answer takes 91, 574 and - edges" in text
+    assert "Control: an arbitrary answer takes 91, 574 and - edges" in text
     assert "Searches from other seeds have 62 % of their edges in common." in lines
     assert "The sparse model needs 9 attention edges, the dense one 20 (2.22 times as many)." in lines
     assert text.count("When Mary and John") == 1

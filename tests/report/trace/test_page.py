@@ -85,7 +85,8 @@ def test_page_is_one_file_that_loads_nothing(tmp_path, result):
     assert "default-src 'none'" in html
     assert not re.findall(r"https?://(?!www\.w3\.org/2000/svg)", html)
     assert not re.findall(r'(?:src|href)="(?!data:image/png)', html)
-    assert "7 of 100 open edges are enough: kept alone, they give the answer a probability of 0.373" in html
+    assert "The sparse model needs 7 of its 100 open edges for this answer" in html
+    assert "with these alone the answer has a probability of 0.373, with all of them 0.800" in html
     assert "gates and softmax normalisers also see the keys of closed edges" in html
 
 
@@ -103,7 +104,7 @@ def test_page_in_chromium(tmp_path, drive_page, result):
     assert f"from {shown.tokens} of 6 tokens" in seen["start"]["text"]
     assert seen["start"]["off"] == 6 - shown.tokens
     assert seen["whole"]["arcs"] == arcs(number) == number and seen["whole"]["off"] == 0
-    assert seen["whole"]["text"].startswith("p = 0.800 of 0.800")
+    assert seen["whole"]["text"].startswith("p = 0.800 (with all edges 0.800)")
     assert (seen["none"]["arcs"], seen["none"]["off"]) == (0, 5)
     assert seen["shown"]["step"] == seen["start"]["step"]
 
@@ -117,9 +118,9 @@ def test_page_in_chromium(tmp_path, drive_page, result):
     assert seen["edge"]["on"] == 1
     key = visible_token(result.tokens[edges.key[0]])
     assert f"{edges.layer[0]}.{edges.head[0]}: mat (5) ← {key} ({edges.key[0]})" in seen["edge"]["reading"]
-    assert f"all but this one: p = {result.without[0]:.3f}" in seen["edge"]["reading"]
+    assert f"circuit without this edge: p = {result.without[0]:.3f}" in seen["edge"]["reading"]
     assert "mat (5) after the last layer" in seen["hover"]["reading"]
-    assert "Each line is what" in seen["left"]["reading"]
+    assert "A line is an edge" in seen["left"]["reading"]
 
 
 def test_hostile_page_in_chromium(tmp_path, open_page, hostile):

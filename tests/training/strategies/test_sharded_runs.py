@@ -48,6 +48,12 @@ def folders(tied_folder, large_folder, tmp_path_factory):
     for strategy in ["ddp", *SHARDED]:
         for kind in ("weights", "full") if strategy != "ddp" else ("weights",):
             add(f"{strategy}-{kind}", strategy=strategy, evaluate=str(root / strategy / f"{kind}.ckpt"))
+    adapters = {"lora": True, "calibrate": True}  # whose checkpoints leave the base model out
+    for strategy in ["ddp", *SHARDED]:
+        add(f"{strategy}-lora", strategy=strategy, **adapters)
+        for kind in ("weights", "full") if strategy != "ddp" else ("weights",):
+            saved = str(root / f"{strategy}-lora" / f"{kind}.ckpt")
+            add(f"{strategy}-lora-{kind}", strategy=strategy, evaluate=saved, **adapters)
     for strategy in ("ddp", "zero3", "fsdp2"):
         add(f"{strategy}-large", "building", strategy=strategy, evaluate=True, model=str(large_folder))
     plans["alone"] = [{**common, "folder": str(root / "fsdp2"), "strategy": "fsdp2", "resume": True}]
@@ -94,9 +100,10 @@ def test_fsdp2_goes_on_with_another_number_of_processes(folders):
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", SHARDED)
 @pytest.mark.parametrize("kind", ["weights", "full"])
-def test_evaluation_is_that_of_ddp(folders, kind, strategy):
-    expected = evaluated(folders["ddp-weights"])[0]
-    ranks = evaluated(folders[f"{strategy}-{kind}"])
+@pytest.mark.parametrize("trained", ["", "-lora"])
+def test_evaluation_is_that_of_ddp(folders, trained, kind, strategy):
+    expected = evaluated(folders[f"ddp{trained}-weights"])[0]
+    ranks = evaluated(folders[f"{strategy}{trained}-{kind}"])
     for rank in ranks:
         for what in ("validated", "tested"):
             assert rank[what] == pytest.approx(expected[what], abs=20 * TOLERANCE)
@@ -125,7 +132,7 @@ def test_what_training_cannot_go_on_from_is_refused(tmp_path):
     fsdp.mkdir()
     (fsdp / "meta.pt").touch()
     SparseFSDPStrategy().check_resumable(fsdp)
-    with pytest.raises(ValueError, match=r"written by 2 processes.* here are 1"):
+    with pytest.raises(ValueError, match=r"written by 2 processes.* this run has 1"):
         SparseDeepSpeedStrategy(stage=2).check_resumable(zero)
     for strategy, path in ((SparseDeepSpeedStrategy(), fsdp), (SparseFSDPStrategy(), zero), (Sharding(), fsdp)):
         with pytest.raises(ValueError, match="resume under the strategy that wrote it"):

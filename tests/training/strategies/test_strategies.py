@@ -20,6 +20,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, ModelParallelStrategy
+from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from lit_sparse import Probability, SparseAttentionModule, from_pretrained
@@ -394,9 +395,27 @@ def test_a_folder_is_put_together_to_the_same_weights(runs, kind, strategy):
     gathered, together = weights(folder, "weights.ckpt"), weights(folder, "full.ckpt")
     assert gathered.keys() == together.keys()
     assert all(torch.equal(gathered[name], together[name]) for name in gathered)
-    embedding = next(name for name in together if name.endswith("embed_tokens.weight"))
-    output = next(name for name in together if name.endswith("lm_head.weight"))
+    tied = [name for name in together if name.endswith(("embed_tokens.weight", "lm_head.weight"))]
+    if kind == "adapters":
+        assert not tied and all("lora_" in name or "edge_gate" in name for name in together), "the base is left out"
+        return
+    embedding, output = tied
     assert torch.equal(together[embedding], together[output])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", TWO)
+def test_files_of_a_checkpoint_with_adapters_hold_no_base(runs, tied_folder, strategy):
+    """In none of a folder's files, under whatever name."""
+    rows = [
+        value[0].numpy().tobytes() for value in load_file(tied_folder / "model.safetensors").values() if value.ndim > 1
+    ]
+    saved = runs["adapters", strategy, 2] / "full.ckpt"
+    files = [file for file in saved.rglob("*") if file.is_file()] if saved.is_dir() else [saved]
+    assert files and rows
+    for file in files:
+        content = file.read_bytes()
+        assert not any(row in content for row in rows), file
 
 
 # --- through the command line ------------------------------------------------------------------------------------
@@ -463,7 +482,9 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_the_run_goes_on(
 @pytest.mark.parametrize(
     ("strategy", "lora"), [("zero2", False), ("zero3", False), ("zero3", True), ("fsdp2", False), ("fsdp2", True)]
 )
-def test_a_sharded_run_ends_in_a_report_and_exports(make_config, start_python, tmp_path, monkeypatch, strategy, lora):
+def test_a_sharded_run_ends_in_a_report_and_exports(
+    make_config, start_python, llama_folder, tmp_path, monkeypatch, strategy, lora
+):
     settings = {"trainer.devices": 2, "trainer.strategy": CONFIGURED[strategy]}
     if lora:
         settings["model.init_args.lora"] = {"r": 2, "lora_alpha": 6, "target_modules": ["q_proj"]}
@@ -486,7 +507,8 @@ def test_a_sharded_run_ends_in_a_report_and_exports(make_config, start_python, t
         layer = "model.layers.1.self_attn.q_proj"
         a, b = (own[f"{layer}.lora_{side}.default.weight"] for side in "AB")
         assert b.abs().max() > 0
-        torch.testing.assert_close(exported[f"{layer}.weight"], own[f"{layer}.base_layer.weight"] + 3.0 * b @ a)
+        base = load_file(llama_folder / "model.safetensors")[f"{layer}.weight"]
+        torch.testing.assert_close(exported[f"{layer}.weight"], base + 3.0 * b @ a)
         gates = [name for name in exported if "edge_gate" in name]
         assert gates and all(torch.equal(exported[name], own[name]) for name in gates)
         return

@@ -9,17 +9,28 @@
   const SIDES = ["base", "sparse"];
   const KINDS = ["mlp", "key", "value", "query", "logits"];
   const STRENGTHS = 5, LISTED = 6, LIT = 20;
+  const FIRST = 30; // edges shown at first; thousands are a tangle that no one can read
   const WIDTH = 440, LEFT = 30, EDGE = 14;
   let panels = {}; // side -> what `build` makes
   let limit = 1, current = null; // edges shown, name of the node looked at
 
   const signed = (score) => (score < 0 ? "−" : "+") + Math.abs(score).toPrecision(2);
   const short = (name) => name.replace(/^head /, "");
+  // The share of the effect that so many of the strongest edges keep, between the sizes that were measured.
+  const keptBy = (flat, edges) => {
+    const [first, last] = [flat[0], flat[flat.length - 2]];
+    if (!flat.length || edges < first || edges > last) return null;
+    let i = 0;
+    while (i < flat.length - 2 && flat[i + 2] <= edges) i += 2;
+    if (i >= flat.length - 2) return flat[i + 1];
+    const [from, to, at] = [flat[i], flat[i + 2], edges].map(Math.log1p);
+    return flat[i + 1] + (flat[i + 3] - flat[i + 1]) * (at - from) / (to - from);
+  };
   const counted = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
 
   const binned = (score, most) => Math.min(STRENGTHS - 1, Math.floor(Math.sqrt(Math.abs(score) / most) * STRENGTHS));
 
-  // The same curve as in circuits_graph.py.
+  // The same curve as in component_graph.py.
   const curve = (panel, [, , x0, y0], [, , x1, y1]) => {
     const rise = 0.45 * (y1 - y0);
     const aside = Math.abs(x1 - x0) < 0.5 && y1 - y0 > 1 ? Math.min(0.25 + 0.05 * (y1 - y0), 0.9) : 0;
@@ -32,7 +43,7 @@
     const svg = byId("drawing-" + side);
     svg.replaceChildren();
     if (!model) return null;
-    const column = (WIDTH - LEFT - EDGE) / (model.mlp + 1.2), row = Math.min(Math.max(640 / model.top, 13), 60);
+    const column = (WIDTH - LEFT - EDGE) / (model.mlp + 1.2), row = Math.min(Math.max(700 / model.top, 13), 60);
     const height = row * model.top + 46;
     const panel = { side, model, svg, row, x: (x) => LEFT + (x + 0.5) * column, y: (y) => height - 30 - y * row };
     svg.setAttribute("viewBox", `0 0 ${WIDTH} ${height.toFixed(0)}`);
@@ -44,6 +55,8 @@
     }
     for (let head = 0; head < model.heads; head += Math.ceil(model.heads / 12)) make("text", { x: panel.x(head), y: height - 8 }, svg, head);
     make("text", { x: panel.x(model.mlp), y: height - 8 }, svg, "MLP");
+    make("text", { class: "axis name", x: 0, y: height - 8 }, svg, "head");
+    make("text", { class: "axis name", x: 0, y: panel.y(model.layers) - 14 }, svg, "layer");
     make("path", { class: "grid", d: dots }, svg);
     panel.lines = make("g", { class: "lines" }, svg);
     panel.lit = make("g", { class: "lines" }, svg);
@@ -63,7 +76,7 @@
     }
     const group = make("g", { class: "dots" }, svg);
     panel.nodes = model.nodes.map(([name, kind, x, y], index) => {
-      const wide = kind === "head" || kind === "mlp" ? Math.min(column * 0.72, 26) : 84, high = Math.min(row * 0.56, 16, wide * 1.1);
+      const wide = kind === "head" || kind === "mlp" ? Math.min(column * 0.78, 30) : 84, high = Math.min(row * 0.64, 18, wide * 1.1);
       const element = make("g", { class: kind, role: "img", tabindex: -1, "aria-describedby": "node", "data-node": name }, group);
       const box = (w, h) => ({ x: panel.x(x) - w / 2, y: panel.y(y) - h / 2, width: w, height: h });
       make("rect", { class: "hit", ...box(Math.max(wide, column * 0.95), row * 0.8) }, element);
@@ -121,8 +134,11 @@
       node.element.setAttribute("aria-label", `${side}: ${node.name}, score ${signed(node.score)}, `
         + `reads ${counted(node.reads.length, "edge")}, writes ${counted(node.writes.length, "edge")}`);
     }
-    const rest = model.count > panel.edges.length ? `; the ${panel.edges.length.toLocaleString("en")} strongest can be drawn` : "";
-    byId("shown-" + side).textContent = `${shown.length.toLocaleString("en")} of ${counted(model.count, "edge")} that keep ${model.share} of the effect${rest}`;
+    const few = shown.length < model.count, alone = keptBy(model.kept, shown.length);
+    const rest = few && alone !== null ? ` These ${shown.length.toLocaleString("en")} alone keep about ${Math.round(100 * alone)} %.` : "";
+    const end = few && shown.length === panel.edges.length ? " The page has no more of them." : "";
+    byId("shown-" + side).textContent = (few ? `${shown.length.toLocaleString("en")} of ${counted(model.count, "edge")}` : `all ${counted(model.count, "edge")}`)
+      + ` that keep ${model.share} of the effect.${rest}${end}`;
     rove(panel, panel.nodes.find((node) => node.on && node.name === current) || panel.nodes.find((node) => node.kind === "logits"));
   };
 
@@ -172,17 +188,17 @@
     inspector.replaceChildren();
     const some = Object.values(panels).map((panel) => panel.nodes.find((one) => one.name === name)).find(Boolean);
     if (name) make("h3", {}, inspector, some && some.kind === "head" ? `Head ${name.slice(5)}` : title(name).replace("Mlp", "MLP"));
-    else make("p", { class: "soft" }, inspector, "The strongest edges. Point at a node to see its own.");
+    else make("p", { class: "soft" }, inspector, "The strongest edges and their scores (log-odds). Point at a box to see its own edges.");
     const pair = make("div", { class: "pair" }, inspector);
     for (const side of SIDES) {
       const box = make("div", {}, pair), panel = panels[side];
       make("span", { class: "dot " + side }, box);
-      make("b", {}, box, title(side));
-      if (!panel) { make("p", { class: "soft" }, box, "has no circuit that keeps this much"); continue; }
+      make("b", {}, box, `${title(side)} model`);
+      if (!panel) { make("p", { class: "soft" }, box, "no circuit of this model keeps this much of the effect"); continue; }
       const from = (edge) => short(panel.model.nodes[edge.writer][0]);
       if (!name) { list("", panel.edges.slice(0, LISTED), (edge) => `${from(edge)} → ${edge.name}`, box); continue; }
       const node = panel.nodes.find((one) => one.name === name && one.on);
-      if (!node) { make("p", { class: "soft" }, box, "not among the edges shown"); continue; }
+      if (!node) { make("p", { class: "soft" }, box, "not among the edges that are shown"); continue; }
       make("p", {}, box, `score ${signed(node.score)}`);
       list("reads", node.reads, (edge) => (some.kind === "head" ? edge.kind + " ← " : "") + from(edge), box);
       list("writes to", node.writes, (edge) => edge.name, box);
@@ -191,9 +207,17 @@
   };
 
   // The slider goes by equal factors from 1 to all.
+  const most = () => Math.max(1, ...Object.values(panels).map((panel) => panel.edges.length));
+  const set = (edges) => {
+    const all = most();
+    slider.value = all > 1 ? Math.round((slider.max * Math.log(Math.min(all, Math.max(1, edges)))) / Math.log(all)) : slider.max;
+    drawAll();
+  };
   const drawAll = () => {
-    const most = Math.max(1, ...Object.values(panels).map((panel) => panel.edges.length));
-    limit = Math.round(Math.pow(most, slider.value / slider.max));
+    const all = most();
+    limit = Math.round(Math.pow(all, slider.value / slider.max));
+    byId("fewer").disabled = limit <= 1;
+    byId("more").disabled = limit >= all;
     shownText.textContent = `up to ${limit.toLocaleString("en")}`;
     slider.setAttribute("aria-valuetext", `up to ${counted(limit, "edge")} in each drawing`);
     Object.values(panels).forEach(drawPanel);
@@ -205,10 +229,10 @@
     for (const side of SIDES) {
       const panel = build(side, task[side]);
       if (panel) panels[side] = panel;
-      else byId("shown-" + side).textContent = "has no circuit that keeps this much of the effect";
+      else byId("shown-" + side).textContent = "no circuit of this model keeps this much of the effect";
     }
     current = null;
-    drawAll();
+    set(FIRST);
   };
   let waiting = false; // one redraw a frame, however fast the slider moves
   slider.addEventListener("input", () => {
@@ -216,6 +240,8 @@
     waiting = true;
     requestAnimationFrame(() => { waiting = false; drawAll(); });
   });
+  byId("fewer").addEventListener("click", () => set(Math.floor(limit / 2)));
+  byId("more").addEventListener("click", () => set(limit * 2));
   taskBox.addEventListener("change", choose);
   choose();
   document.documentElement.dataset.ready = "yes";

@@ -12,7 +12,7 @@ const title = (name) => name[0].toUpperCase() + name.slice(1);
 // What a head reads on the example prompt: arcs of the base model to the left of the tokens, of the sparse one to the right.
 // models: [[side, model], ...]. Two models with different tokens get a drawing each.
 const drawReads = (into, head, models) => {
-  make("h4", {}, into, "What it reads on an example prompt");
+  make("h4", {}, into, "Attention of this head on an example prompt");
   const text = ([, model]) => model.tokens.join("\0");
   const same = models.every((one) => text(one) === text(models[0]));
   for (const block of same ? [models] : models.map((one) => [one])) {
@@ -29,8 +29,8 @@ const drawArcs = (into, side, model, head, svg) => {
   const line = make("p", { class: "strongest" }, into);
   make("span", { class: "dot " + side }, line);
   const [open, ...flat] = model.attention[head] || [null];
-  if (open === null) return line.append(`${title(side)}: writes no edge of the circuit`);
-  if (!open) return line.append(`${title(side)}: reads no token, every edge is closed`);
+  if (open === null) return line.append(`${title(side)} model: no edge of the circuit starts at this head`);
+  if (!open) return line.append(`${title(side)} model: all edges are closed`);
   const size = model.tokens.length, edges = [];
   for (let i = 0; i < flat.length; i += 2) edges.push({ query: Math.floor(flat[i] / size), key: flat[i] % size, weight: flat[i + 1] / 1000 });
   for (const { query, key, weight } of edges) {
@@ -42,8 +42,8 @@ const drawArcs = (into, side, model, head, svg) => {
       "stroke-width": (0.5 + 3 * weight).toFixed(2), "stroke-opacity": (0.08 + 0.9 * weight).toFixed(2),
     }, svg);
   }
-  line.append(`${title(side)}: ${open} of ${(size * (size + 1)) / 2} edges open`
-    + (model.floor ? `, those of weight ≥ ${model.floor} drawn. ` : ". "));
+  line.append(`${title(side)} model: ${open} of ${(size * (size + 1)) / 2} edges open`
+    + (model.floor ? `; those of weight ≥ ${model.floor} are drawn. ` : ". "));
   edges.sort((a, b) => b.weight - a.weight).slice(0, 3).forEach(({ query, key, weight }, index) => {
     line.append(index ? ", " : "Strongest: ");
     make("bdi", {}, line, model.tokens[query]);

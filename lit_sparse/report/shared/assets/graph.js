@@ -282,7 +282,7 @@
   // --- the address: sliders, and by graph what is clicked, pinned and grouped where it is not what the file says ---
   let ready = false;
   const remember = () => {
-    if (!ready) return;
+    if (!ready || location.href === "about:srcdoc") return; // a frame in a notebook has no address of its own
     const address = new URLSearchParams();
     address.set("reach", reachSlider.value);
     address.set("floor", floorSlider.value);
@@ -308,7 +308,7 @@
     const reach = Math.max(...graphs.map((graph) => graph.model.reach));
     settings.reach = reachSlider.value === reachSlider.max ? 1 : (Number(reachSlider.value) / Number(reachSlider.max)) * reach;
     settings.floor = FLOORS[Number(floorSlider.value)] ?? 0;
-    const said = reach ? `${percent(Math.min(settings.reach, reach))} of the influence` : "the file says no influence";
+    const said = reach ? `${percent(Math.min(settings.reach, reach))} of the influence` : "the file has no influence values";
     document.getElementById("reach-says").textContent = said;
     document.getElementById("floor-says").textContent = settings.floor ? `at least ${percent(settings.floor)} of an input` : "all";
     reachSlider.setAttribute("aria-valuetext", said);

@@ -51,7 +51,7 @@ GraphPage.panel = (model, root, { select, pin, ungroup, rename, isPinned }) => {
     const list = GraphPage.ends(unit, "inputs");
     const section = make("section", { class: "inputs" }, parent);
     make("h4", { text: `Inputs: ${count(list.length)}` }, section);
-    if (!list.length) make("p", { class: "soft", text: "Nothing in the graph writes into it." }, section);
+    if (!list.length) make("p", { class: "soft", text: "No node of the graph has a link into it." }, section);
     const most = list.length ? Math.abs(list[0].weight) : 1;
     const heads = list.filter((one) => one.unit.kind === "head"), direct = list.filter((one) => one.unit.kind !== "head");
     const share = (part) => percent(part.reduce((sum, one) => sum + one.share, 0));
@@ -76,11 +76,11 @@ GraphPage.panel = (model, root, { select, pin, ungroup, rename, isPinned }) => {
     const list = GraphPage.ends(unit, "outputs");
     const section = make("section", { class: "outputs" }, parent);
     make("h4", { text: `Outputs: ${count(list.length)}` }, section);
-    if (!list.length) make("p", { class: "soft", text: unit.kind === "logit" ? "A logit is where the graph ends." : "Nothing in the graph reads it." }, section);
+    if (!list.length) make("p", { class: "soft", text: unit.kind === "logit" ? "A logit is where the graph ends." : "It has no link to another node of the graph." }, section);
     const most = list.length ? Math.abs(list[0].weight) : 1;
     for (const [title, part] of [
       ["To logits", list.filter((one) => one.unit.kind === "logit")],
-      ["Moved on by heads", list.filter((one) => one.unit.kind === "head")],
+      ["To heads", list.filter((one) => one.unit.kind === "head")],
       ["To features", list.filter((one) => one.unit.kind !== "logit" && one.unit.kind !== "head")],
     ]) {
       if (!part.length) continue;
@@ -91,8 +91,8 @@ GraphPage.panel = (model, root, { select, pin, ungroup, rename, isPinned }) => {
 
   const contexts = (node, parent) => {
     const list = model.contexts(node.layer, node.index);
-    make("h4", { text: "Where it is most active" }, parent);
-    if (!list.length) make("p", { class: "soft", text: "This page has no contexts of this feature." }, parent);
+    make("h4", { text: "Texts with the highest activation" }, parent);
+    if (!list.length) make("p", { class: "soft", text: "This page has no example texts of this feature." }, parent);
     const most = Math.max(1e-9, ...list.flatMap((one) => one.values));
     const element = make("ul", { class: "contexts" }, parent);
     for (const one of list) {
@@ -141,18 +141,18 @@ GraphPage.panel = (model, root, { select, pin, ungroup, rename, isPinned }) => {
     const facts = [];
     if (typeof found.key === "number") facts.push(`The edge to ${model.at(found.key)}.`);
     if (typeof found.attention_logit === "number") {
-      facts.push(`Its attention logit is ${signed(found.attention_logit)}` + (typeof found.remainder === "number" ? `, ${signed(found.remainder)} of it from biases and what is not listed.` : "."));
+      facts.push(`Its attention logit is ${signed(found.attention_logit)}` + (typeof found.remainder === "number" ? `, ${signed(found.remainder)} of it from biases and pairs that are not listed.` : "."));
     }
     if (typeof found.gate_logit === "number") {
       facts.push(`The gate is ${found.gate_logit > 0 ? "open" : "closed"}: its logit is ${signed(found.gate_logit)}` +
-        (typeof found.gate_cutoff === "number" ? `, from a cutoff of ${signed(found.gate_cutoff)}` : "") +
+        (typeof found.gate_cutoff === "number" ? `, with a cutoff of ${signed(found.gate_cutoff)}` : "") +
         (typeof found.gate_sharpness === "number" ? ` and a sharpness of ${found.gate_sharpness.toPrecision(2)}.` : "."));
     }
     if (facts.length) make("p", { text: facts.join(" ") }, parent);
     const most = (list) => Math.max(1e-12, ...list.map((one) => Math.abs(one[one.length - 1])));
     const pairs = found.pair_wise_contributors || [];
     if (pairs.length) {
-      make("h5", { text: "Pairs: written at the query × written at the key" }, parent);
+      make("h5", { text: "Pairs of writers: at the query × at the key" }, parent);
       listing(pairs, ([query, key, value], element) => {
         const item = make("li", { class: "pair" }, element);
         const both = make("span", {}, item);
@@ -163,7 +163,7 @@ GraphPage.panel = (model, root, { select, pin, ungroup, rename, isPinned }) => {
         make("span", { class: value < 0 ? "minus" : "plus", text: signed(value) }, item);
       }, parent);
     }
-    for (const [title, list] of [["At the query, over all keys' writers", found.top_q_marginal_contributors], ["At the key, over all queries' writers", found.top_k_marginal_contributors]]) {
+    for (const [title, list] of [["Writers at the query, summed over those at the key", found.top_q_marginal_contributors], ["Writers at the key, summed over those at the query", found.top_k_marginal_contributors]]) {
       if (!list || !list.length) continue;
       make("h5", { text: title }, parent);
       listing(list, ([id, value], element) => {

@@ -1,7 +1,8 @@
 "use strict";
 // The attention explorer. Tokens are already in the page as text; the data holds numbers only:
-// {layers, heads, size, floor, top: [[layer, head]], before: [flat], after: [flat]} where flat is
-// [query * size + key, weight in thousandths, ...] of head layer * heads + head.
+// {layers, heads, size, floor, top: [[layer, head]], sides: {before, after: {name, whole}}, before: [flat], after: [flat]}
+// where flat is [query * size + key, weight in thousandths, ...] of head layer * heads + head. A side that is whole has
+// every open edge, any other its weights from the floor on; "before" may be missing.
 (() => {
   const source = document.getElementById("attention-data");
   if (!source) return;
@@ -12,7 +13,11 @@
   const buttons = rows.map((row) => row.querySelector("button"));
   const names = buttons.map((button) => button.textContent);
   const allowed = (data.size * (data.size + 1)) / 2;
-  const SIDES = ["before", "after"];
+  const SIDES = ["before", "after"].filter((side) => side in data.sides);
+  const number = (value) => value.toLocaleString("en-US");
+  const counted = (side, edges) => data.sides[side].whole
+    ? `${number(edges)} of ${number(allowed)} edges open`
+    : `${number(edges)} of ${number(allowed)} edges drawn: those of weight ≥ ${data.floor}`;
   let [layer, head] = data.top[0] || [0, 0];
   let current = null; // the query token that is shown alone
 
@@ -70,9 +75,7 @@
           "stroke-width": (0.6 + 4.4 * edge.weight).toFixed(2), opacity: (0.25 + 0.7 * edge.weight).toFixed(2),
         }, svg);
       }
-      byId("count-" + side).textContent = side === "before"
-        ? `${list.length} edges of weight ≥ ${data.floor} drawn`
-        : `${list.length} of ${allowed} edges open`;
+      byId("count-" + side).textContent = counted(side, list.length);
     }
     drawToken();
   };
@@ -80,8 +83,9 @@
   const sentence = (side, list) => {
     const paragraph = make("div", {}, reading);
     make("span", { class: "dot " + side }, paragraph);
-    paragraph.append(side === "before" ? "Before: " : "After: ");
-    if (!list.length) paragraph.append(side === "before" ? `no weight reaches ${data.floor}` : "reads no token: every edge is closed");
+    const { name, whole } = data.sides[side];
+    paragraph.append(`${name}: `);
+    if (!list.length) paragraph.append(whole ? "no token, because every edge is closed" : `all weights are below ${data.floor}`);
     list.slice(0, 8).forEach((edge, index) => {
       if (index) paragraph.append(", ");
       make("bdi", { text: names[edge.key] }, paragraph);
@@ -110,12 +114,12 @@
       }
     });
     if (current === null) {
-      reading.append("Hover, tap or focus a token to see which earlier tokens it reads in this head, and with what weight.");
+      reading.append("Point at a token, tap it or go to it with Tab. Then this box lists the tokens that the head reads there, with their attention weights.");
       return;
     }
     const line = make("div", {}, reading);
     make("bdi", { text: names[current] }, line);
-    line.append(` (token ${current}) in layer ${layer}, head ${head} reads`);
+    line.append(` (token ${current}): tokens that layer ${layer}, head ${head} reads here, with attention weights`);
     for (const side of SIDES) sentence(side, shown[side]);
   };
 
@@ -150,7 +154,7 @@
     make("span", { text: h, "aria-hidden": "true" }, map);
     for (let l = 0; l < data.layers; l++) {
       const count = data.after[l * data.heads + h].length / 2;
-      const name = `layer ${l}, head ${h}: ${count} of ${allowed} edges open`;
+      const name = `layer ${l}, head ${h}: ${counted("after", count)}`;
       const cell = make("button", {
         type: "button", role: "radio", class: "cell", "data-layer": l, "data-head": h, "aria-label": name, title: name,
       }, map);

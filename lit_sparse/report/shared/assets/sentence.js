@@ -77,17 +77,19 @@
         hit.addEventListener("mouseenter", () => showEdge(edge));
         hit.addEventListener("mouseleave", rest);
       }
-      labels = data.labelled ? place(points) : [];
+      labels = data.labelled ? place(points, box.width) : [];
       make("circle", { class: "node", cx: x(last), cy: y(height), r: 5 }, svg);
       make("text", { class: "answer", x: x(last) + 6, y: y(height) - 12, "text-anchor": "end", text: answer.length > 24 ? `${answer.slice(0, 23)}…` : answer }, svg);
       rest();
     };
     // Names of edges, the strongest first, each where it covers the least of those before it.
-    const place = (points) => {
+    const place = (points, width) => {
       const taken = [];
       return points.map(([a, control, b], edge) => {
         const text = `${data.layer[edge]}.${data.head[edge]}`, half = 3.1 * text.length + 3;
-        const at = (t, i) => (1 - t) ** 2 * a[i] + 2 * t * (1 - t) * control[i] + t ** 2 * b[i];
+        const on = (t, i) => (1 - t) ** 2 * a[i] + 2 * t * (1 - t) * control[i] + t ** 2 * b[i];
+        const inside = (x) => Math.max(half + 1, Math.min(width - half - 1, x)); // at the drawing's sides no name is cut off
+        const at = (t, i) => (i ? on(t, 1) : inside(on(t, 0)));
         const covers = (t) => taken.reduce((sum, one) => sum + Math.max(0, half + one.half - Math.abs(at(t, 0) - one.x)) * Math.max(0, 16 - Math.abs(at(t, 1) - one.y)), 0);
         const t = ALONG.find((one) => covers(one) === 0) ?? ALONG.reduce((best, one) => (covers(one) < covers(best) ? one : best));
         taken.push({ x: at(t, 0), y: at(t, 1), half });
@@ -115,7 +117,7 @@
       make("bdi", { text: query }, parent, false);
       parent.append(" reads ");
       make("bdi", { text: key }, parent, false);
-      parent.append(` with weight ${weight}; without it `);
+      parent.append(` with attention weight ${weight}; without this edge `);
       make("span", { class: data.effect[edge] < 0 ? "minus" : "plus", text: loss }, parent, false);
     };
     const listing = (title, edges) => {
@@ -136,19 +138,19 @@
       const title = make("div", {}, reading, false);
       make("bdi", { text: tokens[position].textContent }, title, false);
       title.append(position === last ? ", where the answer is read" : data.streams[position] === null ? ": no edge of the circuit" : "");
-      listing("It reads:", inLayers.filter((edge) => data.query[edge] === position));
-      listing("It is read:", inLayers.filter((edge) => data.key[edge] === position && data.query[edge] !== position));
+      listing("Edges into it:", inLayers.filter((edge) => data.query[edge] === position));
+      listing("Edges out of it:", inLayers.filter((edge) => data.key[edge] === position && data.query[edge] !== position));
     };
     const rest = () => {
       if (pinned) return pinned();
       highlight(null);
-      reading.append("Each line is an edge, named layer.head: what stands at its lower end is read at its upper end. Only layers with edges are drawn. The wider a line, ");
-      make("span", { class: "plus", text: "the more is lost without it" }, reading, false);
+      reading.append("A line is an edge, named layer.head. It starts below at the key, the token that is read, and ends above at the query. Only layers with edges are drawn. The wider a line, ");
+      make("span", { class: "plus", text: "the larger the loss without it" }, reading, false);
       if (data.effect.some((effect) => effect < 0)) {
-        reading.append("; without an ");
-        make("span", { class: "minus", text: "orange one the circuit does better" }, reading, false);
+        reading.append("; the circuit does better without an ");
+        make("span", { class: "minus", text: "orange one" }, reading, false);
       }
-      reading.append(". Point at a line or a token, or focus them with Tab and move with the arrow keys.");
+      reading.append(". Point at a line or a token, or go to them with Tab and the arrow keys.");
     };
 
     // --- mouse and keyboard ---

@@ -77,6 +77,7 @@
       for (let layer = 0; layer <= data.layers; layer += data.layers > 12 ? 5 : 1) {
         make("text", { x: Math.max(4, x(0) - 26), y: y(layer) + 4, "text-anchor": "middle", text: layer }, svg, true);
       }
+      make("text", { x: 0, y: y(data.layers) - 12, text: "layer" }, svg, true);
       const sums = new Map(), read = new Array(data.size).fill(-1);
       for (const edge of on) {
         const name = (data.layer[edge] * data.size + data.query[edge]) * data.size + data.key[edge];
@@ -106,7 +107,7 @@
       const [, probability] = data.steps[Number(slider.value)];
       state.replaceChildren();
       make("b", { text: `p = ${probability.toFixed(3)}` }, state);
-      state.append(` of ${data.probability.toFixed(3)} with only the first ${number(kept)} edges between tokens kept; ` +
+      state.append(` (with all edges ${data.probability.toFixed(3)}) when only the first ${number(kept)} edges between tokens are kept. ` +
         `${number(on.size)} of them lead to the answer, from ${seen.size} of ${data.size} tokens.`);
       slider.setAttribute("aria-valuetext", `${number(kept)} edges, probability ${probability.toFixed(3)}`);
       find(".chip").setAttribute("aria-pressed", kept === data.shown);
@@ -128,11 +129,11 @@
       for (const extra of svg.querySelectorAll(".way, .cursor")) extra.remove();
       items.forEach((item) => item.classList.remove("current"));
       reading.replaceChildren();
-      reading.append("Each line is what one layer's heads move from a token to a later one, the wider the more it carries; ");
-      make("span", { class: "plus", text: "blue speaks for the answer" }, reading);
+      reading.append("A line is an edge from a token to a later one, in one layer. The wider it is, the larger its contribution: ");
+      make("span", { class: "plus", text: "blue raises the answer's logit" }, reading);
       reading.append(", ");
-      make("span", { class: "minus", text: "orange against it" }, reading);
-      reading.append(". Tokens are coloured by what is lost when nobody reads them. Point at a line, a crossing or a token, or focus them with Tab and move with the arrow keys.");
+      make("span", { class: "minus", text: "orange lowers it" }, reading);
+      reading.append(". The stronger the colour of a token, the more its ablation changes the answer. Point at a line, a crossing or a token, or go to them with Tab and the arrow keys.");
     };
     const token = (position, parent) => {
       make("bdi", { text: names[position] }, parent);
@@ -146,7 +147,7 @@
       parent.append(` weight ${data.weight[edge].toFixed(3)}, `);
       make("span", { class: data.contribution[edge] < 0 ? "minus" : "plus", text: `${signed(data.contribution[edge])} logits` }, parent);
       parent.append(` (${(100 * Math.abs(data.contribution[edge]) / data.total).toPrecision(2)} %)`);
-      if (edge < data.without.length) parent.append(`; of those shown all but this one: p = ${data.without[edge].toFixed(3)}`);
+      if (edge < data.without.length) parent.append(`; circuit without this edge: p = ${data.without[edge].toFixed(3)}`);
     };
     const listing = (title, edges) => {
       if (!edges.length) return;
@@ -180,9 +181,9 @@
       title.append(layer === data.layers ? " after the last layer" : ` before layer ${layer}`);
       const edges = (chosen) => arcs.filter(chosen).flatMap((arc) => arc.edges).sort((a, b) => a - b);
       const [read, readers] = [edges(into), edges(out)];
-      listing(`It has just read, in layer ${layer - 1}:`, read);
-      listing(`It is read, in layer ${layer}:`, readers);
-      if (!read.length && !readers.length) reading.append("No kept edge comes in or goes out here.");
+      listing(`Edges into it, in layer ${layer - 1}:`, read);
+      listing(`Edges out of it, in layer ${layer}:`, readers);
+      if (!read.length && !readers.length) reading.append("No kept edge goes in or out here.");
     };
     const way = (edges, whole) => {
       const points = whole ? [[data.key[edges[0]], 0]] : [];
@@ -199,7 +200,7 @@
       else if (data.needed[position] === null) title.append(": no open edges lead from it to the answer.");
       else title.append(`: reaches the answer along the first ${data.needed[position] === 1 ? "edge" : number(data.needed[position]) + " edges"}.`);
       if (position !== last) {
-        make("div", { text: `Cut off, it changes log p by ${signed(data.cut[position])} nats: p = ${(data.probability * Math.exp(data.cut[position])).toFixed(3)}.` }, reading);
+        make("div", { text: `Its ablation changes log p by ${signed(data.cut[position])} nats, to p = ${(data.probability * Math.exp(data.cut[position])).toFixed(3)}.` }, reading);
       }
       const path = data.paths[position];
       if (path && path.length) {
