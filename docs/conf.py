@@ -4,6 +4,7 @@ It is also read from file://, so nothing is fetched: formulas become MathML, fon
 Notebooks are run once and kept in build/notebooks, until their code changes.
 """
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+os.environ["PYTHONPATH"] = str(ROOT)  # of the notebooks' kernels
 
 import lit_sparse  # noqa: E402
 

@@ -11,5 +11,12 @@ def push_command(parsed: Namespace) -> None:
     Raises:
         ValueError: no sparse model folder, no permission, or no connection.
     """
-    url = push(parsed.model, parsed.to, private=parsed.private, revision=parsed.revision, message=parsed.message)
+    url = push(
+        parsed.model,
+        parsed.to,
+        private=parsed.private,
+        revision=parsed.revision,
+        message=parsed.message,
+        license=parsed.license,
+    )
     print(f"model: {url}")

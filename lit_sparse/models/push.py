@@ -31,7 +31,7 @@ def push(
     message: str | None = None,
     license: str | None = None,
 ) -> str:
-    """Pushes a sparse model folder (a run's `model/` or `adapters/`, in shards or not), with its card, and returns its
+    """Pushes a sparse model folder (such as a run's `model/`, in shards or not), with its card, and returns its
     address. A repository that does not exist is created; what another push left there of another form is deleted.
 
     Args:
@@ -54,8 +54,8 @@ def push(
     measured: Mapping[str, Any] = description["measured"]
     if (folder / ADAPTERS_FILES[0]).is_file() and base_on_hub(measured.get("model")) is None:
         raise ValueError(
-            f"the adapters in {folder} belong to {measured.get('model')!r}, which is on this computer only: push the "
-            "run's model/ instead, which holds all weights"
+            f"the adapters in {folder} belong to {measured.get('model')!r}, which is on this computer only: write a "
+            "folder with all weights first (`lit-sparse export` from the run's checkpoint) and push that"
         )
     repository = _open(repo_id, private, token, revision)
     readme = folder / "README.md"

@@ -77,7 +77,7 @@ def test_help_and_mistakes_import_nothing_heavy(arguments, start_python):
         (["trace", "--model", "./runs/nothing", "--prompt", "a"], "there is no folder ./runs/nothing"),
         (["circuits", "--model", "smollm2_2048", "--prompt", ""], "--prompt is empty"),
         (["evaluate", "--model", "smollm2_2048"], "nothing to measure"),
-        (["push", "--model", ".", "--to", "name"], "--to is USER/NAME"),
+        (["push", "--model", ".", "--to", "a/b/c"], "--to is USER/NAME or NAME, got a/b/c"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -10,17 +10,18 @@ from lit_sparse.commands.parser import CommandParser
 
 def _add(parser: CommandParser) -> None:
     parser.add_argument("--model", type=str, required=True, help="sparse model folder, such as the model/ of a run")
-    parser.add_argument("--to", type=str, required=True, help="repository on the hub, USER/NAME; it is made if needed")
+    parser.add_argument("--to", type=str, required=True, help="hub repository, USER/NAME, or NAME for your own")
     parser.add_argument("--private", type=bool, default=False, help="only you can read it (true)")
     parser.add_argument("--revision", type=str | None, default=None, help="branch to push to; default: main")
     parser.add_argument("--message", type=str, default="Upload a sparse model", help="commit message")
+    parser.add_argument("--license", type=str | None, default=None, help="default: the base model's, where it is known")
 
 
 def _check(parsed: Namespace) -> None:
     if not Path(parsed.model).expanduser().is_dir():
         raise ValueError(f"--model: there is no folder {parsed.model}")
-    if parsed.to.count("/") != 1:
-        raise ValueError(f"--to is USER/NAME, got {parsed.to}")
+    if parsed.to.count("/") > 1:
+        raise ValueError(f"--to is USER/NAME or NAME, got {parsed.to}")
 
 
 COMMAND = OptionsCommand(
