@@ -26,12 +26,13 @@ def shipped(kind: Kind, name: str) -> Path | None:
 
 
 def shipped_names(kind: Kind) -> list[str]:
-    """Names of what is shipped: of configs their files, in folders too, else what lies in the folder of the kind."""
-    for root in _roots(kind):
-        if kind == "configs":
-            return sorted(file.relative_to(root).as_posix() for file in root.rglob("*.yaml"))
-        return sorted(path.name for path in root.iterdir() if not path.name.startswith(("_", ".")))
-    return []
+    """Names of what is shipped: of configs their files, those in folders too, else what lies in the kind's folder."""
+    found = {
+        path.relative_to(root).as_posix()
+        for root in _roots(kind)
+        for path in (root.rglob("*.yaml") if kind == "configs" else root.iterdir())
+    }
+    return sorted(name for name in found if not name.startswith(("_", ".")))
 
 
 def _roots(kind: Kind) -> list[Path]:
