@@ -36,7 +36,7 @@ extensions = [
 ]
 exclude_patterns = ["**.ipynb_checkpoints"]
 
-myst_enable_extensions = ["dollarmath", "deflist", "attrs_inline"]
+myst_enable_extensions = ["dollarmath", "deflist"]
 myst_heading_anchors = 3
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(ROOT / "build" / "notebooks")
@@ -105,6 +105,12 @@ def _escaped(lines: list[str]) -> list[str]:
     return "".join(pieces).splitlines()
 
 
+def skip_plain_fields(app: Sphinx, what: str, name: str, obj: object, skip: bool, options: object) -> bool | None:
+    """Fields of named tuples are in the signature, and described in the class's docstring."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
 def setup(app: Sphinx) -> None:
     app.add_html_math_renderer("mathml", inline_renderers=(mathml, None), block_renderers=(mathml, None))
+    app.connect("autodoc-skip-member", skip_plain_fields)
     app.connect("autodoc-process-docstring", plain_text, priority=100)  # before napoleon
