@@ -2,10 +2,11 @@
 
 import json
 import re
+from inspect import signature
 
 import pytest
 
-from lit_sparse.attribution.prompt import EDGE_SHARE, EXPLAINED_HEADS, NODE_SHARE
+from lit_sparse.attribution.prompt import prompt_graph
 from lit_sparse.circuits.tasks import TASKS
 from lit_sparse.commands.fit import SparseCLI
 from lit_sparse.commands.info import InfoCLI
@@ -92,7 +93,8 @@ def test_names_and_defaults_of_the_options_are_those_of_the_library():
     assert tuple(TASKS) == circuits.TASK_NAMES
     assert evaluate.SHIPPED_TASKS == SHIPPED
     parsed = graph.COMMAND.parse(["--model", "gpt2", "--transcoders", "t", "--prompt", "a", "--out", "b"])
-    assert (parsed.node_share, parsed.edge_share, parsed.explained_heads) == (NODE_SHARE, EDGE_SHARE, EXPLAINED_HEADS)
+    for name in ("node_share", "edge_share", "explained_heads"):
+        assert parsed[name] == signature(prompt_graph).parameters[name].default
     assert trace.COMMAND.parse(["--model", "gpt2", "--prompt", "a"]).keep == KEEP
 
 
@@ -117,8 +119,6 @@ def test_knobs_of_model_and_data_are_those_of_the_quickstart(capsys):
 
 
 def test_trainer_options_are_those_of_the_trainer():
-    from inspect import signature
-
     from lightning.pytorch import Trainer
 
     assert set(_trainer_arguments()) == set(signature(Trainer.__init__).parameters) - {"self"}
