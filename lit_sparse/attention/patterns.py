@@ -59,16 +59,16 @@ def _sparse(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, 
     layers: list[Tensor] = []
 
     def attend(
-        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **keys: Any
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **keywords: Any
     ) -> tuple[Tensor, Tensor]:
-        mask, scaling = attention_problem(module, query, key, attention_mask, keys)
+        mask, scaling = attention_problem(module, query, key, attention_mask, keywords)
         precise = accumulation_dtype(value.dtype)  # of the operators, on what they are given
-        rounded = (tensor.to(value.dtype).to(precise) for tensor in (query, key))
+        queries, keys = (tensor.to(value.dtype).to(precise) for tensor in (query, key))
         softmax, weights = softmax_and_edge_weights(
-            *rounded, value, mask, module.edge_gate, scaling=scaling, softcap=keys.get("softcap")
+            queries, keys, value, mask, module.edge_gate, scaling=scaling, softcap=keywords.get("softcap")
         )
         layers.append(weights if gated else softmax)
-        return gated_attention_forward(module, query, key, value, attention_mask, **keys)
+        return gated_attention_forward(module, query, key, value, attention_mask, **keywords)
 
     with attending(model, _RECORDING, attend):
         model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
