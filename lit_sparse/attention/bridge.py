@@ -143,7 +143,7 @@ def sparsify(
 
     In place of attention weights, `model(..., output_attentions=True).attentions` then holds counts of edges, one
     (B, H, 3) tensor per layer (expected open, open, allowed; see `edge_counts`): a sparse model never forms the
-    (B, H, T, S) matrices. For short inputs `lit_sparse.attention_patterns` gives these, of dense and sparse models alike.
+    (B, H, T, S) matrices. For short inputs `lit_sparse.attention_patterns` gives these, for any model.
 
     Args:
         model: a causal language model from transformers.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lit_sparse.attention.bridge import attending, attention_modules, attention_problem, gated_attention_forward
 from lit_sparse.attention.edge_weights import softmax_and_edge_weights
+from lit_sparse.attention.interface import accumulation_dtype
 from lit_sparse.common.modes import evaluating
 
 _RECORDING = "lit_sparse_patterns"
@@ -61,8 +62,11 @@ def _sparse(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, 
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **keys: Any
     ) -> tuple[Tensor, Tensor]:
         mask, scaling = attention_problem(module, query, key, attention_mask, keys)
-        given = query.to(value.dtype), key.to(value.dtype), value, mask, module.edge_gate  # as the gates get them
-        softmax, weights = softmax_and_edge_weights(*given, scaling=scaling, softcap=keys.get("softcap"))
+        precise = accumulation_dtype(value.dtype)  # of the operators, on what they are given
+        rounded = (tensor.to(value.dtype).to(precise) for tensor in (query, key))
+        softmax, weights = softmax_and_edge_weights(
+            *rounded, value, mask, module.edge_gate, scaling=scaling, softcap=keys.get("softcap")
+        )
         layers.append(weights if gated else softmax)
         return gated_attention_forward(module, query, key, value, attention_mask, **keys)
 

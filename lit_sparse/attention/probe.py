@@ -53,7 +53,7 @@ def probe_attention(model: PreTrainedModel) -> list[AttentionCall]:
     try:
         transformers_logging.set_verbosity_error()  # "implementation changed" is noise here
         model.set_attn_implementation(_PROBE)
-        device = next(model.parameters()).device
+        device = _device(model)
         ids = torch.zeros(1, 4, dtype=torch.long, device=device)
         inputs = {"position_ids": torch.tensor([[0, 1, 0, 1]], device=device)}
         if device.type == "meta":  # no values to tell documents apart by
@@ -77,6 +77,13 @@ def probe_attention(model: PreTrainedModel) -> list[AttentionCall]:
             "interface; lit_sparse does not support hybrid models"
         )
     return calls
+
+
+def _device(model: PreTrainedModel) -> torch.device:
+    """Where the model computes: accelerate brings parameters there that it keeps elsewhere, as on disk."""
+    hooks = [getattr(module, "_hf_hook", None) for module in model.modules()]
+    devices = [device for hook in hooks if (device := getattr(hook, "execution_device", None)) is not None]
+    return torch.device(devices[0]) if devices else next(model.parameters()).device
 
 
 def _record(

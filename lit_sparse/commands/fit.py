@@ -25,6 +25,7 @@ from lit_sparse.commands.run_command import config_file
 from lit_sparse.commands.run_parser import RunParser
 from lit_sparse.common.files import check_writable
 from lit_sparse.common.rank import process_rank
+from lit_sparse.models.base import may_be_on_hub
 from lit_sparse.models.compared import files_of
 from lit_sparse.training.checkpoint_io import LAST, AtomicCheckpointIO, recover
 from lit_sparse.training.end.history import LOGS
@@ -188,7 +189,7 @@ def _fill_tokenizer(config: Any) -> None:
     while data is not None and name is not None:
         settings = data.get("init_args", {})
         if settings.get("tokenizer", "") is None:
-            settings.tokenizer = files_of(name)
+            settings.tokenizer = name if may_be_on_hub(name) else files_of(name)  # no hub is asked before it is time
         if settings.get("model", "") is None:
             settings.model = name
         data = settings.get("data")

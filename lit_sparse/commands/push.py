@@ -14,7 +14,7 @@ def push_command(parsed: Namespace) -> None:
     url = push(
         parsed.model,
         parsed.to,
-        private=parsed.private,
+        private=parsed.private or None,
         revision=parsed.revision,
         message=parsed.message,
         license=parsed.license,

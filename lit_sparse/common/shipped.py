@@ -26,11 +26,12 @@ def shipped(kind: Kind, name: str) -> Path | None:
 
 def shipped_names(kind: Kind) -> list[str]:
     """Names of the shipped files of a kind: for configs all files, also in subfolders, else the folder's entries."""
-    for root in _roots(kind):
-        if kind == "configs":
-            return sorted(file.relative_to(root).as_posix() for file in root.rglob("*.yaml"))
-        return sorted(path.name for path in root.iterdir() if not path.name.startswith(("_", ".")))
-    return []
+    found = {
+        path.relative_to(root).as_posix()
+        for root in _roots(kind)
+        for path in (root.rglob("*.yaml") if kind == "configs" else root.iterdir())
+    }
+    return sorted(name for name in found if not name.startswith(("_", ".")))
 
 
 def _roots(kind: Kind) -> list[Path]:

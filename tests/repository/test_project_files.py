@@ -22,6 +22,9 @@ def test_the_citation_is_of_this_version_and_of_the_paper():
     (paper,) = citation["references"]
     assert [author["family-names"] for author in paper["authors"]] == ["Draye", "Lei", "Pan", "Posner", "Schölkopf"]
     assert any("2512.05865" in one["value"] for one in paper["identifiers"])
+    (bibtex,) = re.findall(r"```bibtex\n(.*?)```", text_of("README.md"), re.S)
+    assert paper["title"] in bibtex and f"year = {{{paper['year']}}}" in bibtex
+    assert all(f"{one['given-names']}" in bibtex for one in paper["authors"])
     allowed = {"name", "family-names", "given-names", "orcid", "affiliation", "email", "alias", "website"}
     assert all(author.keys() <= allowed for author in [*citation["authors"], *paper["authors"]])
 
