@@ -32,7 +32,7 @@ _FORMAT = 3  # of the files: those of another one are measured again
 
 
 class Part(BaseModel):
-    """What is kept of one model, task and seed: the run, or why there is none."""
+    """Result of one model, task and seed: the run, or the reason why there is none."""
 
     model_digest: str
     run: TaskRun | None = None
@@ -56,7 +56,7 @@ class Parts:
     folder: Path
 
     def read(self) -> dict[str, list[Part]]:
-        """By task, those of all seeds."""
+        """Results of all seeds, by task."""
         return {name: [read_json(self._files[name, seed], Part) for seed in self.seeds] for name in self.names}
 
     @cached_property
@@ -66,7 +66,7 @@ class Parts:
 
     @cached_property
     def pairs(self) -> dict[str, list[Pair]]:
-        """By task that has parts missing, the pairs of one seed; none where the tokenizer cannot express it."""
+        """Pairs of one seed for each task with missing parts; none where the tokenizer cannot express the task."""
         found: dict[str, list[Pair]] = {}
         for name, seed in self.missing:
             if name not in found:
@@ -77,7 +77,7 @@ class Parts:
         return found
 
     def tokens(self, name: str) -> float:
-        """Of the prompts that a task's circuits are found on: half of all."""
+        """Tokens of the prompts on which a task's circuits are found, half of all prompts."""
         return sum(len(pair.clean) for pair in self.pairs[name]) / 2
 
     def measure(self, stack: Stack, name: str, seed: int, digest: str, advance: Advance) -> None:
@@ -99,7 +99,7 @@ class Parts:
         }
 
     def _fingerprint(self) -> str:
-        """Of everything that a part's numbers depend on, but for its file name."""
+        """Hash of everything that determines a part's numbers, except its task and seed."""
         text = json.dumps([_FORMAT, self.candidate.fingerprint(), asdict(self.settings)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -151,7 +151,7 @@ def _advance(bar: Bar, part: str, start: float, size: float) -> Advance:
 
 
 def estimate(stack: Stack, models: Sequence[Parts]) -> str:
-    """What is going to be measured and about how long it takes, from the time of a few passes of the first model."""
+    """Announcement of what will be measured and about how long it takes, from the time of a few passes."""
     first = models[0]
     lines = [f"{parts.side}: {parts.candidate.name}" for parts in models]
     pairs = next((some for some in first.pairs.values() if some), None)

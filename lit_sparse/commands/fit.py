@@ -221,7 +221,7 @@ def _make_prerequisite(config: Any, dry: bool) -> None:
 
 
 def _never_trained(run_dir: Path) -> bool:
-    """Whether this is all that a start leaves that failed before its first step, such as at loading the model."""
+    """True if the folder holds no more than a run leaves that failed before its first step."""
     names = {path.name for path in run_dir.iterdir()} if run_dir.is_dir() else set()
     started = SaveRunConfig.NAME in names and names <= {SaveRunConfig.NAME, LOGS, "tensorboard"}
     return started and not any(run_dir.glob(f"{LOGS}/*/metrics.csv"))

@@ -172,7 +172,7 @@ def _write_all(result: PromptsSummary, summaries: Sequence[GraphSummary], folder
 
 
 def _finished(folder: Path, key: str) -> GraphSummary | None:
-    """What an earlier call of the same command wrote for this prompt."""
+    """Summary that an earlier call of the same command wrote for this prompt, if there is one."""
     if not (folder / SUMMARY).is_file() or not (folder / HEADS).is_file():
         return None
     if json.loads((folder / HEADS).read_text(encoding="utf-8")).get("key") != key:
@@ -181,7 +181,7 @@ def _finished(folder: Path, key: str) -> GraphSummary | None:
 
 
 def _fingerprint(sides: Sequence[Side], prompt: str, settings: Settings) -> str:
-    """Of all that a prompt's graphs depend on."""
+    """Hash of everything that determines a prompt's graphs."""
     weights = [
         [
             (file.name, file.stat().st_size, file.stat().st_mtime_ns)

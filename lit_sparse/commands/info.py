@@ -69,7 +69,7 @@ class InfoCLI(SparseCLI):
 
 
 class Estimate:
-    """What a config's model is and needs.
+    """Size, memory and operations of a config's model.
 
     Args:
         module: the run's module, not configured.
@@ -205,8 +205,11 @@ def info_command(args: Sequence[str]) -> None:
 
 
 def find_architecture(name: str, folders: Sequence[Path]) -> str:
-    """Where to read a model's config.json: the model's own folder, `architectures/<name>` beside one of the folders or
-    above it, else the name itself, which asks the hub."""
+    """Folder or name to read a model's config.json from.
+
+    It is the model's own folder, or `architectures/<name>` beside one of the folders or above it, else the name itself,
+    which asks the hub.
+    """
     if not (name.startswith("package:") or Path(name).expanduser().is_dir()):
         for folder in folders:
             for place in (folder, *folder.parents):

@@ -182,7 +182,7 @@ def _dotted(path: Sequence[_Part]) -> str:
 
 
 def _is_plain(of_class: str | None) -> bool:
-    """What has no bases but dataclasses, or no subclasses, is written without class_path and init_args."""
+    """True for a class that is written without class_path and init_args: a dataclass, or one without subclasses."""
     found = _class(of_class) if of_class else None
     bases = getattr(found, "__mro__", (None, object))[:-1] if of_class else ()
     return getattr(found, "__final__", False) or all(is_dataclass(base) for base in bases)
@@ -197,7 +197,7 @@ def _class(name: str) -> Any:
 
 
 def _class_in(text: str) -> str | None:
-    """Of a callable, such as an optimizer, whose value the complaint quotes."""
+    """Class path in a complaint that quotes the value of a callable, such as an optimizer."""
     match = re.search(r"class_path='(.+?)'", text)
     return match[1] if match else None
 

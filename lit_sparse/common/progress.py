@@ -46,7 +46,7 @@ class Stage:
 
 
 def is_terminal() -> bool:
-    """Whether a person looks on, and bars can move. In a log file they would be lines without end."""
+    """True if stderr is a terminal, where bars can move. In a log file they would fill line after line."""
     return sys.stderr.isatty()
 
 

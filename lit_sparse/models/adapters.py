@@ -174,7 +174,7 @@ class BaseSwitch:
 
     @contextmanager
     def as_base(self, implementation: str | None = None) -> Iterator[None]:
-        """Inside, the model computes what its base does: adapters, gates and dropout are off.
+        """Context in which the model computes what its base does: adapters, gates and dropout are off.
 
         Args:
             implementation: of dense attention; None is what the model had before `sparsify`.

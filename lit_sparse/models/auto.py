@@ -24,7 +24,7 @@ class SparseModelConfig(PreTrainedConfig):
 
 
 class SparseModelForCausalLM:
-    """What `AutoModelForCausalLM` calls for a sparse model folder."""
+    """Class that `AutoModelForCausalLM` calls for a sparse model folder."""
 
     config_class = SparseModelConfig
 

@@ -38,7 +38,7 @@ _FILES = (".safetensors", ".gguf", ".bin", ".ckpt", ".pt")  # not any suffix: Qw
 
 @dataclass(frozen=True)
 class HubAccess:
-    """How repositories of a hub are read, in huggingface_hub's words.
+    """Options for reading repositories of a hub, named as in huggingface_hub.
 
     Args:
         token: of the hub's user; None is the one that `hf auth login` saved, False none.
@@ -79,7 +79,7 @@ def resolve_model(name: str) -> str:
 
 
 def may_be_on_hub(name: str) -> bool:
-    """Whether a name that is no folder can be a repository's, `user/model` or `model`."""
+    """True for a name that is no folder and can be that of a repository, `user/model` or `model`."""
     path = Path(name).expanduser()
     local = name.startswith((".", "/", "~", _PACKAGE)) or path.exists()
     return not local and path.suffix not in _FILES and name.count("/") <= 1

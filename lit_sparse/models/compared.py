@@ -35,11 +35,11 @@ class Candidate(NamedTuple):
 
     @property
     def measured(self) -> dict[str, Any]:
-        """What the export of a sparse model says about it."""
+        """Measurements that the export of a sparse model recorded."""
         return _measured(self.folder) if self.folder else {}
 
     def fingerprint(self) -> str:
-        """Of the name and, for a folder, of its weights' sizes and times: while equal, the weights are the same."""
+        """Hash of the name and, for a folder, of its weights' sizes and times. Equal hashes mean equal weights."""
         folder = self.folder or Path(self.name).expanduser()
         files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
         state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -30,7 +30,7 @@ class NotReachedError(HubError):
 
 @contextmanager
 def explaining(doing: str, name: str, revision: str | None = None) -> Iterator[None]:
-    """Inside, errors of huggingface_hub become a `HubError`.
+    """Context in which errors of huggingface_hub become a `HubError`.
 
     Args:
         doing: `DOWNLOAD` or `PUSH`.

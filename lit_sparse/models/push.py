@@ -110,7 +110,7 @@ def push_sparse(
     license: str | None = None,
     **options: Any,
 ) -> str:
-    """What `push_to_hub` is on a sparsified model: `push` of what its `save_pretrained` writes.
+    """The `push_to_hub` of a sparsified model: `push` of what its `save_pretrained` writes.
 
     Args:
         tokenizer: pushed too, for those who load the model by name.

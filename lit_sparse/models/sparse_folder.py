@@ -103,7 +103,7 @@ def save_sparse(
     state_dict: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> None:
-    """What `save_pretrained` is on a sparsified model: `export_sparse`, or `export_adapters` of a model with adapters,
+    """The `save_pretrained` of a sparsified model: `export_sparse`, or `export_adapters` of a model with adapters,
     into a folder that may hold an earlier save. The figures of the card are left out: the model may have changed.
 
     Args:

@@ -15,7 +15,7 @@ _BYTES = {chr(byte): byte for byte in _PRINTED} | {chr(256 + place): byte for pl
 
 @runtime_checkable
 class CharacterTokens(Protocol):
-    """What is needed of a tokenizer that is not of transformers."""
+    """Interface of a tokenizer that is not of transformers."""
 
     tokens: tuple[str, ...]
 

@@ -1,4 +1,4 @@
-"""How fast a run works, and how long what it still has to do will take.
+"""Speed of a run, and the time that its remaining work will take.
 
 Work is counted in tokens, by kind. The speed of a kind is measured as soon as some of it is done. Before that it is
 estimated from the kinds that are measured, by the passes through the model that a token takes.

@@ -14,7 +14,7 @@ PACKAGE = REPOSITORY / "lit_sparse"
 OPENINGS = re.compile(r"(What|How|Where|Whether|Which|Why|Who|When|Of|By|For|Inside)\b")
 
 # Rooms whose docstrings still have such openings, and how many. The numbers only fall.
-LEFT = {"commands": 7, "report": 1, "models": 10}
+LEFT: dict[str, int] = {}
 
 DEFINITIONS = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lit_sparse import SparseAttentionModule, load_sparse
+from lit_sparse import SparseAttentionModule, from_pretrained
 from lit_sparse.attention import gates_of
 from lit_sparse.commands.main import main
 from lit_sparse.models.adapters import LoraConfig
@@ -56,7 +56,7 @@ def test_checkpoints_hold_what_is_trained(make_config, tmp_path, kind):
         checkpoint = read(tmp_path / "run" / "checkpoints" / f"{name}.ckpt")
         assert checkpoint["state_dict"] and all(any(part in key for part in learnt) for key in checkpoint["state_dict"])
         assert any("embed_tokens" in key for key in left_out_of(checkpoint)["names"])
-    load_sparse(tmp_path / "run" / "model")
+    from_pretrained(tmp_path / "run" / "model")
 
 
 def test_where_everything_learns_everything_is_there(make_config, tmp_path):
@@ -82,7 +82,7 @@ def test_a_checkpoint_is_exported_and_measured_again(finished, tmp_path, which, 
     config, run = finished
     ckpt = run / "checkpoints" / f"{which}.ckpt"
     assert status_of(["export", "--ckpt", ckpt, "--out", tmp_path / "out"]) == 0
-    exported, kept = load_sparse(tmp_path / "out"), read(ckpt)["state_dict"]
+    exported, kept = from_pretrained(tmp_path / "out"), read(ckpt)["state_dict"]
     assert (tmp_path / "out" / "model.sparse.safetensors").is_file()
     for layer, gate in enumerate(gates_of(exported)):
         name = next(name for name in kept if f"layers.{layer}.self_attn.edge_gate.log_threshold" in name)
@@ -186,13 +186,13 @@ def test_a_model_folder_holds_no_base_that_its_name_gives(finished, write_config
     assert {"adapters.safetensors", "adapters.json", "gates.safetensors"} <= files
     assert "model.sparse.safetensors" not in files
     record = RunRecord.load(run / "record")
-    assert same_model(str(record.summary.model_digest), digest_of(load_sparse(run / "model")))
+    assert same_model(str(record.summary.model_digest), digest_of(from_pretrained(run / "model")))
 
     own = write_config(tmp_path, "own", {**LORA, "model.class_path": f"{__name__}.OwnBase"})
     sys.modules.setdefault(__name__, sys.modules[OwnBase.__module__])
     main(["fit", "--config", str(own)])
-    embedding = load_sparse(tmp_path / "own" / "model").get_input_embeddings().weight
-    other = load_sparse(run / "model").get_input_embeddings().weight
+    embedding = from_pretrained(tmp_path / "own" / "model").get_input_embeddings().weight
+    other = from_pretrained(run / "model").get_input_embeddings().weight
     assert torch.equal(embedding, other * 1.5), "the model folder holds the base that was made sparse"
     assert (tmp_path / "own" / "adapters" / "adapters.safetensors").is_file()
 

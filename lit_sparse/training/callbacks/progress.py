@@ -161,7 +161,7 @@ class SparsityProgressBar(TQDMProgressBar):
     # --- validation --------------------------------------------------------------------------------------------
 
     def init_validation_tqdm(self) -> Tqdm:
-        """Inside of training there is no second bar."""
+        """Bar of a validation; hidden during training, so that there is one bar."""
         inside = self.trainer.state.fn == "fit"
         return Tqdm(disable=True) if inside or not is_terminal() else super().init_validation_tqdm()
 

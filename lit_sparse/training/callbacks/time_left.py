@@ -1,4 +1,4 @@
-"""What a run still has to do and how long that will take, from the trainer and the run's pace."""
+"""Work that is left in a run and the time it will take, from the trainer and the run's pace."""
 
 import math
 from typing import Any, NamedTuple
@@ -37,7 +37,7 @@ class TimeLeft(NamedTuple):
 
 
 class Load:
-    """What a run's data asks of it, known before Lightning has set up the loops.
+    """Amount of work in a run, known before Lightning has set up the loops.
 
     Args:
         trainer: of the run.
