@@ -73,7 +73,7 @@ def mathml(translator, node: nodes.Node) -> None:  # type: ignore[no-untyped-def
 
 _CODE = re.compile(r"(``.+?``|`.+?`)", re.S)
 _SECTION = re.compile(r"(Args|Attributes|Raises|Returns|Yields|Example|Examples):")
-_FIELD = re.compile(r"([`\w][`\w, .]*): ")
+_FIELD = re.compile(r"(`?\w+`?(?:, `?\w+`?)*): ")
 
 
 def plain_text(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
@@ -86,7 +86,7 @@ def plain_text(app: Sphinx, what: str, name: str, obj: object, options: object, 
             out += ["::", "", *paragraph]
         elif _SECTION.fullmatch(paragraph[0]):
             out += _escaped(paragraph)
-        elif all(_FIELD.match(line) for line in outer):
+        elif out and all(_FIELD.match(line) for line in outer):
             out += [
                 re.sub(_FIELD, r"- **\1**: ", line) if line[:1].strip() else f"  {line.strip()}"
                 for line in _escaped(paragraph)

