@@ -28,7 +28,7 @@ from lit_sparse.common.rank import process_rank
 from lit_sparse.models.base import may_be_on_hub
 from lit_sparse.models.compared import files_of
 from lit_sparse.training.checkpoint_io import LAST, AtomicCheckpointIO, recover
-from lit_sparse.training.end.history import LOGS
+from lit_sparse.training.history import LOGS
 from lit_sparse.training.module import SparseAttentionModule
 from lit_sparse.training.precision import suited_precision
 

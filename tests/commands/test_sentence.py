@@ -114,7 +114,7 @@ def test_no_controls(circuits, folders):
         (["--prompt", PROMPT, "--answer", "h", "--wrong", "h"], "the same token: 'h'"),
         (["--prompt", PROMPT, "--wrong", "h"], "add --answer"),
         (["--prompt", "ab" * 9], "the prompt has 18 tokens"),
-        (["--prompt", PROMPT, "--keep", "1.5"], "keep is a share of the log-odds, between 0 and 1, not 1.5"),
+        (["--prompt", PROMPT, "--keep", "1.5"], "keep is a share of the log-odds, between 0 and 1, got 1.5"),
         (["--prompt", PROMPT, "--nats", "0"], "nats is the largest KL, above 0"),
         (["--prompt", PROMPT, "--searches", "0"], "searches"),
         (["--prompt", PROMPT, "--off", "half"], "off: got half, expected one of 'mean', 'zero'"),

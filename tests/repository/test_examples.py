@@ -8,6 +8,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from examples.gemma_local_layers import GlobalLayersOnly
 from examples.train import train
 from lit_sparse.attention import EdgeCounts, gates_of
+from lit_sparse.records.run import read_history
 
 
 def test_windowed_layers_stay_dense_and_edges_are_weighed_by_depth(tmp_path):
@@ -44,3 +45,4 @@ def test_a_script_trains_as_the_command_line_does(llama_folder, text_files, tmp_
     }
     assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert json.loads((run_dir / "summary.json").read_text())["steps"] == 4
+    assert any("val/kl" in row for row in read_history(run_dir / "metrics.csv"))

@@ -14,7 +14,7 @@ import torch
 from lit_sparse import SparseAttentionModule
 from lit_sparse.commands.main import main
 from lit_sparse.training.checkpoint_io import AtomicCheckpointIO
-from lit_sparse.training.end.history import merge_history
+from lit_sparse.training.history import merge_history
 
 pytestmark = pytest.mark.usefixtures("unpainted")
 

@@ -10,6 +10,7 @@ from lit_sparse.training.callbacks.finish import FinishRun
 from lit_sparse.training.callbacks.interruption import StopAtStepBoundary
 from lit_sparse.training.callbacks.progress import SparsityProgressBar
 from lit_sparse.training.callbacks.throughput import Throughput
+from lit_sparse.training.history import keep_history
 
 
 def run_callbacks(trainer: Trainer, run_dir: Path, *more: Callback) -> list[Callback]:
@@ -17,7 +18,8 @@ def run_callbacks(trainer: Trainer, run_dir: Path, *more: Callback) -> list[Call
     the result of the run at its end, and `more`.
 
     They replace Lightning's default progress bar and checkpoint callback. All other callbacks of the trainer stay, and
-    no second one of their kinds is added. With `enable_checkpointing=False`, or in a dry run, nothing is written.
+    no second one of their kinds is added. A trainer that logs gets a CSV logger as well, for the report.
+    With `enable_checkpointing=False`, or in a dry run, nothing is written.
     """
     given: list[Callback] = list(trainer.callbacks)  # type: ignore[attr-defined]
     brought: list[Callback] = []
@@ -27,6 +29,7 @@ def run_callbacks(trainer: Trainer, run_dir: Path, *more: Callback) -> list[Call
     checkpoints = [callback for callback in given if isinstance(callback, ModelCheckpoint)]
     own = [callback for callback in checkpoints if not _as_it_comes(callback)]
     if trainer.training and not trainer.fast_dev_run and checkpoints:  # type: ignore[attr-defined]
+        keep_history(trainer, run_dir)
         brought += [*more, Throughput(), StopAtStepBoundary(run_dir), FinishRun(run_dir)]
         brought += [BestCheckpoint(run_dir), StepBoundaryCheckpoint(run_dir)]
     kinds = {type(callback) for callback in given}

@@ -21,8 +21,8 @@ from lit_sparse.report.run.page import write_page
 from lit_sparse.report.run.plots import render_plots
 from lit_sparse.report.run.table import summary_table
 from lit_sparse.training.checkpoint_io import BEST
-from lit_sparse.training.end.history import merge_history
 from lit_sparse.training.held_out import Evaluation
+from lit_sparse.training.history import merge_history
 from lit_sparse.training.pair_module import PairModule
 
 EXAMPLE = "When Mary and John went to the store, John gave a drink to Mary because she was thirsty."

@@ -8,10 +8,21 @@ import csv
 import io
 from pathlib import Path
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
+
 from lit_sparse.common.files import write_atomically
 from lit_sparse.records.run import read_history
 
 LOGS = "logs"
+
+
+def keep_history(trainer: Trainer, run_dir: Path) -> None:
+    """Gives a trainer that logs anything the logger that metrics.csv is made from, unless it has it already."""
+    folder = run_dir / LOGS
+    has_it = any(isinstance(one, CSVLogger) and Path(one.root_dir) == folder for one in trainer.loggers)
+    if trainer.loggers and not has_it:
+        trainer.loggers = [*trainer.loggers, CSVLogger(str(run_dir), name=LOGS, flush_logs_every_n_steps=20)]
 
 
 def merge_history(run_dir: Path) -> Path | None:
