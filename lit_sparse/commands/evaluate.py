@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from lit_sparse.commands.options.evaluate import task_names
 from lit_sparse.common.files import check_writable
 from lit_sparse.common.progress import progress_bar
 from lit_sparse.data.packing import PackedBlocks
@@ -31,7 +32,7 @@ def evaluate_command(settings: Namespace) -> None:
         ValueError: nothing to measure, a model, task or text that cannot be had, or results that are there already:
             before anything is measured. Weights that cannot be loaded: when it is their turn.
     """
-    names = [name.strip() for name in (settings.tasks or "").split(",") if name.strip()]
+    names = task_names(settings.tasks)
     out = Path(settings.out) / FILE
     _check(settings, names, out)
     model, base = find_candidates(settings.model, settings.against)

@@ -260,7 +260,7 @@ def test_what_cannot_be_done_is_refused_before_any_work(
         ((*model, *tasks, "--limit", 0), ["--limit", "at least 1"]),
         ((*model, *tasks, "--out", done), [str(done), "--on_existing overwrite"]),
         ((*model, *tasks, "--out", text_file), ["is a file"]),
-        (("--model", tmp_path / "none", *tasks), ["no model folder", "none"]),
+        (("--model", tmp_path / "none", *tasks), ["there is no folder", "none"]),
         (("--model", elsewhere, *tasks), ["/nowhere/base", "--against"]),
         (("--model", unnamed, *tasks), ["does not record", "--against"]),
         ((*model, "--tasks", "none.yaml"), ["no task file", "none.yaml"]),

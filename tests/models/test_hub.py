@@ -271,7 +271,7 @@ def test_names_that_are_no_sparse_models(hub, base):
 
 def test_adapters_whose_base_is_on_this_computer_are_not_pushed(hub, model, llama_folder, tmp_path):
     export_adapters(with_adapters(model), tmp_path / "adapters", measured={"model": str(llama_folder)})
-    with pytest.raises(ValueError, match="is on this computer only: push the run's model/ instead"):
+    with pytest.raises(ValueError, match="is on this computer only: write a folder with all weights first"):
         push(tmp_path / "adapters", "me/model", token="hf_write")
     assert not hub.requests
 

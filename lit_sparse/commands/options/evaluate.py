@@ -32,8 +32,13 @@ def _add(parser: CommandParser) -> None:
     )
 
 
+def task_names(tasks: str | None) -> list[str]:
+    """Names in the value of --tasks."""
+    return [name.strip() for name in (tasks or "").split(",") if name.strip()]
+
+
 def _check(parsed: Namespace) -> None:
-    if not parsed.tasks and not parsed.text:
+    if not task_names(parsed.tasks) and not parsed.text:
         raise ValueError(f"nothing to measure: give --tasks (such as {','.join(SHIPPED_TASKS)}) or --text, or both")
     for name, least in (("limit", 1), ("batch_size", 1), ("sequence_length", 2)):
         if parsed[name] is not None and parsed[name] < least:
