@@ -114,6 +114,7 @@ def test_only_edges_between_positions_close_and_they_pass_the_average(family, ma
 @torch.no_grad()
 def test_what_does_not_reach_does_not_matter(family, make_sparse):
     """Values at positions off the walk back are replaced by noise, layer by layer: the same logits."""
+    torch.manual_seed(0)
     model, ids = make_sparse(family)
     with Stack(model) as stack:
         passes = traced_passes(stack, ids, None)
