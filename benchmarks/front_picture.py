@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 
 from lit_sparse import Probability, from_pretrained, sparsify
-from lit_sparse.attention import attention_pattern
+from lit_sparse.attention import reference_pattern
 from lit_sparse.models import load_model, load_tokenizer
 from lit_sparse.report.shared import style
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 def edges_of(model: nn.Module, ids: torch.Tensor) -> np.ndarray:
     """Attention weights of the open edges between different tokens, 0 elsewhere, (L, H, T, T)."""
-    pattern = attention_pattern(model, ids)
+    pattern = reference_pattern(model, ids)
     return (pattern.weights * pattern.is_open).tril(-1).numpy()
 
 

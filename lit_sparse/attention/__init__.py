@@ -2,7 +2,7 @@
 
 from lit_sparse.attention.bridge import attention_modules, dense, desparsify, gates_of, sparsify
 from lit_sparse.attention.edge_edits import Edit
-from lit_sparse.attention.edges import AttentionPattern, EdgeCounts, attention_pattern, edge_counts
+from lit_sparse.attention.edges import EdgeCounts, ReferencePattern, edge_counts, reference_pattern
 from lit_sparse.attention.edit import edit
 from lit_sparse.attention.gates import (
     GATES,
@@ -22,7 +22,6 @@ from lit_sparse.attention.patterns import attention_patterns
 
 __all__ = [
     "GATES",
-    "AttentionPattern",
     "Backend",
     "Contribution",
     "DenseAttentionError",
@@ -35,8 +34,8 @@ __all__ = [
     "Logit",
     "OpenEdges",
     "Probability",
+    "ReferencePattern",
     "attention_modules",
-    "attention_pattern",
     "attention_patterns",
     "build_gate",
     "dense",
@@ -45,6 +44,7 @@ __all__ = [
     "edit",
     "gates_of",
     "open_edges",
+    "reference_pattern",
     "register_gate",
     "sparsify",
 ]

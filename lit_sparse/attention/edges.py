@@ -29,7 +29,7 @@ def edge_counts(attentions: Sequence[Tensor]) -> EdgeCounts:
     return EdgeCounts(*counts.unbind(dim=-1))
 
 
-class AttentionPattern(NamedTuple):
+class ReferencePattern(NamedTuple):
     """Attention of one input, (L, H, T, T): softmax weights over all allowed keys, and the mask of open edges."""
 
     weights: Float[Tensor, "layer head query key"]
@@ -37,8 +37,10 @@ class AttentionPattern(NamedTuple):
 
 
 @torch.no_grad()
-def attention_pattern(model: nn.Module, input_ids: Int[Tensor, "1 query"]) -> AttentionPattern:
-    """Every attention weight and gate of one sequence at evaluation. Memory is L H T^2, so inputs must be short.
+def reference_pattern(model: nn.Module, input_ids: Int[Tensor, "1 query"]) -> ReferencePattern:
+    """Every attention weight and gate of one sequence at evaluation, by the reference operator.
+
+    `attention_patterns` gives the same weights by any operator. Memory is L H T^2, so inputs must be short.
 
     Raises:
         RuntimeError: inside `lit_sparse.edit`.
@@ -63,4 +65,4 @@ def attention_pattern(model: nn.Module, input_ids: Int[Tensor, "1 query"]) -> At
         stack.enter_context(evaluating(model))
         model(input_ids=input_ids, use_cache=False)
     weights, is_open = zip(*seen, strict=True)
-    return AttentionPattern(torch.stack(weights), torch.stack(is_open))
+    return ReferencePattern(torch.stack(weights), torch.stack(is_open))

@@ -9,12 +9,12 @@ from lit_sparse import edit, sparsify
 from lit_sparse.anatomy.stack import Stack
 from lit_sparse.attention import (
     attention_modules,
-    attention_pattern,
     dense,
     desparsify,
     edge_counts,
     gates_of,
     open_edges,
+    reference_pattern,
 )
 from lit_sparse.attention.edge_weights import Passed
 from lit_sparse.attention.masks import packed_causal_mask
@@ -415,7 +415,7 @@ def test_one_context_at_a_time(gated, make_model, tokens):
         with pytest.raises(RuntimeError, match="being edited already"), edit(model):
             pass
         with pytest.raises(RuntimeError, match=r"leave lit_sparse\.edit"):
-            attention_pattern(model, ids)
+            reference_pattern(model, ids)
         with pytest.raises(RuntimeError, match=r"leave lit_sparse\.edit before"):
             desparsify(model)
         assert torch.equal(logits(model, ids), edited)

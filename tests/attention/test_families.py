@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lit_sparse import desparsify, sparsify
-from lit_sparse.attention import attention_modules, attention_pattern, dense, edge_counts, gates_of
+from lit_sparse.attention import attention_modules, dense, edge_counts, gates_of, reference_pattern
 from lit_sparse.models.adapters import LoraConfig, add_lora
 from lit_sparse.models.sparse_folder import export_sparse, load_sparse
 
@@ -111,7 +111,7 @@ def test_windows_bound_the_edges(family, make_model, tokens):
     for layer, kind in enumerate(kinds):
         expected = length * 3 - 3 if kind == "sliding_attention" else length * (length + 1) // 2  # rows 0, 1 see less
         assert counts.allowed[layer].tolist() == [expected] * 4
-    pattern = attention_pattern(model, tokens(1, length))
+    pattern = reference_pattern(model, tokens(1, length))
     for layer, kind in enumerate(kinds):
         far = torch.ones(length, length, dtype=torch.bool).tril(-3)
         assert pattern.is_open[layer][:, far].any() == (kind != "sliding_attention")
@@ -212,7 +212,7 @@ def test_training_flags_and_trainability_are_kept(make_model, tokens):
     assert {name: module.training for name, module in model.named_modules() if "edge_gate" not in name} == flags
     assert [gate.training for gate in gates_of(model)] == [False, True]
     assert not frozen.training and not model.transformer.wte.weight.requires_grad
-    attention_pattern(model, tokens(1, 5))
+    reference_pattern(model, tokens(1, 5))
     assert [gate.training for gate in gates_of(model)] == [False, True]
 
 

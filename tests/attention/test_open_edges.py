@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lit_sparse import sparsify
-from lit_sparse.attention import attention_pattern, gates_of, open_edges
+from lit_sparse.attention import gates_of, open_edges, reference_pattern
 
 
 def dense(edges, shape) -> torch.Tensor:
@@ -22,7 +22,7 @@ def test_the_list_is_the_pattern(family, normalisation, make_model, tokens):
     assert model.training and all(gate.training for gate in gates_of(model))
     assert len(listed) == 2
     for row in range(3):
-        pattern = attention_pattern(model, ids[row : row + 1])
+        pattern = reference_pattern(model, ids[row : row + 1])
         for layer, edges in enumerate(listed):
             expected = pattern.weights[layer] * pattern.is_open[layer]
             if normalisation == "open":

@@ -5,7 +5,7 @@ import torch
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import lit_sparse
-from lit_sparse.attention import attention_modules, attention_pattern, gates_of, open_edges, sparsify
+from lit_sparse.attention import attention_modules, gates_of, open_edges, reference_pattern, sparsify
 from lit_sparse.attention.dense_attention import measure_centers
 from lit_sparse.models.adapters import LoraConfig, add_lora
 from tests.attention.conftest import described
@@ -67,7 +67,7 @@ def test_of_a_sparse_model_they_are_its_open_edges(family, make_model, tokens):
     for weights, edges in zip(patterns, open_edges(model, ids), strict=True):
         assert torch.equal(weights.nonzero().T, edges.indices)
         torch.testing.assert_close(weights[tuple(edges.indices)], edges.weights, rtol=1e-5, atol=1e-6)
-    single = attention_pattern(model, ids[:1])
+    single = reference_pattern(model, ids[:1])
     ungated = lit_sparse.attention_patterns(model, ids[:1], gated=False)
     torch.testing.assert_close(torch.cat(ungated), single.weights)
 

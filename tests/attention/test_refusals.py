@@ -5,7 +5,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lit_sparse import desparsify, sparsify
-from lit_sparse.attention import attention_modules, attention_pattern, gates_of
+from lit_sparse.attention import attention_modules, gates_of, reference_pattern
 from lit_sparse.attention.bridge import gated_attention_forward
 
 
@@ -69,7 +69,7 @@ def test_a_non_affine_family_runs_on_the_reference_only(make_model, tokens, own_
     with pytest.raises(ValueError, match=r"test_minimum.*overrides forward"):
         sparsify(make_model("llama"), {"family": "test_minimum"}, backend="blockwise")
     model, ids = sparsify(make_model("llama"), {"family": "test_minimum"}), tokens(1, 9)
-    pattern = attention_pattern(model, ids)
+    pattern = reference_pattern(model, ids)
     assert torch.equal(pattern.is_open, pattern.weights.log() > -2)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_sparse.attention import attention_modules
-from lit_sparse.attention.edges import attention_pattern
+from lit_sparse.attention.edges import reference_pattern
 from lit_sparse.attribution import Kind
 
 Key = tuple[int, int, int, int]  # kind, layer, position, index
@@ -30,7 +30,7 @@ class Oracle:
         watched = [self.final, *(norm for pair in self.norms for norm in pair), *(b.mlp for b in blocks)]
         handles = [m.register_forward_hook(lambda m, a, o: seen.update({m: (a[0][0], o[0])})) for m in watched]
         if attention_modules(model):
-            pattern = attention_pattern(model, ids)
+            pattern = reference_pattern(model, ids)
             self.weights = [(w * o).double() for w, o in zip(pattern.weights, pattern.is_open, strict=True)]
             self.logits = model(ids, use_cache=False).logits[0, -1]
         else:

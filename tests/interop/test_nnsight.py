@@ -56,7 +56,7 @@ def test_attention_outputs_and_gates_are_saved(case):
     torch.testing.assert_close(gate_logits, expected["gate_logits"], **EXACT)
     opened = edge_counts([counts]).opened[0]
     allowed = torch.ones(9, 9).tril().bool()
-    first = lit_sparse.attention.attention_pattern(model, ids).is_open[0]
+    first = lit_sparse.attention.reference_pattern(model, ids).is_open[0]
     assert torch.equal(opened, (first & allowed).sum((-2, -1)).float())
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lit_sparse import sparsify
-from lit_sparse.attention import attention_pattern, gates_of, open_edges
+from lit_sparse.attention import gates_of, open_edges, reference_pattern
 from lit_sparse.models.transformer_lens import transformer_bridge
 from tests.interop.packages import needed
 
@@ -122,7 +122,7 @@ def test_generation_and_what_else_reads_the_model(models, tokens):
     written = bridge.generate(ids, return_type="tokens", verbose=False, stop_at_eos=False, **greedy)
     assert torch.equal(written, plain.generate(ids, eos_token_id=None, **greedy))
     assert len(gates_of(model)) == 2
-    assert torch.equal(attention_pattern(model, ids).is_open, attention_pattern(plain, ids).is_open)
+    assert torch.equal(reference_pattern(model, ids).is_open, reference_pattern(plain, ids).is_open)
     for ours, theirs in zip(open_edges(model, ids), open_edges(plain, ids), strict=True):
         assert torch.equal(ours.indices, theirs.indices)
 

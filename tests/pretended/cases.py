@@ -9,7 +9,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lit_sparse import SparseAttentionModule, sparsify
 from lit_sparse.anatomy.stack import Stack
-from lit_sparse.attention import Probability, attention_pattern, gates_of, open_edges
+from lit_sparse.attention import Probability, gates_of, open_edges, reference_pattern
 from lit_sparse.attribution import Kind, build_graph, why_open
 from lit_sparse.circuits.edge_scores import eap, exact
 from lit_sparse.circuits.faithfulness import Evaluator, Ranking
@@ -182,7 +182,7 @@ def test_attribution_graphs(gate, make_model, tokens, device):
 
 def test_patterns_and_open_edges(make_model, tokens, device):
     model = sparsify(make_model("llama"), {"threshold": 0.1}).to(DEVICE)
-    pattern = attention_pattern(model, tokens(1, 7).to(DEVICE))
+    pattern = reference_pattern(model, tokens(1, 7).to(DEVICE))
     listed = open_edges(model, tokens(1, 7).to(DEVICE))
     assert pattern.weights.device.type == "cpu"
     assert int(pattern.is_open[0].sum()) == len(listed[0].weights)

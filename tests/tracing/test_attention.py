@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lit_sparse import show_attention, sparsify
-from lit_sparse.attention import attention_pattern, open_edges
+from lit_sparse.attention import open_edges, reference_pattern
 from lit_sparse.data.addition import AdditionTokenizer
 from lit_sparse.records.attention import ModelAttention, SentenceAttention
 from lit_sparse.tracing.attention import LONGEST
@@ -36,7 +36,7 @@ def test_open_edges_of_a_sparse_model(sparse, dense):
     assert attention.model.sparse and 0 < attention.model.open < attention.against.open
 
     # Gates close edges and leave the weights of the others: those of the dense model of the same weights.
-    both = attention_pattern(sparse, ids)
+    both = reference_pattern(sparse, ids)
     np.testing.assert_allclose(attention.against.weights[0], both.weights[0], rtol=1e-4, atol=1e-6)
     assert not attention.against.sparse and attention.against.open == 2 * 4 * 45
 

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lit_sparse.attention import attention_pattern, desparsify, sparsify
+from lit_sparse.attention import desparsify, reference_pattern, sparsify
 from lit_sparse.common.files import write_atomically
 from lit_sparse.models.adapters import has_adapters
 from lit_sparse.models.sparse_folder import export_adapters, export_sparse
@@ -138,10 +138,10 @@ def attention_example(module: PairModule) -> AttentionExample:
         title = "One held-out sequence"
     tokens = [str(token) if tokenizer is None else token_text(tokenizer, token) for token in ids[0].tolist()]
     assert module.model is not None
-    after = attention_pattern(module.model, ids)
+    after = reference_pattern(module.model, ids)
     teacher = module.pair.teacher
     sparsify(teacher, module.gate_config)
-    before = attention_pattern(teacher, ids)
+    before = reference_pattern(teacher, ids)
     desparsify(teacher)
     return AttentionExample(
         tokens=tokens,

@@ -7,7 +7,7 @@ import torch
 
 from lit_sparse import edit, sparsify
 from lit_sparse.anatomy.stack import Stack
-from lit_sparse.attention import attention_modules, attention_pattern, gates_of
+from lit_sparse.attention import attention_modules, gates_of, reference_pattern
 from lit_sparse.circuits.attention_edges.passes import Passes
 from tests.attention.test_families import FAMILIES
 
@@ -88,7 +88,7 @@ def whole_weights(model, ids, normalisation="all"):
         model = sparsify(copy.deepcopy(model), layers=lambda layer: False)
     found = []
     for prompt in ids.split(1):
-        softmax, is_open = attention_pattern(model, prompt)
+        softmax, is_open = reference_pattern(model, prompt)
         weights = softmax * is_open
         found.append(weights / weights.sum(-1, keepdim=True).clamp_min(1e-9) if normalisation == "open" else weights)
     return torch.stack(found, dim=1).to(model.dtype)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
-from lit_sparse.attention import attention_pattern, dense, edge_counts, gates_of, sparsify
+from lit_sparse.attention import dense, edge_counts, gates_of, reference_pattern, sparsify
 from lit_sparse.attention.bridge import set_implementation
 from lit_sparse.attention.masks import boolean_mask
 from lit_sparse.training.start.calibration import Calibrated, Calibration, _measuring, _sensitivity_pass, calibrate
@@ -129,7 +129,7 @@ def test_layers_kept_dense_count_as_open(wanted):
     model, batches = make_model(layers=lambda index: index == 1), make_batches()
     reached = calibrate(model, batches, Calibration(edge_fraction=wanted))
     assert reached.edge_fraction == pytest.approx(wanted, rel=0.1)  # of all edges, half of which stay open
-    is_open = attention_pattern(model, batches[0]["input_ids"][:1]).is_open[0]
+    is_open = reference_pattern(model, batches[0]["input_ids"][:1]).is_open[0]
     assert is_open.sum() == 4 * LENGTH * (LENGTH + 1) / 2
 
 
