@@ -13,7 +13,7 @@ def _add(parser: CommandParser) -> None:
     parser.add_argument("--to", type=str, required=True, help="hub repository, USER/NAME, or NAME for your own")
     parser.add_argument("--private", type=bool, default=False, help="only you can read it (true)")
     parser.add_argument("--revision", type=str | None, default=None, help="branch to push to; default: main")
-    parser.add_argument("--message", type=str, default="Upload a sparse model", help="commit message")
+    parser.add_argument("--message", type=str | None, default=None, help="commit message")
     parser.add_argument("--license", type=str | None, default=None, help="default: the base model's, where it is known")
 
 
