@@ -67,7 +67,7 @@ types: $(VENV)/.developing
 
 # Warnings are errors. The notebooks of the documentation are executed.
 docs: $(VENV)/.developing
-	$(VENV)/bin/sphinx-build --fail-on-warning --keep-going --builder html docs build/docs
+	$(VENV)/bin/sphinx-build --quiet --no-color --fail-on-warning --keep-going --builder html docs build/docs
 
 # Two steps of every config, on the real model and text, in forks of one process.
 dry-run: $(VENV)/.developing

@@ -88,7 +88,7 @@ class ResumableLoader(StatefulDataLoader):
 
 
 class BatchDataModule(LightningDataModule):
-    """Loaders over three `BatchDataset`s: shuffled and resumable for training, in order for evaluation.
+    """Loaders over three `BatchDataset` objects: shuffled and resumable for training, in order for evaluation.
 
     A subclass sets `task_name` and `sequence_length` and writes `build`. Every rank must build the same
     datasets.

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 
 from tests.models.hub_server import Hub, serve
 
@@ -14,6 +14,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """The hub that huggingface_hub asks in this test, with an empty cache; nobody is logged in."""
     with serve() as served:
         monkeypatch.setattr(constants, "ENDPOINT", served.address)
+        monkeypatch.setattr(hf_api.api, "endpoint", served.address)  # transformers asks by this one
         template = served.address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
