@@ -13,6 +13,10 @@ from lit_sparse.records.trace import Trace
 
 LISTED = 24
 _WIDTH = 18
+_CAPTION = (
+    "reach: tokens from which open edges lead to the answer; circuit: edges that keep the asked share of its "
+    "probability p; reach in, p in: with these edges alone; s: seconds"
+)
 
 
 def trace_view(traces: Sequence[Trace], listed: int = LISTED) -> Group:
@@ -69,14 +73,14 @@ def edges_table(trace: Trace, listed: int) -> Table:
     shown, title = trace.shown.edges, f"Edges shown, {trace.kind} model"
     title += f", the first {listed} of {count(shown)}" if shown > listed else ""
     table = Table(box=box.SIMPLE_HEAD, title=title, title_justify="left")
-    for heading in ("layer.head", "reads", "what", "weight", "logits", "p without it"):
-        table.add_column(heading, justify="left" if heading in ("reads", "what") else "right", no_wrap=True)
+    for heading in ("layer.head", "query", "key", "weight", "logits", "p without it"):
+        table.add_column(heading, justify="left" if heading in ("query", "key") else "right", no_wrap=True)
     rows = zip(*vars(trace.edges[:shown]).values(), trace.without, strict=True)
     for layer, head, query, key, weight, contribution, without in islice(rows, listed):
         table.add_row(
             f"{layer}.{head}",
             Text(f"{visible_token(trace.tokens[query], _WIDTH)} ({query})"),
-            Text(f"<- {visible_token(trace.tokens[key], _WIDTH)} ({key})"),
+            Text(f"{visible_token(trace.tokens[key], _WIDTH)} ({key})"),
             f"{weight:.3f}",
             Text(f"{contribution:+.2f}", style="blue" if contribution > 0 else "yellow"),
             decimal(without),
@@ -86,19 +90,8 @@ def edges_table(trace: Trace, listed: int) -> Table:
 
 def prompts_table(rows: Sequence[Sequence[Trace]]) -> Table:
     """Table of many prompts: one row per prompt and model, then the means."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in (
-        "prompt",
-        "answer",
-        "model",
-        "p",
-        "tokens",
-        "reach",
-        "edges shown",
-        "reach so",
-        "p, only these",
-        "s",
-    ):
+    table = Table(box=box.SIMPLE_HEAD, caption_justify="left", caption=_CAPTION)
+    for heading in ("prompt", "answer", "model", "p", "tokens", "reach", "circuit", "reach in", "p in", "s"):
         table.add_column(heading, justify="left" if heading in ("prompt", "answer", "model") else "right", no_wrap=True)
     for traces in rows:
         for index, trace in enumerate(traces):
