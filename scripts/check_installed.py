@@ -32,6 +32,10 @@ def main() -> None:
             if done.returncode or expect not in done.stdout:
                 sys.exit(f"failed with status {done.returncode}, or without {expect!r}: {' '.join(words)}")
 
+        where = [str(python), "-c", "import lit_sparse; print(lit_sparse.__file__)"]
+        package = Path(subprocess.check_output(where, cwd=folder, text=True).strip()).parent
+        if package == Path(__file__).resolve().parents[1] / "lit_sparse":
+            sys.exit("this Python imports the repository, not an installed wheel")
         run(program, "--version", expect="lit-sparse ")
         run(program, "--help", expect="demo")
         run(program, "configs", expect="paper/olmo-7b")
@@ -42,10 +46,6 @@ def main() -> None:
         if not (Path(folder) / "runs/demo/trace.html").is_file():
             sys.exit("the demo wrote no page")
         run(program, "fit", "--config", "quickstart", *SMALL.split())
-        if str(Path(__file__).resolve().parents[1]) in subprocess.check_output(
-            [str(python), "-c", "import lit_sparse; print(lit_sparse.__file__)"], cwd=folder, text=True
-        ):
-            sys.exit("this checked the repository, not an installed wheel")
 
 
 if __name__ == "__main__":
