@@ -26,8 +26,8 @@ def test_demo(package, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     page = tmp_path / "demo" / "trace.html"
     assert "12+34=" in printed.replace("\n", "") and "Edges shown, sparse model" in printed
-    assert page.is_file() and page.as_uri() in printed.splitlines()[-2]
-    assert printed.splitlines()[-1].startswith("Next: ")
+    assert page.is_file() and page.as_uri() in printed.splitlines()[-3]
+    assert printed.splitlines()[-2].startswith("Next: ")
 
 
 def test_demo_of_a_package_without_its_model(tmp_path, monkeypatch, capsys):
