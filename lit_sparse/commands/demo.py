@@ -33,7 +33,7 @@ def demo_command(parsed: Namespace) -> None:
     page = (Path(parsed.out) / "trace.html").resolve()
     for line in (
         f"That took {roughly(time.monotonic() - started)}. Open {page.as_uri()} in a browser.",
-        "Next: `lit-sparse circuits --model smollm2_2048 --prompt TEXT` finds the smallest circuit of a sentence of yours;",
+        "Next: `lit-sparse circuits --model smollm2_2048 --prompt TEXT` explains a sentence of yours;",
         "`lit-sparse fit --config quickstart` trains a sparse model.",
     ):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
