@@ -1,5 +1,5 @@
 # make demo         a sparse model at work, in a minute: one sentence, its edges, one page
-# make quickstart   a sparse SmolLM2-135M in about a quarter of an hour
+# make quickstart   a sparse SmolLM2-135M in 7 to 10 minutes on two cores
 # make smollm2      the sparsest SmolLM2-135M that two cores make in about an hour (release/ has one that a GPU made)
 # make test         the tests, offline
 # make test-oldest  the tests that libraries matter to, with the oldest versions that pyproject.toml allows

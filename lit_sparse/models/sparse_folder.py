@@ -263,7 +263,7 @@ def describe(folder: Path) -> dict[str, Any]:
     if description.get("format") != _FORMAT:
         raise ValueError(
             f"{folder / SPARSE_FILE} has format {description.get('format')}, and this version of lit_sparse reads "
-            f"{_FORMAT}: write the folder again (`main.py export` from a run's checkpoint)"
+            f"{_FORMAT}: write the folder again (`lit-sparse export` from a run's checkpoint)"
         )
     return description
 

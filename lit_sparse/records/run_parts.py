@@ -122,7 +122,7 @@ class RunParts:
         if wanted is None:
             raise ValueError(
                 f"the run {self.run_dir} does not record which model it made, so {found[0][0]} cannot be compared with "
-                "it: it has not ended, or an older version ended it. End it again: main.py fit --config "
+                "it: it has not ended, or an older version ended it. End it again: lit-sparse fit --config "
                 f"{self.run_dir / 'config.yaml'} --on_existing resume"
             )
         advice = (

@@ -125,29 +125,29 @@ def _sections(parts: RunParts, out: Path, plots: Mapping[str, bytes]) -> list[_S
     return [
         _Section(
             "training", "Training", training, "This run has not ended: its record is not written yet.",
-            f"python main.py fit --config {inside('config.yaml')} --on_existing resume",
+            f"lit-sparse fit --config {inside('config.yaml')} --on_existing resume",
         ),
         _Section("edges", "Edges", edges, "They come with the record of the run."),
         _Section(
             "abilities", "Abilities of the sparse model", [Abilities.of(one) for one in parts.evaluations],
             "There is no evaluation on tasks.",
-            f"python main.py evaluate --model {model} --tasks agreement,addition --out {inside('evaluation')}",
+            f"lit-sparse evaluate --model {model} --tasks agreement,addition --out {inside('evaluation')}",
         ),
         _Section(
             "circuits", "Circuits", [CircuitsPart.of(one, out) for one in parts.circuits],
             "There is no comparison of task circuits.",
-            f"python main.py circuits --model {model} --task all --out {inside('circuits')}",
+            f"lit-sparse circuits --model {model} --task all --out {inside('circuits')}",
         ),
         _Section(
             "transcoders", "Transcoders", parts.transcoders and transcoder_rows(parts.transcoders),
             "There are no transcoders.",
-            "python main.py fit --config configs/transcoder_smollm2.yaml "
+            "lit-sparse fit --config configs/transcoder_smollm2.yaml "
             f"--model.init_args.model {model} --run_dir {inside('transcoder')}",
         ),
         _Section(
             "graphs", "Attribution graphs", [GraphsPart.of(one, out) for one in parts.graphs],
             "There are no attribution graphs.",
-            f"python main.py graph --model {model} --transcoders {inside('transcoder', 'transcoder')} "
+            f"lit-sparse graph --model {model} --transcoders {inside('transcoder', 'transcoder')} "
             f'--prompt "The opposite of hot is" --out {inside("graphs")}',
         ),
     ]  # fmt: skip

@@ -118,7 +118,7 @@ def test_missing_parts_say_how_they_are_made(tmp_path, make_record):
     html = write_run_report(run).read_text()
     assert html.count('class="missing"') == 5
     for command in ("fit --config", "evaluate --model", "circuits --model", "transcoder_smollm2.yaml", "graph --model"):
-        assert f"python main.py {command}" in html or command in html
+        assert f"lit-sparse {command}" in html or command in html
     make_record().save(run / "record")
     assert write_run_report(run).read_text().count('class="missing"') == 4
 
@@ -184,7 +184,7 @@ def test_a_run_must_say_which_model_it_made(tmp_path, make_record):
     record = make_record()
     record.summary.model_digest = None
     run = make_run(tmp_path, record)
-    with pytest.raises(ValueError, match=r"does not record which model it made.*: main.py fit .* --on_existing resume"):
+    with pytest.raises(ValueError, match=r"does not record which model it made.*: lit-sparse fit .* --on_existing resume"):
         write_run_report(run)
 
 
