@@ -184,7 +184,9 @@ def test_a_run_must_say_which_model_it_made(tmp_path, make_record):
     record = make_record()
     record.summary.model_digest = None
     run = make_run(tmp_path, record)
-    with pytest.raises(ValueError, match=r"does not record which model it made.*: lit-sparse fit .* --on_existing resume"):
+    with pytest.raises(
+        ValueError, match=r"does not record which model it made.*: lit-sparse fit .* --on_existing resume"
+    ):
         write_run_report(run)
 
 
