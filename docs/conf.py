@@ -19,9 +19,8 @@ os.environ["PYTHONPATH"] = str(ROOT)  # of the notebooks' kernels
 
 import lit_sparse  # noqa: E402
 
-for (
-    name
-) in lit_sparse.__all__:  # before autodoc does, which pretends to be a type checker at first and misleads pydantic
+# Imported before autodoc does: it pretends to be a type checker at first, which misleads pydantic.
+for name in lit_sparse.__all__:
     getattr(lit_sparse, name)
 
 project, author, copyright = "lit_sparse", "the authors of lit_sparse", "the authors of lit_sparse, Apache-2.0"

@@ -28,14 +28,14 @@ def attention_patterns(
     a query's output, o_i = sum_j w_ij v_j (with centered gates of its deviation, o_i = c + sum_j w_ij (v_j - c)). Of a
     dense model they are the softmax weights. Rows and columns of padding are 0.
 
-    `output_attentions=True` is no way to them: on a sparse model it gives (B, H, 3) counts of edges, see `edge_counts`.
-    Memory is L B H T^2, so long inputs are for `open_edges`, which lists the open edges alone.
+    `output_attentions=True` does not give these on a sparse model: it gives (B, H, 3) counts of edges (`edge_counts`).
+    Memory is L B H T^2. Use `open_edges` for long inputs: it lists the open edges alone.
 
     Args:
         model: a causal language model of transformers, sparsified or not.
         attention_mask: 0 at padding, which may be on either side; None where there is none.
-        gated: False gives a sparse model's softmax weights, before its gates; its layers read gated inputs all the
-            same. Of a dense model there is nothing to leave out.
+        gated: False gives a sparse model's softmax weights, before its gates. The forward pass is still the gated one.
+            It makes no difference for a dense model.
 
     Raises:
         RuntimeError: inside `lit_sparse.edit`, which changes what edges pass.

@@ -14,7 +14,7 @@ from lit_sparse.circuits.compare import comparison, together
 from lit_sparse.circuits.settings import Settings
 from lit_sparse.circuits.tasks import TASKS, Task, get_task
 from lit_sparse.commands.circuit_parts import Part, Parts, measure_missing
-from lit_sparse.commands.options.circuits import NOTHING
+from lit_sparse.commands.options.shared import NOTHING
 from lit_sparse.commands.sentence import circuit_of_sentence
 from lit_sparse.common.files import check_writable, write_atomically
 from lit_sparse.models.compared import Candidate, find_candidates

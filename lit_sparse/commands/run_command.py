@@ -73,13 +73,13 @@ class RunCommand:
 
     def check(self, args: Sequence[str]) -> None:
         """Refuses options that nothing takes, as far as that can be told without importing a library."""
+        known = [*_OWN, *_COMMON, *self.more]
+        trainer = [f"trainer.{name}" for name in _trainer_arguments()]
         for arg in args:
             if not arg.startswith("--"):
                 continue
             key, _, _ = arg[2:].partition("=")
             first, _, rest = key.partition(".")
-            trainer = [f"trainer.{name}" for name in _trainer_arguments()]
-            known = [*_OWN, *_COMMON, *self.more]
             of_trainer = f"trainer.{rest.split('.')[0].rstrip('+')}"
             if first not in known or (first == "trainer" and rest and of_trainer not in trainer):
                 refuse(unknown_key(key, [*known, *trainer]), f"`lit-sparse {self.name} --help` lists the options")

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from lit_sparse.circuits.attention_edges.mask import DEFAULT
 from lit_sparse.circuits.attention_edges.passes import Means
-from lit_sparse.commands.options.trace import NOTHING
+from lit_sparse.commands.options.shared import NOTHING
 from lit_sparse.common.files import check_writable, write_atomically
 from lit_sparse.models.compared import Candidate, find_candidates
 from lit_sparse.records.trace import FORMAT, Trace, traces_json

@@ -29,7 +29,7 @@ class Candidate(NamedTuple):
 
     def load(self, dtype: torch.dtype) -> PreTrainedModel:
         """The model in evaluation mode, on the GPU if there is one."""
-        model = load_any(str(self.folder or self.name), dtype=dtype)
+        model = load_sparse(self.folder, dtype=dtype) if self.folder else load_model(self.name, dtype=dtype)
         model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))  # type: ignore[arg-type]
         return model
 

@@ -35,7 +35,7 @@ def from_pretrained(
     """A sparse model on the CPU, in evaluation mode. It generates like any model of transformers.
 
     Args:
-        name: a sparse model folder (a run's `model/` or `adapters/`), else a release that lit_sparse ships
+        name: a sparse model folder (such as a run's `model/`), else a release that lit_sparse ships
             (`smollm2_2048`), else a repository of the hub (`user/model`).
         revision: of the repository: a branch, a tag or a commit.
         token: for a private repository; None is the one that `hf auth login` saved.

@@ -1,4 +1,4 @@
-"""Sparse model folders on a hub: pushed in one commit, so that nobody meets half a model."""
+"""Uploads of sparse model folders to a hub. All files arrive in one commit, so nobody can download half a model."""
 
 import tempfile
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def push(
     license: str | None = None,
 ) -> str:
     """Pushes a sparse model folder (such as a run's `model/`, in shards or not), with its card, and returns its
-    address. A repository that does not exist is created; what another push left there of another form is deleted.
+    address. A repository that does not exist is created. Files that an earlier push wrote in another form are deleted.
 
     Args:
         repo_id: `user/model`, or `model` for the user of the token.

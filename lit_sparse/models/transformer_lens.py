@@ -23,8 +23,8 @@ def transformer_bridge(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 
     Logits, caches, hooks and generation are those of the sparse model. `blocks.L.attn.hook_z` is what its heads' open
     edges write, before the output projection; the attention scores and the pattern have no hooks, since operators never
-    hold them (`lit_sparse.attention_patterns` does). TransformerLens refuses its options that take attention apart
-    (`set_use_attn_result`, `set_use_split_qkv_input`, `set_use_attn_in`).
+    hold them. `lit_sparse.attention_patterns` gives the pattern. TransformerLens refuses options that take attention
+    apart (`set_use_attn_result`, `set_use_split_qkv_input`, `set_use_attn_in`).
 
     Args:
         tokenizer: for text as input.

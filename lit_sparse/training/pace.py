@@ -34,7 +34,7 @@ _MEMORY = 0.98
 
 
 def unheard(is_over: bool) -> None:
-    """Nobody listens to measurements. Not a lambda, so that a module can be pickled."""
+    """Ignores a measurement. It is not a lambda, so that a module can be pickled."""
 
 
 class Pace:

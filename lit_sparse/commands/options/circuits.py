@@ -5,10 +5,9 @@ from typing import Literal
 from jsonargparse import Namespace
 
 from lit_sparse.commands.command import OptionsCommand
-from lit_sparse.commands.options.models import MODEL, add_models, check_model
+from lit_sparse.commands.options.shared import MODEL, NOTHING, add_models, check_models
 from lit_sparse.commands.parser import CommandParser
 
-NOTHING = "none"
 TASK_NAMES = (
     "ioi",
     "ioi_long",
@@ -65,8 +64,7 @@ def _add(parser: CommandParser) -> None:
 
 
 def _check(parsed: Namespace) -> None:
-    check_model(parsed.model)
-    check_model(None if parsed.against == NOTHING else parsed.against, "--against")
+    check_models(parsed)
     if parsed.prompt is not None:
         if parsed.quick:
             raise ValueError("--quick belongs to tasks: leave it out with --prompt")

@@ -5,7 +5,7 @@ from typing import Literal
 from jsonargparse import Namespace
 
 from lit_sparse.commands.command import OptionsCommand
-from lit_sparse.commands.options.models import MODEL, add_models, check_model
+from lit_sparse.commands.options.shared import MODEL, add_models, check_models
 from lit_sparse.commands.parser import CommandParser
 
 SHIPPED_TASKS = ("addition", "agreement")
@@ -43,8 +43,7 @@ def _check(parsed: Namespace) -> None:
     for name, least in (("limit", 1), ("batch_size", 1), ("sequence_length", 2)):
         if parsed[name] is not None and parsed[name] < least:
             raise ValueError(f"--{name} must be at least {least}, got {parsed[name]}")
-    check_model(parsed.model)
-    check_model(parsed.against, "--against")
+    check_models(parsed)
 
 
 COMMAND = OptionsCommand(

@@ -3,7 +3,7 @@
 from jsonargparse import Namespace
 
 from lit_sparse.commands.command import OptionsCommand
-from lit_sparse.commands.options.models import MODEL, add_models, check_model
+from lit_sparse.commands.options.shared import MODEL, add_models, check_models, check_prompts
 from lit_sparse.commands.parser import CommandParser
 
 
@@ -27,8 +27,7 @@ def _add(parser: CommandParser) -> None:
 
 
 def _check(parsed: Namespace) -> None:
-    if (parsed.prompt is None) == (parsed.prompts is None):
-        raise ValueError("give either --prompt TEXT or --prompts FILE")
+    check_prompts(parsed)
     for name in ("node_share", "edge_share"):
         if not 0 < parsed[name] <= 1:
             raise ValueError(f"--{name} is a share of the influence, in (0, 1], got {parsed[name]}")
@@ -36,8 +35,7 @@ def _check(parsed: Namespace) -> None:
         raise ValueError(f"--explained_heads is a number of head nodes, got {parsed.explained_heads}")
     if parsed.against is not None and parsed.against_transcoders is None:
         raise ValueError("--against needs the transcoders of that model: add --against_transcoders FOLDER")
-    check_model(parsed.model)
-    check_model(parsed.against, "--against")
+    check_models(parsed)
 
 
 COMMAND = OptionsCommand(

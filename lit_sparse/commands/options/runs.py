@@ -43,25 +43,19 @@ FIT = RunCommand(
     run="lit_sparse.commands.fit:fit_command",
 )
 
-_MEASURED = {"run": [_CONFIG, _CKPT], "model and text": [_MODEL, _SOURCES]}
 
-VALIDATE = RunCommand(
-    name="validate",
-    summary="measure a checkpoint of a run on its validation split",
-    description="Prints edges and losses of a checkpoint, by the config of its run.",
-    example="lit-sparse validate --config runs/mine/config.yaml --ckpt_path runs/mine/checkpoints/best.ckpt",
-    knobs=_MEASURED,
-    run="lit_sparse.commands.fit:fit_command",
-)
+def _measuring(name: str, split: str) -> RunCommand:
+    return RunCommand(
+        name=name,
+        summary=f"measure a checkpoint of a run on its {split} split",
+        description="Prints edges and losses of a checkpoint, by the config of its run.",
+        example=f"lit-sparse {name} --config runs/mine/config.yaml --ckpt_path runs/mine/checkpoints/best.ckpt",
+        knobs={"run": [_CONFIG, _CKPT], "model and text": [_MODEL, _SOURCES]},
+        run="lit_sparse.commands.fit:fit_command",
+    )
 
-TEST = RunCommand(
-    name="test",
-    summary="measure a checkpoint of a run on its test split",
-    description="Prints edges and losses of a checkpoint, by the config of its run.",
-    example="lit-sparse test --config runs/mine/config.yaml --ckpt_path runs/mine/checkpoints/best.ckpt",
-    knobs=_MEASURED,
-    run="lit_sparse.commands.fit:fit_command",
-)
+
+VALIDATE, TEST = _measuring("validate", "validation"), _measuring("test", "test")
 
 INFO = RunCommand(
     name="info",

@@ -5,7 +5,7 @@ from pathlib import Path
 from jsonargparse import Namespace
 
 from lit_sparse.commands.command import OptionsCommand
-from lit_sparse.commands.options.models import check_model
+from lit_sparse.commands.options.shared import check_model
 from lit_sparse.commands.parser import CommandParser
 
 

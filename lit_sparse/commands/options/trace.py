@@ -3,10 +3,8 @@
 from jsonargparse import Namespace
 
 from lit_sparse.commands.command import OptionsCommand
-from lit_sparse.commands.options.models import MODEL, add_models, check_model
+from lit_sparse.commands.options.shared import MODEL, NOTHING, add_models, check_models, check_prompts
 from lit_sparse.commands.parser import CommandParser
-
-NOTHING = "none"
 
 
 def _add(parser: CommandParser) -> None:
@@ -20,14 +18,12 @@ def _add(parser: CommandParser) -> None:
 
 
 def _check(parsed: Namespace) -> None:
-    if (parsed.prompt is None) == (parsed.prompts is None):
-        raise ValueError("give either --prompt TEXT or --prompts FILE")
+    check_prompts(parsed)
     if not 0 < parsed.keep <= 1:
         raise ValueError(f"--keep is a share of the answer's probability, in (0, 1], got {parsed.keep}")
     if parsed.pictures and parsed.out is None:
         raise ValueError("--pictures needs a folder to write to: add --out")
-    check_model(parsed.model)
-    check_model(None if parsed.against == NOTHING else parsed.against, "--against")
+    check_models(parsed)
 
 
 COMMAND = OptionsCommand(

@@ -1,10 +1,14 @@
-"""Options that name models, and a first look at the names."""
+"""Options that several commands share, and the checks of them that need no library."""
 
 from pathlib import Path
+
+from jsonargparse import Namespace
 
 from lit_sparse.commands.parser import CommandParser, nearest
 from lit_sparse.common.shipped import shipped
 
+NOTHING = "none"
+"""Value of --against for no second model."""
 MODEL = "folder, hub name, shipped model or package:NAME, sparse or dense"
 
 
@@ -12,6 +16,26 @@ def add_models(parser: CommandParser, model: str, against: str) -> None:
     """--model, and --against, what it is compared with; the arguments are their help."""
     parser.add_argument("--model", type=str, required=True, help=model)
     parser.add_argument("--against", type=str | None, default=None, help=against)
+
+
+def check_models(parsed: Namespace) -> None:
+    """Checks --model and --against.
+
+    Raises:
+        ValueError: see `check_model`.
+    """
+    check_model(parsed.model)
+    check_model(None if parsed.against == NOTHING else parsed.against, "--against")
+
+
+def check_prompts(parsed: Namespace) -> None:
+    """Checks --prompt and --prompts.
+
+    Raises:
+        ValueError: both are given, or neither.
+    """
+    if (parsed.prompt is None) == (parsed.prompts is None):
+        raise ValueError("give either --prompt TEXT or --prompts FILE")
 
 
 def check_model(name: str | None, option: str = "--model") -> None:
